@@ -1,0 +1,1 @@
+"""Data Request Broker."""
