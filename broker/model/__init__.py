@@ -1,0 +1,1 @@
+"""The words of DESIGN.md, section 1, as frozen values."""

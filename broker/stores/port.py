@@ -73,7 +73,7 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key begins with `prefix` and sorts behind `after`, in UTF-8 byte order. A hint: may lag behind writes."""
+        """Objects whose key begins with `prefix` and sorts behind `after`, in UTF-8 byte order. A hint: it may lag."""
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -81,5 +81,5 @@ class ObjectStore(Protocol):
         ...
 
     def locate(self, key: str, seconds: int) -> str | Path:
-        """Where a client reads the object without the broker: a Path on this machine, or a presigned GET URL valid `seconds`."""
+        """Where a client reads the object without the broker: a Path, or a presigned GET URL valid `seconds`."""
         ...

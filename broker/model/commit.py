@@ -1,0 +1,177 @@
+"""The commit log's words: file, edge, record. A record's canonical bytes are its JSON; its identity is their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from broker.errors import Corrupt
+from broker.model.dataset import DatasetSpec, Frozen
+
+RECORD_FORMAT: Final = 1
+GENESIS: Final = "0" * 64
+"""What the first record names as its predecessor."""
+
+Role = Literal["rows", "upserts", "deletes", "tombstones"]
+EdgeKind = Literal["snapshot", "delta", "roll-up"]
+Position = Annotated[Any, Field(description="opaque JSON from the producer: watermark, LSN")]
+
+
+class Fence(NamedTuple):
+    """(epoch, counter): ever growing; the right to write is checked by equality at the moment of effect."""
+
+    epoch: int
+    counter: int
+
+
+class File(Frozen):
+    """An immutable object. `key` is the full store key; sizes are bytes; `low`/`high` bound the first key column as text."""
+
+    role: Role
+    key: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
+    partition: int = Field(0, ge=0)
+    low: str | None = None
+    high: str | None = None
+
+
+class Edge(Frozen):
+    """Files that take a replica from version `base` (None: from nothing) to `version`."""
+
+    base: int | None = Field(None, ge=0)
+    version: int = Field(ge=1)
+    files: tuple[File, ...] = ()
+
+    @property
+    def kind(self) -> EdgeKind:
+        if self.base is None:
+            return "snapshot"
+        return "delta" if self.base == self.version - 1 else "roll-up"
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def rows(self) -> int:
+        """Rows of content: tombstones do not count."""
+        return sum(file.rows for file in self.files if file.role != "tombstones")
+
+    def of_role(self, role: Role) -> tuple[File, ...]:
+        return tuple(file for file in self.files if file.role == role)
+
+
+class Create(Frozen):
+    kind: Literal["create"] = "create"
+    session: str
+    spec: DatasetSpec
+
+
+class Alter(Frozen):
+    """The whole spec after the change. A breaking change names a new session."""
+
+    kind: Literal["alter"] = "alter"
+    spec: DatasetSpec
+    session: str | None = None
+
+
+class Drop(Frozen):
+    kind: Literal["drop"] = "drop"
+
+
+class SourceRange(Frozen):
+    """Change-log entries (first, last] of one slot that a version consumed."""
+
+    slot: int
+    after: str
+    until: str
+
+
+class NewVersion(Frozen):
+    """A new version with the one edge that leads to it."""
+
+    kind: Literal["version"] = "version"
+    edge: Edge
+    rows_total: int | None = Field(None, description="rows of the whole state, where the producer of the edge knew")
+    position: Position = None
+    production: str | None = Field(None, description="the flight that made it: how a take-over knows its work is done")
+    confirmed_at: float | None = Field(None, description="start of the production: what max_staleness counts from")
+    sources: tuple[SourceRange, ...] = ()
+    marks: dict[str, int] = Field(default_factory=dict)
+    schema_id: str = ""
+    system: dict[str, str] = Field(default_factory=dict)
+    custom: dict[str, str] = Field(default_factory=dict)
+
+
+class NewEdge(Frozen):
+    """A roll-up or snapshot between existing versions: compaction never makes a version."""
+
+    kind: Literal["edge"] = "edge"
+    edge: Edge
+
+
+class Hold(Frozen):
+    kind: Literal["hold"] = "hold"
+    name: str
+    version: int
+    until: float | None = None
+    why: str = ""
+
+
+class Retire(Frozen):
+    """Edges no longer offered; their files go `result_seconds` + 1 h later. Versions up to `versions_until` become a range."""
+
+    kind: Literal["retire"] = "retire"
+    edges: tuple[tuple[int | None, int], ...] = ()
+    files: tuple[str, ...] = ()
+    versions_until: int = 0
+
+
+class Barrier(Frozen):
+    """Closes the log to every writer of an older incarnation of Redis: what they reserved, they can no longer seal."""
+
+    kind: Literal["barrier"] = "barrier"
+    run_id: str
+    epoch: int
+
+
+Body = Annotated[Create | Alter | Drop | NewVersion | NewEdge | Hold | Retire | Barrier, Field(discriminator="kind")]
+
+
+class Record(Frozen):
+    """One sealed entry of a dataset's commit log. `time` is seconds since the epoch by the writer's clock, for people."""
+
+    format: Literal[1] = RECORD_FORMAT
+    seq: int = Field(ge=1)
+    previous: str
+    write_id: str
+    time: float
+    producer: str = ""
+    fence: Fence | None = None
+    body: Body
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes: what is sealed, hashed and chained. Made once; afterwards only the sealed bytes count."""
+        return self.model_dump_json(exclude_defaults=False).encode()
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def parse_record(data: bytes, of: str) -> Record:
+    """Raises Corrupt for anything but a record of a known format."""
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Corrupt(
+            "not a commit record of format 1", of=of, why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="It was damaged, or written by a newer broker: upgrade this one",
+        ) from None  # fmt: skip

@@ -1,0 +1,114 @@
+"""Names: dataset ids, channel and target names, object keys. Nothing else builds a store key or parses an id."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+from uuid import uuid4
+
+from pydantic import AfterValidator, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from broker.errors import InvalidName
+
+PART: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+PATTERN_PART: Final = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,62}\Z")
+MAX_COLUMN_BYTES: Final = 255
+
+
+class DatasetId(str):
+    """`tenant/domain/name`, each part `[a-z0-9][a-z0-9._-]{0,62}`. Raises InvalidName.
+
+    A part never contains `..`, so an id is safe as a path; it never begins with `=`, which marks the broker's own folders.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> DatasetId:
+        parts = text.split("/") if isinstance(text, str) else []
+        if len(parts) != 3 or not all(PART.match(part) and ".." not in part for part in parts):
+            raise InvalidName(
+                "not a dataset id", of=repr(text)[:100],
+                why="it must be tenant/domain/name, each part of a-z 0-9 . _ -, at most 63 characters, without '..'",
+                hint="Example: goodstuff_01/catalog/offers",
+            )  # fmt: skip
+        return super().__new__(cls, text)
+
+    @property
+    def tenant(self) -> str:
+        return self.split("/", 1)[0]
+
+    @property
+    def domain(self) -> str:
+        return self.split("/", 2)[1]
+
+    @property
+    def name(self) -> str:
+        return self.rsplit("/", 1)[1]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        del source, handler
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
+
+def _checked(text: str) -> str:
+    if not PART.match(text) or ".." in text:
+        raise InvalidName(
+            "not a name", of=repr(text)[:100], why="it must be of a-z 0-9 . _ -, at most 63 characters, without '..'"
+        )
+    return text
+
+
+Name = Annotated[str, AfterValidator(_checked)]
+"""A target, channel, replica, producer or cursor name."""
+
+
+def check_name(text: str, what: str) -> str:
+    """The name itself. Raises InvalidName that says which kind of name it was."""
+    try:
+        return _checked(text)
+    except (InvalidName, TypeError) as error:
+        raise InvalidName(f"not a {what} name", of=repr(text)[:100], why=getattr(error, "why", "not a string")) from None
+
+
+def check_pattern(text: str) -> str:
+    """A dataset pattern: an id whose parts may hold `*`. Raises InvalidName."""
+    parts = text.split("/")
+    if len(parts) != 3 or not all(PATTERN_PART.match(part) and ".." not in part for part in parts):
+        raise InvalidName("not a dataset pattern", of=repr(text)[:100], hint="Example: */catalog/offers")
+    return text
+
+
+def check_column(text: str) -> str:
+    """A column name: 1 to 255 bytes of UTF-8 without control characters. Raises InvalidName."""
+    if not text or len(text.encode("utf-8", "replace")) > MAX_COLUMN_BYTES or any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise InvalidName("not a column name", of=repr(text)[:100], why="1 to 255 bytes without control characters")
+    return text
+
+
+def log_key(dataset: str, seq: int) -> str:
+    return f"{dataset}/log/{seq:020d}.json"
+
+
+def checkpoint_key(dataset: str, seq: int) -> str:
+    return f"{dataset}/checkpoint/{seq:020d}.json"
+
+
+def notify_key(dataset: str, channel: str) -> str:
+    return f"{dataset}/notify/{channel}.json"
+
+
+def data_key(dataset: str, extension: str = "parquet") -> str:
+    """A fresh, unguessable key for a canonical file."""
+    return f"{dataset}/data/{uuid4().hex}.{extension}"
+
+
+def derived_key(dataset: str, expiry_hour: int, fingerprint: str, extension: str) -> str:
+    """A fresh key under the hour (since the epoch) at which the sweep may drop it, by that name alone."""
+    return f"{dataset}/derived/{expiry_hour:010d}/{fingerprint}/{uuid4().hex}.{extension}"
+
+
+def seq_of(key: str) -> int:
+    """The number in a log or checkpoint key."""
+    return int(key.rsplit("/", 1)[1].split(".", 1)[0])
