@@ -1,0 +1,81 @@
+"""Fixtures for the real servers. A missing program skips its tests here and fails them where CI=true."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import (
+    MissingServer,
+    RedisServer,
+    S3Server,
+    moto_s3_server,
+    postgres_server,
+    rclone_s3_server,
+    redis_server as running_redis,
+)
+
+DEBIAN = Path(__file__).resolve().parents[2] / "shared" / "data" / "debian-packages"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    yield from _skip_unless_ci()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    yield from _skip_unless_ci()
+
+
+def _skip_unless_ci() -> Generator[None, None, None]:
+    """In CI the suite promises to have run: there a missing server is an error like any other."""
+    try:
+        yield
+    except MissingServer as missing:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis for the whole run. Tests that restart, kill or pause one start their own with `servers.redis_server()`."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of an empty Redis."""
+    redis_server.flush()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def s3_rclone() -> Iterator[S3Server]:
+    with rclone_s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_moto() -> Iterator[S3Server]:
+    with moto_s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn() -> Iterator[str]:
+    with postgres_server() as server:
+        yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def debian() -> Path:
+    """The Debian package lists that lie beside a checkout; they belong to the machine, so their absence skips everywhere."""
+    if not DEBIAN.exists():
+        pytest.skip(f"no real input: {DEBIAN} is absent")
+    return DEBIAN
