@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     s3_session_token: SecretStr | None = None
     s3_region: str = Field("us-east-1", description="explicit, so the client never asks the server (rclone refuses that call)")
     s3_ca: Path | None = Field(None, description="CA bundle for a private certificate")
-    s3_part_bytes: int = Field(16 << 20, ge=5 << 20, description="multipart size: S3's minimum is 5 MiB; 16 MiB allows 160 GB objects")
+    s3_part_bytes: int = Field(
+        16 << 20, ge=5 << 20, description="multipart size: S3's minimum is 5 MiB; 16 MiB allows 160 GB objects"
+    )
     s3_timeout_seconds: float = Field(30.0, gt=0, description="one HTTP exchange; a write that outlives it is read back")
 
     # --- memory and disk
@@ -44,15 +46,21 @@ class Settings(BaseSettings):
     temp_folder: Path | None = Field(None, description="spill and download cache; empty: the system's temporary folder")
     embedded_maxmemory_bytes: int = Field(512 << 20, ge=16 << 20, description="embedded Redis' maxmemory, noeviction")
     embedded_idle_seconds: int = Field(600, ge=1, description="an embedded server nobody uses stops itself")
-    max_memory_ratio: float = Field(0.7, gt=0, le=1, description="submit refuses above it, so that answering and trimming keep room")
+    max_memory_ratio: float = Field(
+        0.7, gt=0, le=1, description="submit refuses above it, so that answering and trimming keep room"
+    )
 
     # --- requests
-    lease_seconds: float = Field(10.0, ge=0.2, description="a silent worker loses its flight after this; beats come at a third of it")
+    lease_seconds: float = Field(
+        10.0, ge=0.2, description="a silent worker loses its flight after this; beats come at a third of it"
+    )
     max_attempts: int = Field(5, ge=1, description="a request that fails so often is poison and goes to the dead letters")
     backoff_seconds: float = Field(1.0, ge=0, description="before the second attempt; doubles with jitter each time")
     backoff_max_seconds: float = Field(300.0, ge=0, description="the longest wait between attempts")
     attempt_seconds: float = Field(3600.0, gt=0, description="a producer that runs longer is killed: it hangs")
-    attempt_max_bytes: int = Field(4 << 30, ge=64 << 20, description="a producer that grows larger is killed before the kernel chooses")
+    attempt_max_bytes: int = Field(
+        4 << 30, ge=64 << 20, description="a producer that grows larger is killed before the kernel chooses"
+    )
     result_seconds: int = Field(86400, ge=60, description="files of a completion stay readable at least this long")
     history_seconds: int = Field(7 * 86400, ge=60, description="finished requests, idempotency keys and events live this long")
     tenant_inflight: int = Field(10_000, ge=1, description="requests of one tenant in work; more wait in the tenant's own line")
@@ -115,7 +123,9 @@ def load(**overrides: object) -> Settings:
 def s3_credentials(settings: Settings) -> tuple[str, str, str | None]:
     """Access key, secret key and session token: BROKER_S3_*, else AWS_*. Raises InvalidSettings when there are none."""
     access = settings.s3_access_key.get_secret_value() if settings.s3_access_key else os.environ.get("AWS_ACCESS_KEY_ID", "")
-    secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+    secret = (
+        settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+    )
     token = settings.s3_session_token.get_secret_value() if settings.s3_session_token else os.environ.get("AWS_SESSION_TOKEN")
     if not access or not secret:
         raise InvalidSettings(

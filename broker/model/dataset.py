@@ -125,7 +125,7 @@ class DatasetSpec(Frozen):
         missing = [name for name in (*self.key, *self.order) if name not in schema.names]
         if missing:
             raise SchemaConflict(
-                "key or order columns are missing", of=str(self.dataset), why=f"no {', '.join(missing)} in {', '.join(schema.names)}",
+                "key or order columns are missing", of=str(self.dataset), why=f"no {', '.join(missing)} in {schema.names}",
                 hint="Name columns that the data has; they are compared with case",
             )  # fmt: skip
 

@@ -73,7 +73,7 @@ class Selection(Frozen):
 
 
 class Cursor(Frozen):
-    """What a consumer holds: a version of a session, through a selection. None means: as now (session), as asked (selection)."""
+    """What a consumer holds: a version of a session through a selection. None: as now (session), as asked (selection)."""
 
     version: int = Field(ge=0)
     session: str | None = None
