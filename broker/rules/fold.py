@@ -1,0 +1,234 @@
+"""State = fold(records). One function says what a record changes; Redis and memory both apply its answer.
+
+State is five tables of text: that is what Redis hashes hold, what a checkpoint seals and what a rebuild computes, so the
+three cannot drift apart. `patch_of` reads nothing but the record, so whoever holds the sealed bytes can publish them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Literal, get_args
+
+from broker.errors import Corrupt, NotFound
+from broker.model.commit import (
+    GENESIS,
+    Alter,
+    Barrier,
+    Create,
+    Drop,
+    Edge,
+    Hold,
+    NewEdge,
+    NewVersion,
+    Record,
+    Retire,
+    digest,
+    parse_record,
+)
+from broker.model.dataset import DatasetSpec, Frozen
+
+Table = Literal["head", "versions", "edges", "productions", "holds"]
+TABLES: Final[tuple[Table, ...]] = get_args(Table)
+Tables = dict[Table, dict[str, str]]
+
+
+class VersionInfo(Frozen):
+    """What is remembered of a version besides its edges. `time` and `confirmed_at` are seconds since the epoch."""
+
+    version: int
+    seq: int
+    time: float
+    session: str | None = None
+    base: int | None
+    rows: int
+    bytes: int
+    rows_total: int | None = None
+    production: str | None = None
+    schema_id: str = ""
+    system: dict[str, str] = {}  # noqa: RUF012 - pydantic copies defaults
+    custom: dict[str, str] = {}  # noqa: RUF012
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What one record changes: whole tables emptied first, then fields dropped, then fields put."""
+
+    clear: tuple[Table, ...] = ()
+    drop: Mapping[Table, tuple[str, ...]] = field(default_factory=dict)
+    put: Mapping[Table, Mapping[str, str]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """For the publish script."""
+        return json.dumps(
+            {"clear": list(self.clear), "drop": {t: list(names) for t, names in self.drop.items()}, "put": dict(self.put)}
+        )
+
+
+def edge_field(base: int | None, version: int) -> str:
+    return f"{'' if base is None else base}-{version}"
+
+
+def patch_of(record: Record, sha: str) -> Patch:
+    """The change of state that `record` (whose sealed bytes hash to `sha`) means."""
+    head = {"seq": str(record.seq), "sha": sha, "time": repr(record.time)}
+    match record.body:
+        case Create(session=session, spec=spec):
+            head |= {"session": session, "spec": spec.model_dump_json(), "dropped": "", "position": "null"}
+            return Patch(clear=("edges", "holds"), put={"head": head})
+        case Alter(spec=spec, session=session):
+            head |= {"spec": spec.model_dump_json()} | ({"session": session, "position": "null"} if session else {})
+            return Patch(clear=("edges",) if session else (), put={"head": head})
+        case Drop():
+            return Patch(clear=("edges", "holds"), put={"head": head | {"dropped": "1"}})
+        case NewVersion() as body:
+            return _version_patch(record, body, head)
+        case NewEdge(edge=edge):
+            return Patch(put={"head": head, "edges": {edge_field(edge.base, edge.version): edge.model_dump_json()}})
+        case Hold() as hold:
+            return Patch(put={"head": head, "holds": {hold.name: hold.model_dump_json()}})
+        case Retire(edges=edges, versions_until=until):
+            head |= {"retired_until": str(until)} if until else {}
+            return Patch(drop={"edges": tuple(edge_field(*pair) for pair in edges)}, put={"head": head})
+        case Barrier(epoch=epoch):
+            return Patch(put={"head": head | {"epoch": str(epoch)}})
+
+
+def _version_patch(record: Record, body: NewVersion, head: dict[str, str]) -> Patch:
+    edge = body.edge
+    info = VersionInfo(
+        version=edge.version, seq=record.seq, time=record.time, base=edge.base, rows=edge.rows, bytes=edge.bytes,
+        rows_total=body.rows_total, production=body.production, schema_id=body.schema_id,
+        system=body.system, custom=body.custom,
+    )  # fmt: skip
+    head |= {"version": str(edge.version), "position": json.dumps(body.position)}
+    head |= {} if body.confirmed_at is None else {"confirmed_at": repr(body.confirmed_at)}
+    put: dict[Table, Mapping[str, str]] = {
+        "head": head,
+        "versions": {str(edge.version): info.model_dump_json(exclude_defaults=True)},
+        "edges": {edge_field(edge.base, edge.version): edge.model_dump_json(exclude_defaults=True)},
+    }
+    if body.production:
+        put["productions"] = {body.production: str(edge.version)}
+    return Patch(put=put)
+
+
+def apply(tables: Tables, patch: Patch) -> Tables:
+    """New tables; the old ones stay as they were."""
+    result: Tables = {name: {} if name in patch.clear else dict(tables.get(name, {})) for name in TABLES}
+    for name, fields in patch.drop.items():
+        for gone in fields:
+            result[name].pop(gone, None)
+    for name, values in patch.put.items():
+        result[name] |= values
+    return result
+
+
+class State:
+    """A dataset as its log tells it, read through typed properties. Immutable; parsed lazily and once."""
+
+    def __init__(self, dataset: str, tables: Tables | None = None) -> None:
+        self.dataset = dataset
+        self.tables: Tables = tables or {name: {} for name in TABLES}
+
+    @property
+    def head(self) -> dict[str, str]:
+        return self.tables["head"]
+
+    @property
+    def seq(self) -> int:
+        """Number of the newest record; 0 before the first."""
+        return int(self.head.get("seq", 0))
+
+    @property
+    def sha(self) -> str:
+        return self.head.get("sha", GENESIS)
+
+    @property
+    def session(self) -> str:
+        return self.head.get("session", "")
+
+    @property
+    def version(self) -> int:
+        """Newest version; 0 before the first."""
+        return int(self.head.get("version", 0))
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.session) and not self.head.get("dropped")
+
+    @property
+    def confirmed_at(self) -> float:
+        return float(self.head.get("confirmed_at", 0))
+
+    @cached_property
+    def position(self) -> Any:
+        return json.loads(self.head.get("position", "null"))
+
+    @cached_property
+    def spec(self) -> DatasetSpec:
+        """Raises NotFound for a dataset that was never created or was dropped."""
+        if not self.exists:
+            raise NotFound("no such dataset", of=self.dataset, hint=f"Create it: broker dataset create {self.dataset} --key …")
+        return DatasetSpec.model_validate_json(self.head["spec"])
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """All edges offered, by version, then by base."""
+        found = (Edge.model_validate_json(text) for text in self.tables["edges"].values())
+        return tuple(sorted(found, key=lambda edge: (edge.version, -1 if edge.base is None else edge.base)))
+
+    @cached_property
+    def versions(self) -> tuple[VersionInfo, ...]:
+        found = (VersionInfo.model_validate_json(text) for text in self.tables["versions"].values())
+        return tuple(sorted(found, key=lambda info: info.version))
+
+    def info(self, version: int) -> VersionInfo:
+        """Raises NotFound."""
+        text = self.tables["versions"].get(str(version))
+        if text is None:
+            raise NotFound("no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}")
+        return VersionInfo.model_validate_json(text)
+
+    def made_by(self, production: str) -> int | None:
+        """The version a production ended in, if it did."""
+        version = self.tables["productions"].get(production)
+        return int(version) if version else None
+
+
+def fold(state: State, data: bytes) -> State:
+    """The state after the record in `data`. Raises Corrupt when it does not follow on the state's newest record."""
+    record = parse_record(data, f"{state.dataset} log {state.seq + 1}")
+    if record.seq != state.seq + 1 or record.previous != state.sha:
+        raise Corrupt(
+            "the commit log is broken", of=f"{state.dataset} log {record.seq}",
+            why=f"it follows {record.previous[:12]}…, the record before is number {state.seq}, {state.sha[:12]}…",
+            hint="Restore the object from the store's own versions or backup; nothing behind it can be trusted",
+        )  # fmt: skip
+    return State(state.dataset, apply(state.tables, patch_of(record, digest(data))))
+
+
+def replay(dataset: str, records: Iterable[bytes]) -> State:
+    """The state after all records from the first."""
+    state = State(dataset)
+    for data in records:
+        state = fold(state, data)
+    return state
+
+
+class Checkpoint(Frozen):
+    """The sealed fold of all records up to the state's seq: where a rebuild starts."""
+
+    format: Literal[1] = 1
+    dataset: str
+    tables: dict[str, dict[str, str]]
+
+    @classmethod
+    def of(cls, state: State) -> bytes:
+        tables = {name: dict(sorted(state.tables[name].items())) for name in TABLES}
+        return cls(dataset=state.dataset, tables=tables).model_dump_json().encode()
+
+    def state(self) -> State:
+        return State(self.dataset, {name: self.tables.get(name, {}) for name in TABLES})

@@ -1,0 +1,97 @@
+"""The planner: the edges, fewest bytes, from the version a consumer holds to the one it wants. A plan is a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from broker.errors import NotFound
+from broker.model.commit import Edge
+from broker.model.request import Cursor, ResetReason, Selection
+from broker.rules.fold import State
+
+NOTHING: Final = -1
+"""The node a snapshot starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Apply `edges` in order. `base` None: start from nothing; `reset` says why a held version does not count."""
+
+    base: int | None
+    version: int
+    edges: tuple[Edge, ...] = ()
+    reset: ResetReason | None = None
+
+    @property
+    def mode(self) -> Literal["snapshot", "delta", "unchanged"]:
+        if self.base == self.version:
+            return "unchanged"
+        return "snapshot" if self.base is None else "delta"
+
+    @property
+    def bytes(self) -> int:
+        return sum(edge.bytes for edge in self.edges)
+
+
+def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, ...] | None:
+    """The cheapest road to `want` from `held` or from nothing; None when there is none. Ties: fewer edges, then from `held`.
+
+    Edges lead forward only, so one pass by target version is a shortest path. O(edges).
+    """
+    best: dict[int, tuple[int, int, int, Edge | None]] = {NOTHING: (0, 0, 1, None)}
+    if held is not None:
+        best[held] = (0, 0, 0, None)
+    for edge in sorted(edges, key=lambda edge: edge.version):
+        start = best.get(NOTHING if edge.base is None else edge.base)
+        if start is None or edge.version > want or edge.version == held:
+            continue
+        road = (start[0] + edge.bytes, start[1] + 1, start[2], edge)
+        if edge.version not in best or road[:3] < best[edge.version][:3]:
+            best[edge.version] = road
+    if want not in best:
+        return None
+    road_back: list[Edge] = []
+    step = best[want][3]
+    while step is not None:
+        road_back.append(step)
+        step = best[NOTHING if step.base is None else step.base][3]
+    return tuple(reversed(road_back))
+
+
+def plan(edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
+    """How to get from `held` (None: nothing) to `want`. A given `reset` makes the held version count for nothing.
+
+    Raises NotFound when no road leads to `want` at all (retired, or never made).
+    """
+    if held is not None and reset is None and held > want:
+        reset = "rolled-back"
+    base = None if reset else held
+    if base == want:
+        return Plan(base, want)
+    road = cheapest(edges, base, want)
+    if road is None:
+        raise NotFound(
+            "no road leads to this version", of=f"version {want}", why="its edges are retired", hint="Ask for a newer one"
+        )
+    if road and road[0].base is None:
+        return Plan(None, want, road, reset or (None if held is None else "too-old"))
+    return Plan(base, want, road)
+
+
+def reset_of(state: State, cursor: Cursor | None, selection: Selection, asked: bool = False) -> ResetReason | None:
+    """Why a cursor cannot be continued with this selection; None when it can, or when there is none."""
+    if cursor is None:
+        return None
+    if cursor.session is not None and cursor.session != state.session:
+        return "new-session"
+    if cursor.selection is not None and cursor.selection != selection.fingerprint:
+        return "filter-changed"
+    return "asked" if asked else None
+
+
+def plan_for(state: State, cursor: Cursor | None, selection: Selection, want: int | None = None, asked: bool = False) -> Plan:
+    """The plan for a consumer of `state`; `want` None: the newest version."""
+    target = state.version if want is None else want
+    return plan(state.edges, cursor.version if cursor else None, target, reset_of(state, cursor, selection, asked))
