@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from broker.errors import Corrupt, Fenced, Reconciling, StaleBase
-from broker.model.commit import Barrier, Body, Fence, Record, parse_record
+from broker.model.commit import Barrier, Body, Fence, Record
 from broker.rules.fold import State, fold
 
 STEPS: Final = ("reserve", "seal", "read-back", "publish", "notify")
@@ -79,26 +79,29 @@ class ReadCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """One atomic step: make `state` the projection, unless the head is there or further. -> None"""
+    """One atomic step: make `state` the projection, unless the head is there or further. -> None
 
-    state: State
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """One atomic step: move the head by exactly this sealed record; needs no right, sealed is sealed.
-
-    `adopt`: the run id that a barrier lets in, if it is still the server's own. -> PublishAnswer
+    `adopt`: lets this incarnation in without a barrier, for a dataset whose log is empty.
     """
 
-    seq: int
-    data: bytes
+    state: State
     adopt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Publish:
+    """One atomic step: move the head by exactly this sealed record; needs no right, sealed is sealed. -> PublishAnswer
+
+    A barrier for the server's present incarnation makes the projection current.
+    """
+
+    seq: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Notify:
-    """Write notify/<channel>.json for the present head, again until the head stands still; the janitor makes up for it. -> None"""
+    """Write notify/<channel>.json for the head, again until the head stands still; the janitor makes up for a crash. -> None"""
 
 
 Effect = ReadHead | Reserve | Seal | ReadLog | ReadCheckpoint | Install | Publish | Notify
@@ -230,6 +233,9 @@ def reconcile(write_id: str, now: Callable[[], float]) -> Step:
         if view.current:
             return
         state = yield from _walk(view.state)
+        if state.seq == 0 and view.reservation is None:
+            yield Install(state, adopt=view.run_id)
+            continue
         if view.reservation is not None and view.reservation[0] == state.seq + 1:
             yield Seal(*view.reservation)
             continue
@@ -239,9 +245,7 @@ def reconcile(write_id: str, now: Callable[[], float]) -> Step:
         yield Seal(seq, barrier.to_bytes())
         found: bytes | None = yield ReadLog(seq)
         if found is not None:
-            # Somebody else's barrier for this incarnation serves as well as this one.
-            sealed = parse_record(found, f"log {seq}").body
-            yield Publish(seq, found, sealed.run_id if isinstance(sealed, Barrier) else None)
+            yield Publish(seq, found)
     raise Reconciling(
         "the index does not come to rest", why=f"{MAX_ROUNDS} rounds", hint="Is Redis restarting again and again?"
     )

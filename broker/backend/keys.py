@@ -1,0 +1,117 @@
+"""Every Redis key name. `{domain.shard}` is the hash tag, so one script touches one slot of a cluster.
+
+Inside one slot:
+
+    meta                        hash   run_id, epoch, counter of fences; submits, full (memory check)
+    datasets                    set    dataset ids
+    head|versions|edges|productions|holds:<tenant>/<name>   hashes: the projection (rules/fold.py)
+    lease:<name>                hash   owner, epoch, counter, until
+    requests:<name>:<priority>  stream of request ids, group `producers`: a bell, the promise is the request's hash
+    request:<id>                hash   body, state, attempts, flight, done, ...
+    responses:<target>          stream of terminal events, group `readers`
+    retries:<target>            zset   events to be shown again, by due time
+    dead                        stream of failed events;  events: stream of all events
+    idem:<target>:<key>         string request id + body hash
+    inflight                    hash   tenant -> requests in work;  backlog:<tenant>: list of ids waiting for their turn
+    flights                     hash   dataset|kind -> id of the one open flight;  waiting:<dataset>: set of ids for the next
+    flight:<id>                 hash   a lease with dataset, kind, state, progress;  members:<id>: set of request ids
+    lapse                       zset   flight ids by end of lease;  delayed, deadlines: zsets of request ids
+    parked                      hash   request id -> dataset that no reader of its stream could serve
+    workers                     hash   worker id -> JSON (patterns, host, pid, until)
+    parts:<flight>              hash   part -> JSON result
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from zlib import crc32
+
+from broker.model.names import DatasetId
+from broker.rules.fold import TABLES
+
+SLOTS: Final = b"broker:slots"
+"""Set of all slots in use: the one key outside any slot. A hint for workers and readers; rebuilt by use."""
+PRODUCERS: Final = b"producers"
+READERS: Final = b"readers"
+
+
+def slot_for(dataset: DatasetId, shards: int) -> str:
+    """`domain.shard`: a tenant's hash picks one of the domain's shards."""
+    return f"{dataset.domain}.{crc32(dataset.tenant.encode()) % shards}"
+
+
+class Slot:
+    """The keys of one slot."""
+
+    __slots__ = ("name", "prefix")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.prefix = f"{{{name}}}:"
+
+    def key(self, tail: str) -> bytes:
+        return (self.prefix + tail).encode()
+
+    @property
+    def meta(self) -> bytes:
+        return self.key("meta")
+
+    @property
+    def datasets(self) -> bytes:
+        return self.key("datasets")
+
+    @property
+    def events(self) -> bytes:
+        return self.key("events")
+
+    @property
+    def dead(self) -> bytes:
+        return self.key("dead")
+
+    @property
+    def workers(self) -> bytes:
+        return self.key("workers")
+
+    def tables(self, dataset: DatasetId) -> list[bytes]:
+        """The projection's five hashes, in the order of TABLES."""
+        return [self.key(f"{table}:{dataset.tenant}/{dataset.name}") for table in TABLES]
+
+    def head(self, dataset: DatasetId) -> bytes:
+        return self.key(f"head:{dataset.tenant}/{dataset.name}")
+
+    def lease(self, name: str) -> bytes:
+        return self.key(name)
+
+    def requests(self, name: str, priority: str) -> bytes:
+        return self.key(f"requests:{name}:{priority}")
+
+    def request(self, id: str) -> bytes:
+        return self.key(f"request:{id}")
+
+    def responses(self, target: str) -> bytes:
+        return self.key(f"responses:{target}")
+
+    def retries(self, target: str) -> bytes:
+        return self.key(f"retries:{target}")
+
+    def idempotency(self, target: str, key: str) -> bytes:
+        return self.key(f"idem:{target}:{key}")
+
+    def flight(self, id: str) -> bytes:
+        return self.key(f"flight:{id}")
+
+    def members(self, id: str) -> bytes:
+        return self.key(f"members:{id}")
+
+    def parts(self, id: str) -> bytes:
+        return self.key(f"parts:{id}")
+
+
+def writer_lease(dataset: DatasetId) -> str:
+    """Name of the lease under which diffs and snapshots of a dataset are made outside of productions."""
+    return f"lease:writer:{dataset.tenant}/{dataset.name}"
+
+
+def flight_lease(flight: str) -> str:
+    """A flight's hash is its own lease."""
+    return f"flight:{flight}"

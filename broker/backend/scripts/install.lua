@@ -1,0 +1,17 @@
+-- Touches: meta, the projection's five hashes (KEYS[2..6], in the order of rules/fold.py TABLES), datasets.
+-- ARGV: seq, tables (JSON), run id to adopt for an empty log ('' none), dataset
+local have = tonumber(redis.call('HGET', KEYS[2], 'seq') or '0')
+local want = tonumber(ARGV[1])
+if want == 0 then
+  local run = incarnation()
+  if have == 0 and run == ARGV[3] then redis.call('HSET', KEYS[2], 'run_id', run) end
+  return 'adopted'
+end
+if have >= want then return 'there' end
+local tables = { head = KEYS[2], versions = KEYS[3], edges = KEYS[4], productions = KEYS[5], holds = KEYS[6] }
+for name, fields in pairs(cjson.decode(ARGV[2])) do
+  redis.call('DEL', tables[name])
+  for field, value in pairs(fields) do redis.call('HSET', tables[name], field, value) end
+end
+redis.call('SADD', prefix .. 'datasets', ARGV[4])
+return 'installed'

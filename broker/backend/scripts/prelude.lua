@@ -1,0 +1,81 @@
+-- Prepended to every script. Touches: meta (KEYS[1] of every script, '{domain.shard}:meta').
+-- Other keys of the slot are derived from its prefix; all share the hash tag, so a script stays in one slot.
+local prefix = string.sub(KEYS[1], 1, -5)
+local GENESIS = string.rep('0', 64)
+local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
+
+local function int(number) return string.format('%.0f', number) end
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- The server's own run id, read here: an identity a client sends survives its retries and proves nothing.
+-- A new incarnation gets a higher epoch; leases of the old one are void from that moment.
+local function incarnation()
+  local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+  local known = redis.call('HMGET', KEYS[1], 'run_id', 'epoch')
+  if known[1] == run then return run, known[2] end
+  local epoch = int(math.max((tonumber(known[2]) or 0) + 1, now_ms()))
+  redis.call('HSET', KEYS[1], 'run_id', run, 'epoch', epoch)
+  return run, epoch
+end
+
+-- Whether (epoch, counter) is the present holder of the lease in `key`. Equality at the moment of effect: that is the fence.
+local function holds(key, epoch, counter)
+  local lease = redis.call('HMGET', key, 'epoch', 'counter', 'until')
+  local _, current = incarnation()
+  return lease[1] == epoch and lease[2] == counter and epoch == current and tonumber(lease[3]) > now_ms()
+end
+
+local function ring(id)
+  local where = redis.call('HMGET', prefix .. 'request:' .. id, 'name', 'priority')
+  if where[1] then
+    redis.call('XADD', prefix .. 'requests:' .. where[1] .. ':' .. where[2], '*', 'r', id)
+  end
+end
+
+-- One request of the tenant left: the next of its line may go.
+local function admit_next(tenant)
+  if redis.call('HINCRBY', prefix .. 'inflight', tenant, -1) <= 0 then redis.call('HDEL', prefix .. 'inflight', tenant) end
+  local line = prefix .. 'backlog:' .. tenant
+  local id = redis.call('LPOP', line)
+  while id do
+    local key = prefix .. 'request:' .. id
+    if redis.call('HGET', key, 'state') == 'queued' then
+      redis.call('HDEL', key, 'wait')
+      redis.call('HINCRBY', prefix .. 'inflight', tenant, 1)
+      return ring(id)
+    end
+    id = redis.call('LPOP', line)
+  end
+end
+
+-- The one way into a terminal state: state flip and terminal event in one step. 0: it was terminal already.
+local function finish(id, state, event, history_seconds)
+  local key = prefix .. 'request:' .. id
+  local r = redis.call('HMGET', key, 'state', 'tenant', 'target', 'wait', 'flight')
+  if not r[1] or TERMINAL[r[1]] then return 0 end
+  redis.call('HSET', key, 'state', state, 'done', event)
+  redis.call('HDEL', key, 'flight', 'wait')
+  redis.call('EXPIRE', key, history_seconds)
+  redis.call('XADD', prefix .. 'responses:' .. r[3], '*', 'e', event)
+  if state == 'failed' then redis.call('XADD', prefix .. 'dead', '*', 'e', event) end
+  redis.call('ZREM', prefix .. 'deadlines', id)
+  redis.call('ZREM', prefix .. 'delayed', id)
+  redis.call('HDEL', prefix .. 'parked', id)
+  if r[5] then redis.call('SREM', prefix .. 'members:' .. r[5], id) end
+  if r[4] ~= 'backlog' then admit_next(r[2]) end
+  return 1
+end
+
+-- The flight is over: forget it and ring for those who wait for the next one.
+local function end_flight(id, dataset, slot)
+  redis.call('DEL', prefix .. 'flight:' .. id, prefix .. 'members:' .. id, prefix .. 'parts:' .. id)
+  redis.call('ZREM', prefix .. 'lapse', id)
+  if redis.call('HGET', prefix .. 'flights', slot) == id then redis.call('HDEL', prefix .. 'flights', slot) end
+  local waiting = prefix .. 'waiting:' .. slot
+  for _, request in ipairs(redis.call('SMEMBERS', waiting)) do ring(request) end
+  redis.call('DEL', waiting)
+end

@@ -1,0 +1,24 @@
+-- Touches: meta, the projection's five hashes (KEYS[2..6], in the order of rules/fold.py TABLES), datasets, events.
+-- ARGV: seq, SHA-256 of the record before, patch (JSON), run id of a barrier ('' none), dataset, event ('' none), oldest event id kept
+-- -> 'published' | 'behind' | 'differs'
+local head = redis.call('HMGET', KEYS[2], 'seq', 'sha', 'reserved_seq')
+local seq, want = tonumber(head[1] or '0'), tonumber(ARGV[1])
+if seq >= want then return 'published' end
+if seq < want - 1 then return 'behind' end
+if (head[2] or GENESIS) ~= ARGV[2] then return 'differs' end
+local patch = cjson.decode(ARGV[3])
+local run = ARGV[4] ~= '' and incarnation()
+local tables = { head = KEYS[2], versions = KEYS[3], edges = KEYS[4], productions = KEYS[5], holds = KEYS[6] }
+
+for _, name in ipairs(patch.clear) do redis.call('DEL', tables[name]) end
+for name, fields in pairs(patch.drop) do
+  for _, field in ipairs(fields) do redis.call('HDEL', tables[name], field) end
+end
+for name, fields in pairs(patch.put) do
+  for field, value in pairs(fields) do redis.call('HSET', tables[name], field, value) end
+end
+if head[3] and tonumber(head[3]) <= want then redis.call('HDEL', KEYS[2], 'reserved_seq', 'reserved_data', 'reserved_at') end
+if run and run == ARGV[4] then redis.call('HSET', KEYS[2], 'run_id', run) end
+redis.call('SADD', prefix .. 'datasets', ARGV[5])
+if ARGV[6] ~= '' then redis.call('XADD', prefix .. 'events', 'MINID', '~', ARGV[7], '*', 'e', ARGV[6]) end
+return 'published'

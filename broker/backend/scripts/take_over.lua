@@ -1,0 +1,18 @@
+-- Touches: meta, flight:<id>, members:<id>, request:<id> of the members, lapse.
+-- ARGV: flight, worker, lease (ms)  -> {epoch, counter, kind, dataset, attempts of the most tried member} | nothing when it is held or over
+local _, epoch = incarnation()
+local key, now = prefix .. 'flight:' .. ARGV[1], now_ms()
+local f = redis.call('HMGET', key, 'epoch', 'until', 'kind', 'dataset')
+if not f[1] then
+  redis.call('ZREM', prefix .. 'lapse', ARGV[1])
+  return nil
+end
+if f[1] == epoch and tonumber(f[2]) > now then return nil end
+local counter = int(redis.call('HINCRBY', KEYS[1], 'counter', 1))
+redis.call('HSET', key, 'owner', ARGV[2], 'epoch', epoch, 'counter', counter, 'until', int(now + ARGV[3]), 'state', 'open')
+redis.call('ZADD', prefix .. 'lapse', int(now + ARGV[3]), ARGV[1])
+local most = 0
+for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'members:' .. ARGV[1])) do
+  most = math.max(most, redis.call('HINCRBY', prefix .. 'request:' .. id, 'attempts', 1))
+end
+return { epoch, counter, f[3], f[4], most }

@@ -1,0 +1,25 @@
+-- Touches: meta, delayed, requests:…, deadlines, lapse, parked.
+-- ARGV: most of each  -> {ids past their deadline}, {flight, dataset, ...} past their lease, {id, dataset, ...} parked
+-- Delayed requests that are due get their bell.
+local _, epoch = incarnation()
+local now = int(now_ms())
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now, 'LIMIT', 0, ARGV[1])) do
+  redis.call('ZREM', prefix .. 'delayed', id)
+  ring(id)
+end
+local lapsed = {}
+local function add(flight)
+  lapsed[#lapsed + 1] = flight
+  lapsed[#lapsed + 1] = redis.call('HGET', prefix .. 'flight:' .. flight, 'dataset') or ''
+end
+if redis.call('HGET', KEYS[1], 'lapsed_epoch') ~= epoch then
+  -- Redis restarted: every lease is void at once, not only those whose time is over.
+  for _, flight in ipairs(redis.call('ZRANGE', prefix .. 'lapse', 0, -1)) do redis.call('ZADD', prefix .. 'lapse', 0, flight) end
+  redis.call('HSET', KEYS[1], 'lapsed_epoch', epoch)
+end
+for _, flight in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'lapse', '-inf', now, 'LIMIT', 0, ARGV[1])) do add(flight) end
+return {
+  redis.call('ZRANGEBYSCORE', prefix .. 'deadlines', '-inf', now, 'LIMIT', 0, ARGV[1]),
+  lapsed,
+  redis.call('HGETALL', prefix .. 'parked'),
+}
