@@ -15,6 +15,8 @@ from tests.servers import (
     moto_s3_server,
     postgres_server,
     rclone_s3_server,
+)
+from tests.servers import (
     redis_server as running_redis,
 )
 

@@ -99,7 +99,7 @@ class Process:
             tail = self.log.read_text(errors="replace")[-2000:]
             raise RuntimeError(f"{self.command[0]} ended with {self.child.returncode}:\n{tail}")
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
     def stop(self) -> None:
@@ -189,10 +189,10 @@ class RedisServer:
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open and nothing answers, until `cont`."""
-        self.process.signal(signal.SIGSTOP)
+        self.process.send(signal.SIGSTOP)
 
     def cont(self) -> None:
-        self.process.signal(signal.SIGCONT)
+        self.process.send(signal.SIGCONT)
 
     def flush(self) -> None:
         with redis.Redis.from_url(self.url) as client:

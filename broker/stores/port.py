@@ -11,7 +11,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
+
+from broker.errors import Invalid
+
+MAX_KEY_BYTES = 1024
+"""S3's limit, which every store keeps so that data can move between them."""
+
+
+def check_key(key: str) -> None:
+    """Refuse what some store cannot hold, or what would leave its folder. Raises Invalid."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise Invalid("bad object key", of=repr(key), why="not UTF-8") from None
+    if not key or size > MAX_KEY_BYTES or "\0" in key or any(part in {"", ".", ".."} for part in key.split("/")):
+        raise Invalid(
+            "bad object key", of=repr(key), why=f"not 1 to {MAX_KEY_BYTES} bytes of plain parts joined by single slashes"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +82,10 @@ class ObjectStore(Protocol):
         ...
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Stream the bytes [start, start+length). Raises NotFound before the first chunk, Corrupt on a short body."""
+        """Stream the bytes [start, start+length), cut at the object's end: a start beyond it gives nothing.
+
+        Raises NotFound before the first chunk, Corrupt on a body shorter than the store announced.
+        """
         ...
 
     def stat(self, key: str) -> ObjectInfo | None:
@@ -82,4 +102,13 @@ class ObjectStore(Protocol):
 
     def locate(self, key: str, seconds: int) -> str | Path:
         """Where a client reads the object without the broker: a Path, or a presigned GET URL valid `seconds`."""
+        ...
+
+
+@runtime_checkable
+class ChecksumTrial(Protocol):
+    """Outside the eight methods, for the probe alone: a store whose checksums can be put to the test."""
+
+    def refuses_wrong_checksum(self, key: str) -> bool:
+        """Write `key` with a checksum that does not fit its bytes; True: the store refused, so uploads need no read-back."""
         ...

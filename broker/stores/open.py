@@ -1,0 +1,38 @@
+"""From a URL to a store: the one place that knows all kinds. Importing it imports minio (about 0.2 s), so `connect` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from broker.errors import InvalidSettings
+from broker.settings import Settings
+from broker.stores.local import LocalStore
+from broker.stores.memory import MemoryStore
+from broker.stores.port import ObjectStore
+from broker.stores.s3 import S3Store
+
+
+def open_store(url: str, settings: Settings, *, conditional: bool = True) -> ObjectStore:
+    """The store at a plain path, file://, s3:// or memory:// URL. Raises InvalidSettings for anything else.
+
+    `conditional` is the probe's verdict on put-if-absent (`Promise.conditional_put`); only S3 needs to be told.
+    """
+    parts = urlsplit(url)
+    match parts.scheme:
+        case "":
+            return LocalStore(_folder(url))
+        case "file" if parts.netloc in {"", "localhost"}:
+            return LocalStore(_folder(unquote(parts.path)))
+        case "memory":
+            return MemoryStore.named(parts.netloc + parts.path)
+        case "s3":
+            return S3Store(url, settings, conditional=conditional)
+    hint = "Write /folder, file:///folder, s3://bucket/prefix or memory://name"
+    raise InvalidSettings("unknown kind of store", of="store", why=f"scheme {parts.scheme!r}", hint=hint)
+
+
+def _folder(path: str) -> Path:
+    if not path:
+        raise InvalidSettings("no folder for the store", of="store", hint="Write file:///absolute/folder")
+    return Path(path).expanduser()
