@@ -24,7 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.connection import parse_url
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ClusterCrossSlotError, NoScriptError, ResponseError
 from redis.retry import Retry
 
 from broker.backend.driver_errors import ROOTS, broker_error, mapped
@@ -235,8 +235,14 @@ class RedisClient:
             raise broker_error(error, of, unknown=writes) from error
 
     def _on_cluster(self, command: Sequence[Argument], of: str, writes: bool) -> Any:
+        cluster = cast(Any, self.commands)
         try:
-            return cast(Any, self.commands).execute_command(*command)
+            if (
+                command[0] in ("EVALSHA", "EVAL")
+                and len({cluster.keyslot(key) for key in command[3 : 3 + int(command[2])]}) > 1
+            ):
+                raise ClusterCrossSlotError  # the driver would say it in a class that may mean anything
+            return cluster.execute_command(*command)
         except ResponseError as refusal:
             return refusal
         except ROOTS as error:

@@ -39,8 +39,8 @@ class GroupReader:
         """
         with mapped(", ".join(stream.decode(errors="replace") for stream in self._cursors), writes=False):
             while True:
-                entries = self._attempt(count, block_ms)
-                if entries or not self._replaying():
+                entries, replayed = self._attempt(count, block_ms)
+                if entries or not replayed:
                     return entries
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class GroupReader:
 
     # --- one try
 
-    def _attempt(self, count: int, block_ms: int) -> list[Entry]:
+    def _attempt(self, count: int, block_ms: int) -> tuple[list[Entry], bool]:
         """One exchange; on a connection that had died meanwhile one more, since that says nothing about Redis now."""
         held = self._connection is not None
         try:
@@ -60,9 +60,10 @@ class GroupReader:
                 raise
             return self._exchange(count, block_ms)
 
-    def _exchange(self, count: int, block_ms: int) -> list[Entry]:
+    def _exchange(self, count: int, block_ms: int) -> tuple[list[Entry], bool]:
+        """The entries, and whether pending ones were asked for (that never waits, so new ones are still to be asked for)."""
         connection = self._connect()
-        replaying = self._replaying()
+        replaying = any(cursor != NEW for cursor in self._cursors.values())
         try:
             connection.send_command(*xreadgroup(self._cursors, self._group, self._consumer, count, block_ms))
             reply = connection.read_response()
@@ -79,10 +80,7 @@ class GroupReader:
         if replaying:
             self._advance([entry for entry, _ in found])
             self._forget(connection, [entry for entry, alive in found if not alive])
-        return [entry for entry, alive in found if alive]
-
-    def _replaying(self) -> bool:
-        return any(cursor != NEW for cursor in self._cursors.values())
+        return [entry for entry, alive in found if alive], replaying
 
     def _advance(self, found: Sequence[Entry]) -> None:
         """Behind the last pending entry of each stream; to new ones where none was left."""
