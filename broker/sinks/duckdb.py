@@ -1,0 +1,168 @@
+"""A replica in a DuckDB file. The file is open only while something is applied or read, so that others can read in between.
+
+One process at a time may hold a DuckDB file: while another one does, every call is `Busy`. The table has no primary key: the
+engine has checked the keys, and an index over millions of rows would cost more than each delta's hash join.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from broker.columnar.sql import listed, quoted, text_literal
+from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt, Overloaded, Terminal, Unavailable
+from broker.model.dataset import Schema
+from broker.sinks.merge import Transaction
+from broker.sinks.port import Batch, Shape, nothing
+from broker.sinks.sql import CREATE_CURSORS, SqlSink
+
+INCOMING: Final = "broker_incoming"
+
+
+_IN_USE: Final = (
+    duckdb.TransactionException, duckdb.ConstraintException, duckdb.ConnectionException, duckdb.ResourceInUseException,
+)  # fmt: skip
+
+
+def projection(schema: Schema, present: Sequence[str]) -> str:
+    """The schema's columns in its types; what is not present becomes null."""
+    held = {name.casefold(): name for name in present}
+    return ", ".join(
+        f"CAST({quoted(held[c.name.casefold()]) if c.name.casefold() in held else 'NULL'} AS {c.type}) AS {quoted(c.name)}"
+        for c in schema.columns
+    )
+
+
+def parquet(files: Sequence[Path]) -> str:
+    return f"read_parquet([{', '.join(text_literal(str(file)) for file in files)}], union_by_name = true)"
+
+
+def mapped(error: duckdb.Error, of: str) -> BrokerError:
+    """The broker's error for a driver's."""
+    text = str(error)
+    if isinstance(error, _IN_USE):
+        return Busy("the DuckDB file is in use", of=of, why=text, hint="Close the other connection, or try again")
+    if isinstance(error, duckdb.IOException) and ("lock" in text.lower() or "already open" in text.lower()):
+        return Busy("the DuckDB file is in use by another process", of=of, why=text, hint="Try again when it is closed")
+    if isinstance(error, duckdb.IOException) and "not a valid DuckDB" in text:
+        return Corrupt("not a DuckDB file", of=of, why=text)
+    if isinstance(error, duckdb.IOException | duckdb.HTTPException):
+        return Unavailable("the DuckDB file cannot be read or written", of=of, why=text)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return Overloaded("DuckDB's memory limit is reached", of=of, why=text, hint="Raise memory_limit_bytes")
+    if isinstance(error, duckdb.ConversionException | duckdb.OutOfRangeException | duckdb.InvalidInputException):
+        return BadData("a value does not fit its column", of=of, why=text)
+    if isinstance(error, duckdb.DependencyException):
+        return Conflict("something depends on the replica's table", of=of, why=text, hint="Drop it first")
+    return Terminal("DuckDB refused", of=of, why=text)
+
+
+class DuckDB(SqlSink):
+    """A table of the DuckDB file at `path`, made when absent. An apply beyond `memory_limit_bytes` spills beside the file."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        table: str,
+        *,
+        memory_limit_bytes: int = 1 << 30,
+        on_step: Callable[[str], None] = nothing,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(table, on_step, clock)
+        self.path, self._memory = Path(path).absolute(), memory_limit_bytes
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, table {self.table}"
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[Transaction | None]:
+        if not write and not self.path.exists():
+            yield None
+            return
+        try:
+            with self._connect(write=write) as connection:
+                connection.execute(f"SET memory_limit = '{self._memory}B'")
+                # Order costs memory: a replica is a set of rows.
+                connection.execute("SET preserve_insertion_order = false")
+                connection.execute("BEGIN")
+                if write:
+                    connection.execute(CREATE_CURSORS)
+                yield DuckDBTransaction(connection)
+                connection.execute("COMMIT")
+        except duckdb.Error as error:
+            raise mapped(error, self.place) from error
+
+    def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
+        if write:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return duckdb.connect(self.path)
+        try:
+            return duckdb.connect(self.path, read_only=True)
+        except duckdb.ConnectionException:  # open for writing in this very process
+            return duckdb.connect(self.path)
+
+    def _select(self, tx: Transaction, columns: Sequence[str], shape: Shape) -> pa.Table:
+        del shape
+        assert isinstance(tx, DuckDBTransaction)
+        return tx.connection.sql(f"SELECT {listed(columns)} FROM {quoted(self.table)}").to_arrow_table()
+
+
+class DuckDBTransaction(Transaction):
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection = connection
+
+    def run(self, sql: str) -> int:
+        row = self.connection.execute(sql).fetchone()
+        return int(row[0]) if row and isinstance(row[0], int) else 0
+
+    def first(self, sql: str, *values: object) -> Sequence[Any] | None:
+        return self.connection.execute(sql, list(values)).fetchone()
+
+    def has_table(self, table: str) -> bool:
+        sql = "SELECT 1 FROM duckdb_tables() WHERE lower(table_name) = lower(?) AND schema_name = 'main' AND NOT temporary"
+        return self.first(sql, table) is not None
+
+    def create(self, table: str, schema: Schema, key: Sequence[str]) -> None:
+        del key
+        columns = ", ".join(f"{quoted(column.name)} {column.type}" for column in schema.columns)
+        self.run(f"CREATE OR REPLACE TABLE {quoted(table)} ({columns})")
+
+    def replace(self, table: str, before: Shape | None, after: Shape, batch: Batch) -> int:
+        del before
+        target = f"TABLE {quoted(table)}"
+        if batch.files:
+            source = parquet(batch.files)
+            present = [row[0] for row in self.connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
+            return self.run(f"CREATE OR REPLACE {target} AS SELECT {projection(after.schema, present)} FROM {source}")
+        if batch.rows is None:
+            self.create(table, after.schema, after.key)
+            return 0
+        return self._create_as(target, after.schema, batch.rows)
+
+    def alter(self, table: str, before: Schema, after: Schema, key: Sequence[str]) -> None:
+        del key
+        types = before.types
+        for column in after.columns:
+            if column.name not in types:
+                self.run(f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(column.name)} {column.type}")
+            elif types[column.name] != column.type:
+                self.run(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column.name)} TYPE {column.type}")
+
+    def stage(self, stage: str, schema: Schema, rows: pa.RecordBatchReader) -> int:
+        return self._create_as(f"TEMP TABLE {stage}", schema, rows)
+
+    def _create_as(self, target: str, schema: Schema, rows: pa.RecordBatchReader) -> int:
+        present = rows.schema.names
+        self.connection.register(INCOMING, rows)
+        try:
+            return self.run(f"CREATE OR REPLACE {target} AS SELECT {projection(schema, present)} FROM {INCOMING}")
+        finally:
+            self.connection.unregister(INCOMING)
