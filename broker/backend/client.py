@@ -234,6 +234,13 @@ class RedisClient:
         except ROOTS as error:
             raise broker_error(error, of, unknown=writes) from error
 
+    def run(self, *command: Argument, writes: bool = True) -> Any:
+        """One command, its raw reply. Raises as `call` does."""
+        reply = self.pipeline([command], str(command[0]), writes)[0]
+        if isinstance(reply, Exception):
+            raise broker_error(reply, to_text(cast(Key, command[1])), unknown=False) from reply
+        return reply
+
     def _on_cluster(self, command: Sequence[Argument], of: str, writes: bool) -> Any:
         cluster = cast(Any, self.commands)
         try:

@@ -1,0 +1,105 @@
+"""The index: Redis' side of the publishing protocol. Each method is one script, or one read; none of them decides anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import cast
+
+from broker.backend.client import Argument, RedisClient
+from broker.backend.keys import SLOTS, Slot, slot_for
+from broker.errors import OutcomeUnknown
+from broker.model.names import DatasetId
+from broker.rules.fold import TABLES, Patch, State
+from broker.rules.publishing import PublishAnswer, Reserve, ReserveAnswer
+
+VOLATILE = ("reserved_seq", "reserved_data", "reserved_at", "run_id", "notified")
+"""Fields of the head hash that are no part of the fold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest record by number and SHA-256 ('' before the first); `current`: the index belongs to this incarnation."""
+
+    seq: int
+    sha: str
+    current: bool
+    run_id: str
+    epoch: int
+    reservation: tuple[int, bytes] | None
+
+
+class Index:
+    """Safe for threads and processes: every change is one atomic script."""
+
+    def __init__(self, redis: RedisClient, shards: int) -> None:
+        self.redis, self._shards = redis, shards
+        self._read_head, self._load = redis.script("read_head"), redis.script("load", writes=False)
+        self._reserve, self._publish, self._install = map(redis.script, ("reserve", "publish", "install"))
+
+    def slot(self, dataset: DatasetId) -> Slot:
+        return Slot(slot_for(dataset, self._shards))
+
+    def slots(self) -> list[Slot]:
+        """Every slot in use."""
+        return [Slot(name.decode()) for name in sorted(self.redis.run("SMEMBERS", SLOTS, writes=False))]
+
+    def announce(self, dataset: DatasetId) -> None:
+        """Let workers and readers find the dataset's slot. Idempotent."""
+        self.redis.run("SADD", SLOTS, self.slot(dataset).name)
+
+    def datasets(self, slot: Slot) -> list[DatasetId]:
+        return sorted(DatasetId(name.decode()) for name in self.redis.run("SMEMBERS", slot.datasets, writes=False))
+
+    def head(self, dataset: DatasetId) -> Head:
+        slot = self.slot(dataset)
+        reply = self.redis.call(self._read_head, [slot.meta, slot.head(dataset)])
+        run_id, epoch, seq, sha, known_run, reserved_seq, reserved = reply
+        at = int(seq or 0)
+        reservation = (int(reserved_seq), reserved) if reserved_seq and int(reserved_seq) > at else None
+        return Head(at, sha.decode() if sha else "", known_run == run_id, run_id.decode(), int(epoch), reservation)
+
+    def fields(self, dataset: DatasetId, *names: str) -> list[bytes | None]:
+        """Fields of the head hash, read at one moment."""
+        return cast(list[bytes | None], self.redis.run("HMGET", self.slot(dataset).head(dataset), *names, writes=False))
+
+    def mark_notified(self, dataset: DatasetId, seq: int) -> None:
+        self.redis.run("HSET", self.slot(dataset).head(dataset), "notified", seq)
+
+    def load(self, dataset: DatasetId) -> State:
+        """The whole projection, read at one moment."""
+        slot = self.slot(dataset)
+        replies = self.redis.call(self._load, [slot.meta, *slot.tables(dataset)])
+        texts = [[item.decode("utf-8", "replace") for item in flat] for flat in replies]
+        tables = {name: dict(zip(flat[::2], flat[1::2], strict=True)) for name, flat in zip(TABLES, texts, strict=True)}
+        for field in VOLATILE:
+            tables["head"].pop(field, None)
+        return State(dataset, tables)
+
+    def reserve(self, dataset: DatasetId, effect: Reserve, max_age_seconds: float) -> ReserveAnswer:
+        slot, lease = self.slot(dataset), effect.lease
+        keys = [slot.meta, slot.head(dataset), *([slot.lease(lease.name)] if lease else [])]
+        args: list[Argument] = [effect.seq, effect.previous, effect.data]
+        args += [lease.fence.epoch, lease.fence.counter] if lease else ["", ""]
+        try:
+            reply = self.redis.call(self._reserve, keys, [*args, int(effect.age_seconds * 1000), int(max_age_seconds * 1000)])
+        except OutcomeUnknown:
+            return ReserveAnswer("refused")  # the next look at the head shows whether the reservation stands
+        return ReserveAnswer(reply.decode())
+
+    def publish(
+        self, dataset: DatasetId, link: tuple[int, str], patch: Patch, barrier_run_id: str, event: tuple[str, str]
+    ) -> PublishAnswer:
+        """Move the head to `link` = (seq, SHA-256 of the record before). `event`: JSON ('' none), oldest event id kept."""
+        slot = self.slot(dataset)
+        args: list[Argument] = [*link, patch.to_json(), barrier_run_id, dataset, *event]
+        try:
+            reply = self.redis.call(self._publish, [slot.meta, *slot.tables(dataset)], args)
+        except OutcomeUnknown:
+            return PublishAnswer("behind")  # walking the log again publishes it, or finds it published
+        return PublishAnswer(reply.decode())
+
+    def install(self, dataset: DatasetId, state: State, adopt: str) -> None:
+        slot = self.slot(dataset)
+        args: list[Argument] = [state.seq, json.dumps(state.tables), adopt, dataset]
+        self.redis.call(self._install, [slot.meta, *slot.tables(dataset)], args)

@@ -1,0 +1,367 @@
+"""The catalog: datasets, their versions and edges. The only writer of commit logs and of their projection in Redis.
+
+It drives the state machines of rules/publishing.py: each effect is one method here, each step has a name that tests crash at.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator
+from fnmatch import fnmatchcase
+from threading import Lock
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from broker.backend.index import Index
+from broker.backend.keys import Slot
+from broker.errors import Conflict, Corrupt, NotFound, OutcomeUnknown, SchemaConflict, Transient, Unavailable
+from broker.model import names
+from broker.model.commit import Alter, Body, Create, Drop, NewVersion, Record, digest, parse_record
+from broker.model.dataset import DatasetSpec, Schema
+from broker.model.event import Event, rfc3339
+from broker.model.names import DatasetId
+from broker.rules import publishing as protocol
+from broker.rules.fold import Checkpoint, State, fold, patch_of
+from broker.rules.publishing import Draft, Effect, HeadView, Lease, PublishAnswer, ReserveAnswer
+from broker.settings import Settings
+from broker.stores.port import ObjectStore
+
+T = TypeVar("T")
+FOLLOW_RECORDS: Final = 8
+"""A cached state this few records behind follows the log; further behind it is read anew from Redis."""
+NOTIFY_FORMAT: Final = 1
+NOTIFY_ROUNDS: Final = 8
+LIVE: Final = "live"
+
+
+OnStep = Callable[[str], None]
+
+
+def nothing(step: str) -> None:
+    """The default `on_step`."""
+
+
+class Catalog:
+    """Safe for threads. States are immutable and cached by the SHA-256 of their newest record."""
+
+    def __init__(self, index: Index, store: ObjectStore, settings: Settings, on_step: OnStep = nothing) -> None:
+        self._index, self._store, self._settings, self._on_step = index, store, settings, on_step
+        self._cache: dict[DatasetId, State] = {}
+        self._lock = Lock()
+
+    def slot(self, dataset: DatasetId) -> Slot:
+        return self._index.slot(dataset)
+
+    # --- reading
+
+    def state(self, dataset: DatasetId) -> State:
+        """The dataset as of now. Raises NotFound; a Redis that lost its memory is brought up to the log first."""
+        view = self._head(dataset)
+        if not view.state.exists and not view.current and self._sealed(dataset):
+            self.reconcile(dataset)
+            view = self._head(dataset)
+        if not view.state.exists:
+            view.state.spec  # noqa: B018 - raises NotFound with its hint
+        return view.state
+
+    def cached(self, dataset: DatasetId) -> State | None:
+        """The newest state this process has seen, without asking anybody."""
+        return self._cache.get(dataset)
+
+    def find(self, pattern: str = "*") -> list[DatasetId]:
+        """Datasets in the index whose id matches a glob, sorted. After a loss of Redis: only those touched or rebuilt since."""
+        found = (dataset for slot in self._index.slots() for dataset in self._index.datasets(slot))
+        return sorted(dataset for dataset in found if fnmatchcase(dataset, pattern) and self._head(dataset).state.exists)
+
+    def records(self, dataset: DatasetId, first: int = 1) -> Iterator[bytes]:
+        """Sealed records from the store, from number `first` on."""
+        while (data := self._log(dataset, first)) is not None:
+            yield data
+            first += 1
+
+    def _sealed(self, dataset: DatasetId) -> bool:
+        """Whether the store has a log of it, whatever Redis says."""
+        return self._log(dataset, 1) is not None or self._load_checkpoint(dataset) is not None
+
+    # --- writing
+
+    def create(self, spec: DatasetSpec) -> State:
+        """Create the dataset, or open the equal one that exists. Raises Conflict when its key, order or partitions differ."""
+
+        def body(state: State) -> Body | None:
+            if not state.exists:
+                return Create(session=uuid4().hex, spec=spec)
+            if state.spec.shape != spec.shape or not _fits(state.spec.columns, spec.columns):
+                raise Conflict(
+                    "the dataset exists with another spec", of=spec.dataset,
+                    why=f"it has {state.spec.shape}, asked for {spec.shape}", hint="Open it as it is, or drop it first",
+                )  # fmt: skip
+            return None
+
+        self._index.announce(spec.dataset)
+        return self.commit(spec.dataset, body, producer="create")
+
+    def alter(self, dataset: DatasetId, schema: Schema, force: bool = False) -> State:
+        """Make `schema` the dataset's: lossless growth keeps the session, anything else is SchemaConflict unless forced."""
+
+        def body(state: State) -> Body | None:
+            spec = state.spec
+            if spec.columns == schema:
+                return None
+            spec.check(schema)
+            grown = spec.model_copy(update={"columns": schema})
+            try:
+                if spec.columns is None or spec.columns.merged(schema, spec.order) == schema:
+                    return Alter(spec=grown)
+            except SchemaConflict:
+                if not force:
+                    raise
+            if not force:
+                raise SchemaConflict(
+                    "not a lossless change", of=dataset, why="columns are missing or in another order",
+                    hint="Force it: that begins a new session, and replicas reset",
+                )  # fmt: skip
+            return Alter(spec=grown, session=uuid4().hex)
+
+        return self.commit(dataset, body, producer="alter")
+
+    def drop(self, dataset: DatasetId) -> State:
+        """Its log stays, its edges are no longer offered; created again it has a new session. Raises NotFound."""
+        self.state(dataset)
+        return self.commit(dataset, lambda state: Drop() if state.exists else None, producer="drop")
+
+    def commit(
+        self,
+        dataset: DatasetId,
+        body_for: Callable[[State], Body | None],
+        producer: str,
+        lease: Lease | None = None,
+        uploaded_at: float | None = None,
+    ) -> State:
+        """Seal and publish what `body_for` answers (see rules.publishing.Draft). `uploaded_at`: monotonic start of the upload.
+
+        Raises what the draft raises, Fenced, StaleBase; OutcomeUnknown when Redis or the store fell silent behind the
+        reservation: the same commit, tried again, finds out.
+        """
+        draft = Draft(
+            write_id=uuid4().hex, producer=producer, body_for=body_for, now=time.time, lease=lease,
+            age_seconds=lambda: 0.0 if uploaded_at is None else time.monotonic() - uploaded_at,
+        )  # fmt: skip
+        state: State = self._drive(dataset, protocol.commit(draft))
+        return state
+
+    def reconcile(self, dataset: DatasetId) -> None:
+        """Bring the index up to the log after a loss or restart of Redis; nothing to do when it is current."""
+        self._index.announce(dataset)
+        self._drive(dataset, protocol.reconcile(uuid4().hex, time.time))
+
+    def help(self, dataset: DatasetId, older_than_seconds: float) -> bool:
+        """Finish a reservation whose writer is gone, publish what the log holds behind the head, catch up on notify."""
+        view = self._head(dataset)
+        if not view.current:
+            if view.state.exists:
+                self.reconcile(dataset)
+            return view.state.exists
+        (reserved_at,) = self._index.fields(dataset, "reserved_at")
+        if view.reservation is not None and reserved_at and time.time() - int(reserved_at) / 1000 >= older_than_seconds:
+            self._drive(dataset, protocol.settle(*view.reservation))
+            return True
+        unpublished = self._log(dataset, view.state.seq + 1)
+        if unpublished is not None:
+            self._drive(dataset, protocol.publish(view.state.seq + 1, unpublished))
+        if unpublished is not None or self._notified(dataset) < self._head(dataset).state.seq:
+            self._notify(dataset)
+        return unpublished is not None
+
+    def rebuild(self, tenant_prefix: str = "") -> list[DatasetId]:
+        """Restore the index of every dataset found in the store, from the store alone. LIST only names candidates."""
+        found = sorted({candidate for info in self._store.list(tenant_prefix) if (candidate := _dataset_of(info.key))})
+        for dataset in found:
+            self.reconcile(dataset)
+            self._notify(dataset)
+        return found
+
+    def checkpoint(self, dataset: DatasetId) -> int | None:
+        """Seal the fold up to the newest multiple of `checkpoint_every`, if it is not sealed yet. -> its seq"""
+        state = self.state(dataset)
+        seq = state.seq - state.seq % self._settings.checkpoint_every
+        key = names.checkpoint_key(dataset, seq)
+        if seq == 0 or self._store.stat(key) is not None:
+            return None
+        past = self._load_checkpoint(dataset, below=seq) or State(dataset)
+        for data in self.records(dataset, past.seq + 1):
+            past = fold(past, data)
+            if past.seq == seq:
+                break
+        return seq if self._store.put_if_absent(key, Checkpoint.of(past)) else None
+
+    # --- effects
+
+    def _drive(self, dataset: DatasetId, machine: Generator[Effect, Any, Any]) -> Any:
+        """Run a state machine to its end. Behind a reservation silence means: unknown."""
+        answer, reserved = None, False
+        while True:
+            try:
+                effect = machine.send(answer)
+            except StopIteration as end:
+                return end.value
+            try:
+                answer = self._perform(dataset, effect)
+            except Unavailable as error:
+                if not reserved:
+                    raise
+                raise OutcomeUnknown(
+                    "the commit was reserved, its end is unknown",
+                    of=dataset,
+                    why=str(error),
+                    hint="Do the same again: it finds out",
+                ) from error
+            reserved = reserved or (isinstance(answer, ReserveAnswer) and answer.kind == "reserved")
+
+    def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
+        match effect:
+            case protocol.ReadHead():
+                return self._head(dataset)
+            case protocol.Reserve():
+                return self._named("reserve", self._index.reserve(dataset, effect, self._settings.upload_max_age_seconds))
+            case protocol.Seal(seq=seq, data=data):
+                self._do_seal(dataset, seq, data)
+                return self._on_step("seal")
+            case protocol.ReadLog(seq=seq):
+                return self._named("read-back", self._log(dataset, seq))
+            case protocol.ReadCheckpoint():
+                return self._load_checkpoint(dataset)
+            case protocol.Install(state=state, adopt=adopt):
+                return self._index.install(dataset, state, adopt or "")
+            case protocol.Publish(seq=seq, data=data):
+                return self._named("publish", self._do_publish(dataset, seq, data))
+            case protocol.Notify():
+                self._notify(dataset)
+                return self._on_step("notify")
+
+    def _named(self, step: str, answer: T) -> T:
+        self._on_step(step)
+        return answer
+
+    def _head(self, dataset: DatasetId) -> HeadView:
+        head = self._index.head(dataset)
+        state = self._follow(dataset, head.seq, head.sha)
+        return HeadView(state, head.current, head.run_id, head.epoch, head.reservation)
+
+    def _follow(self, dataset: DatasetId, seq: int, sha: str) -> State:
+        """The state whose newest record is `sha`: cached, by following the log, or read from Redis."""
+        state = self._cache.get(dataset)
+        if seq == 0:
+            return State(dataset)
+        if state is not None and state.sha == sha:
+            return state
+        if state is not None and 0 < seq - state.seq <= FOLLOW_RECORDS:
+            for number in range(state.seq + 1, seq + 1):
+                data = self._log(dataset, number)
+                if data is None or parse_record(data, f"{dataset} log {number}").previous != state.sha:
+                    return self._remember(self._index.load(dataset))
+                state = fold(state, data)
+            return self._remember(state)
+        return self._remember(self._index.load(dataset))
+
+    def _remember(self, state: State) -> State:
+        with self._lock:
+            known = self._cache.get(DatasetId(state.dataset))
+            if known is None or known.seq <= state.seq or known.session != state.session:
+                self._cache[DatasetId(state.dataset)] = state
+        return state
+
+    def _do_seal(self, dataset: DatasetId, seq: int, data: bytes) -> None:
+        try:
+            self._store.put_if_absent(names.log_key(dataset, seq), data)
+        except OutcomeUnknown:
+            return  # reading back tells
+
+    def _log(self, dataset: DatasetId, seq: int) -> bytes | None:
+        try:
+            return b"".join(self._store.get(names.log_key(dataset, seq)))
+        except NotFound:
+            return None
+
+    def _load_checkpoint(self, dataset: DatasetId, below: int = 1 << 62) -> State | None:
+        keys = [info.key for info in self._store.list(f"{dataset}/checkpoint/")]
+        for key in reversed(keys):
+            if names.seq_of(key) < below:
+                return Checkpoint.model_validate_json(b"".join(self._store.get(key))).state()
+        return None
+
+    def _do_publish(self, dataset: DatasetId, seq: int, data: bytes) -> PublishAnswer:
+        record = parse_record(data, f"{dataset} log {seq}")
+        if record.seq != seq:
+            raise Corrupt("a commit record lies under another number", of=f"{dataset} log {seq}", why=f"it says {record.seq}")
+        barrier = record.body.run_id if record.body.kind == "barrier" else ""
+        oldest = f"{int((time.time() - self._settings.history_seconds) * 1000)}-0"
+        patch, event = patch_of(record, digest(data)), (_published(dataset, record), oldest)
+        answer = self._index.publish(dataset, (seq, record.previous), patch, barrier, event)
+        known = self._cache.get(dataset)
+        if answer.kind == "published" and known is not None and known.sha == record.previous and known.seq == seq - 1:
+            self._remember(fold(known, data))
+        return answer
+
+    # --- the bell for those who read without Redis
+
+    def _notify(self, dataset: DatasetId) -> None:
+        """Best effort: the commit stands whether or not this reaches the store now; the janitor comes again."""
+        try:
+            for _ in range(NOTIFY_ROUNDS):
+                state = self._head(dataset).state
+                self._store.put(names.notify_key(dataset, LIVE), notification(state))
+                self._index.mark_notified(dataset, state.seq)
+                if self._head(dataset).state.seq == state.seq:
+                    return
+        except Transient:
+            return
+
+    def _notified(self, dataset: DatasetId) -> int:
+        return int(self._index.fields(dataset, "notified")[0] or 0)
+
+
+def notification(state: State, channel: str = LIVE) -> bytes:
+    """notify/<channel>.json: enough to follow a dataset with GET alone: the newest snapshot and the deltas behind it."""
+    snapshot = next((edge for edge in reversed(state.edges) if edge.base is None), None)
+    deltas = {edge.base: edge for edge in state.edges if edge.base is not None and edge.kind == "delta"}
+    chain, at = [], snapshot.version if snapshot else 0
+    while at in deltas:
+        chain.append(deltas[at])
+        at = deltas[at].version
+    fields = {
+        "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": state.session, "seq": state.seq,
+        "version": state.version,
+        "key": state.spec.key if state.exists else (), "order": state.spec.order if state.exists else (),
+        "snapshot": snapshot.model_dump(mode="json") if snapshot else None,
+        "deltas": [edge.model_dump(mode="json") for edge in chain],
+    }  # fmt: skip
+    return json.dumps(fields).encode()
+
+
+def _published(dataset: DatasetId, record: Record) -> str:
+    """The event of a new version; '' for other records."""
+    if not isinstance(record.body, NewVersion):
+        return ""
+    edge = record.body.edge
+    data = {
+        "version": edge.version, "kind": edge.kind, "rows": edge.rows, "bytes": edge.bytes,
+        "system": record.body.system, "custom": record.body.custom,
+    }  # fmt: skip
+    return Event(
+        id=f"{dataset}/{record.seq}", source=f"broker/{dataset.domain}", type="broker.dataset.published", subject=dataset,
+        time=rfc3339(record.time), correlationid=record.body.production, data=data,
+    ).model_dump_json()  # fmt: skip
+
+
+def _fits(have: Schema | None, asked: Schema | None) -> bool:
+    return asked is None or have is None or have == asked
+
+
+def _dataset_of(key: str) -> DatasetId | None:
+    """The dataset a log or checkpoint key belongs to."""
+    head, _, tail = key.rpartition("/")
+    owner, _, folder = head.rpartition("/")
+    is_log = folder in ("log", "checkpoint") and tail.endswith(".json") and not owner.endswith("=channels")
+    return DatasetId(owner) if is_log and owner.count("/") == 2 else None
