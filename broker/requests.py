@@ -1,0 +1,327 @@
+"""The ledger of requests and flights: the only writer of their keys.
+
+A request is queued, joins a *flight* (one production of a dataset, or one derivation of a selection) and is answered by the
+flight's holder. The flight carries the lease and the fence; whoever finds a lapsed flight takes it over whole.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from broker.backend.client import Argument, Entry, RedisClient
+from broker.backend.keys import Slot, flight_lease
+from broker.errors import (
+    BrokerError,
+    Conflict,
+    Fenced,
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    Reconciling,
+    RequestExpired,
+    RequestLost,
+)
+from broker.model.commit import Fence
+from broker.model.event import Event, rfc3339
+from broker.model.names import DatasetId
+from broker.model.request import Completion, Request, State, born_at, new_id, slot_of
+from broker.rules.publishing import Lease
+from broker.settings import Settings
+
+TICK_LIMIT: Final = 1_000
+"""Requests one tick moves at most, so that a tick stays short for Redis."""
+Kind = Literal["produce", "derive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`how`: queued | backlog (the tenant's line) | answered (at once) | same (this id or idempotency key is known)."""
+
+    id: str
+    how: Literal["queued", "backlog", "answered", "same"]
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One production or derivation held by this worker. Its id is the production id in the commit record."""
+
+    id: str
+    dataset: DatasetId
+    kind: Kind
+    owner: str
+    fence: Fence
+    attempt: int
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(flight_lease(self.id), self.owner, self.fence)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A request that waits for a flight's answer. `attempts` counts this one."""
+
+    id: str
+    request: Request
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What became of entries read from a request stream: flights to run, and requests whose deadline had passed."""
+
+    flights: tuple[Flight, ...]
+    joined: int
+    expired: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What a tick found: requests past their deadline, flights past their lease, requests no reader could serve."""
+
+    expired: tuple[str, ...]
+    lapsed: tuple[tuple[str, DatasetId], ...]
+    parked: tuple[tuple[str, DatasetId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try a member again, `delay_seconds` from now."""
+
+    id: str
+    delay_seconds: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """A request as Redis knows it. `progress` of its flight: rows, bytes, total where known."""
+
+    id: str
+    state: State
+    request: Request
+    attempts: int
+    created: float
+    waits: str | None = None
+    flight: str | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+    completion: Completion | None = None
+
+
+def completion_event(completion: Completion) -> str:
+    """The terminal event, as JSON: its id is the request's, so a redelivery shows."""
+    data = completion.model_dump(mode="json", exclude_defaults=True)
+    state = completion.state
+    return Event(
+        id=completion.request, source=f"broker/{completion.dataset.domain}", type=f"broker.request.{state}",
+        subject=completion.dataset, time=rfc3339(time.time()), correlationid=completion.request, data=data | {"state": state},
+    ).model_dump_json()  # fmt: skip
+
+
+def completion_of(event: bytes | str) -> Completion:
+    """The completion inside a terminal event."""
+    return Completion.model_validate(json.loads(event)["data"])
+
+
+class Requests:
+    """Safe for threads and processes; every change is one atomic script."""
+
+    def __init__(self, redis: RedisClient, settings: Settings) -> None:
+        self._redis, self._settings = redis, settings
+        names = ("submit", "claim", "close", "answer", "beat", "take_over", "tick", "end_requests", "park")
+        self._scripts = {name: redis.script(name) for name in names}
+
+    # --- the asking side
+
+    def submit(
+        self, slot: Slot, request: Request, derivation: str, answer: Completion | None = None, seq: int = 0
+    ) -> Submitted:
+        """Queue a request, or answer it at once with `answer`, if the dataset's head is still `seq` and fresh enough.
+
+        Raises NotFound, Conflict (idempotency key), Overloaded, RequestExpired, Reconciling (bring the index up first).
+        """
+        id = answer.request if answer else new_id(slot.name)
+        keys = [slot.meta, slot.head(request.dataset)]
+        args = self._submit_args(id, request, derivation, answer, seq)
+        try:
+            reply = self._redis.call(self._scripts["submit"], keys, args)
+        except OutcomeUnknown:
+            reply = self._redis.call(self._scripts["submit"], keys, args)  # the id makes it the same submission
+        how, known, head_seq = reply[0].decode(), reply[1].decode(), int(reply[2])
+        if how in ("queued", "backlog", "answered", "same"):
+            return Submitted(known, how, head_seq)
+        raise self._refusal(how, request, known)
+
+    def _submit_args(self, id: str, request: Request, derivation: str, answer: Completion | None, seq: int) -> list[Argument]:
+        s, dataset = self._settings, request.dataset
+        staleness, deadline = request.max_staleness, request.deadline
+        keyed = request.idempotency_key
+        return [
+            id, request.model_dump_json(exclude_defaults=True), dataset, dataset.tenant, dataset.name, request.priority,
+            request.target, keyed or "", request.body_hash if keyed else "", "" if deadline is None else int(deadline * 1000),
+            "" if staleness is None else int(staleness * 1000), derivation, completion_event(answer) if answer else "", seq,
+            s.tenant_inflight, s.tenant_backlog, s.max_unread_responses, int(s.max_memory_ratio * 100), s.history_seconds,
+        ]  # fmt: skip
+
+    def _refusal(self, how: str, request: Request, known: str) -> BrokerError:
+        dataset, target = request.dataset, request.target
+        match how:
+            case "unknown":
+                return NotFound("no such dataset", of=dataset, hint=f"Create it: broker dataset create {dataset} --key …")
+            case "conflict":
+                return Conflict("the idempotency key was used for another request", of=str(request.idempotency_key), why=known)
+            case "expired":
+                return RequestExpired("the deadline has passed already", of=dataset, why=f"deadline={request.deadline}")
+            case "unread":
+                return Overloaded(
+                    "the target has too many unread responses", of=target, hint=f"Read: broker responses {target} --ack"
+                )
+            case "line":
+                return Overloaded("the tenant's line is full", of=dataset.tenant, why=f"{self._settings.tenant_backlog} wait")
+            case "memory":
+                return Overloaded("Redis is nearly full", of=dataset, hint="Read responses, or give it more maxmemory")
+        return Reconciling("Redis is a new incarnation", of=dataset, why="its index is not yet checked against the log")
+
+    def status(self, id: str) -> Status:
+        """Raises RequestLost when Redis forgot a request of its history time, NotFound for an older or unknown one."""
+        slot = Slot(slot_of(id))
+        flat = self._redis.run("HGETALL", slot.request(id), writes=False)
+        if not flat:
+            if time.time() - born_at(id) < self._settings.history_seconds:
+                raise RequestLost(
+                    "Redis lost its memory of the request", of=id, hint="Submit it again, with its idempotency key"
+                )
+            raise NotFound("no such request", of=id, why="finished requests are kept for a while only")
+        known = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        flight = known["flight"].decode() if "flight" in known else None
+        progress = self._redis.run("HGET", slot.flight(flight), "progress", writes=False) if flight else None
+        done = completion_of(known["done"]) if "done" in known else None
+        attempts = int(known["attempts"])
+        return Status(
+            id=id, state=State(known["state"].decode()), request=Request.model_validate_json(known["body"]), attempts=attempts,
+            created=int(known["created"]) / 1000, waits=known["wait"].decode() if "wait" in known else None, flight=flight,
+            progress=json.loads(progress) if progress else {}, completion=done,
+        )  # fmt: skip
+
+    def end(self, id: str, state: State, error: BrokerError | None = None) -> bool:
+        """Make a request cancelled or expired unless it has ended. True: this call ended it."""
+        known = self.status(id)
+        if known.state.terminal:
+            return False
+        completion = ended(id, known.request, state, known.attempts, error)
+        args: list[Argument] = [self._settings.history_seconds, id, state.value, completion_event(completion)]
+        return bool(self._redis.call(self._scripts["end_requests"], [Slot(slot_of(id)).meta], args))
+
+    # --- the answering side
+
+    def claim(self, slot: Slot, worker: str, entries: Sequence[Entry]) -> Claimed:
+        """Turn stream entries into flights to run. Atomic per call; entries of requests that ended meanwhile vanish."""
+        if not entries:
+            return Claimed((), 0, ())
+        args: list[Argument] = [worker, int(self._settings.lease_seconds * 1000), self._settings.flight_members]
+        for entry in entries:
+            args += [entry.stream, entry.id, entry.fields[b"r"], new_id(slot.name)]
+        flights, joined, expired = [], 0, []
+        for outcome in self._redis.call(self._scripts["claim"], [slot.meta], args):
+            if outcome[0] == b"lead":
+                _, _, body, attempts, id, epoch, counter, kind = outcome
+                dataset = Request.model_validate_json(body).dataset
+                flights.append(
+                    Flight(id.decode(), dataset, kind.decode(), worker, Fence(int(epoch), int(counter)), int(attempts))
+                )
+            elif outcome[0] == b"expired":
+                expired.append(outcome[1].decode())
+            joined += outcome[0] == b"join"
+        return Claimed(tuple(flights), joined, tuple(expired))
+
+    def close(self, flight: Flight) -> list[Member]:
+        """Nobody joins from now on; the members to answer. Raises Fenced."""
+        reply = self._fenced("close", flight, [Slot(slot_of(flight.id)).meta], [])
+        triples = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+        return [Member(id.decode(), Request.model_validate_json(body), int(tries)) for id, body, tries in triples]
+
+    def answer(
+        self,
+        flight: Flight,
+        answers: Iterable[Completion | Retry],
+        *,
+        confirmed_at: float | None = None,
+        position: str | None = None,
+        over: bool = True,
+    ) -> int:
+        """Flip states and post the terminal events in one step; -> how many requests ended by it. Raises Fenced.
+
+        `confirmed_at`, `position`: of a production that ended well (seconds since the epoch; JSON). `over`: it was the last.
+        """
+        slot = Slot(slot_of(flight.id))
+        args: list[Argument] = ["" if confirmed_at is None else repr(confirmed_at), position or "", "1" if over else "0"]
+        args.append(self._settings.history_seconds)
+        for item in answers:
+            if isinstance(item, Retry):
+                args += [item.id, "queued", int(item.delay_seconds * 1000)]
+            else:
+                args += [item.request, item.state.value, completion_event(item)]
+        return int(self._fenced("answer", flight, [slot.meta, slot.head(flight.dataset)], args))
+
+    def beat(self, flight: Flight, progress: dict[str, Any] | None = None) -> bool:
+        """Hold the flight for another lease. False: all its members were cancelled or expired. Raises Fenced."""
+        args: list[Argument] = [int(self._settings.lease_seconds * 1000), json.dumps(progress) if progress else ""]
+        return bool(self._fenced("beat", flight, [Slot(slot_of(flight.id)).meta], args) == b"held")
+
+    def take_over(self, id: str, worker: str) -> Flight | None:
+        """Become the holder of a lapsed flight; None when it is held or over. Every member counts one more attempt."""
+        args: list[Argument] = [id, worker, int(self._settings.lease_seconds * 1000)]
+        reply = self._redis.call(self._scripts["take_over"], [Slot(slot_of(id)).meta], args)
+        if reply is None:
+            return None
+        epoch, counter, kind, dataset, attempts = reply
+        return Flight(id, DatasetId(dataset.decode()), kind.decode(), worker, Fence(int(epoch), int(counter)), int(attempts))
+
+    def tick(self, slot: Slot) -> Due:
+        """Ring for delayed requests that are due; find what is overdue."""
+        expired, lapsed, parked = self._redis.call(self._scripts["tick"], [slot.meta], [TICK_LIMIT])
+        texts = [item.decode() for item in lapsed]
+        pairs = [item.decode() for item in parked]
+        return Due(
+            tuple(item.decode() for item in expired),
+            tuple((id, DatasetId(of)) for id, of in zip(texts[::2], texts[1::2], strict=True) if of),
+            tuple((id, DatasetId(of)) for id, of in zip(pairs[::2], pairs[1::2], strict=True)),
+        )
+
+    def park(self, slot: Slot, entries: Sequence[tuple[Entry, DatasetId]]) -> None:
+        """Set aside entries of datasets this worker does not serve."""
+        args: list[Argument] = ["1"]
+        for entry, dataset in entries:
+            args += [entry.stream, entry.id, entry.fields[b"r"], dataset]
+        self._redis.call(self._scripts["park"], [slot.meta], args)
+
+    def unpark(self, slot: Slot, ids: Sequence[str]) -> None:
+        """Ring again for parked requests that this worker serves."""
+        args: list[Argument] = ["0"]
+        for id in ids:
+            args += ["", "", id, ""]
+        self._redis.call(self._scripts["park"], [slot.meta], args)
+
+    def datasets_of(self, slot: Slot, ids: Sequence[bytes]) -> list[DatasetId | None]:
+        """Which dataset each request asks for; None for requests that are gone."""
+        replies = self._redis.pipeline([("HGET", slot.request(id.decode()), "dataset") for id in ids], slot.name, writes=False)
+        return [DatasetId(reply.decode()) if isinstance(reply, bytes) else None for reply in replies]
+
+    def _fenced(self, script: str, flight: Flight, keys: list[bytes], args: list[Argument]) -> Any:
+        fence: list[Argument] = [flight.id, flight.fence.epoch, flight.fence.counter]
+        reply = self._redis.call(self._scripts[script], keys, fence + args)
+        if reply == b"fenced":
+            raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
+        return reply
+
+
+def ended(id: str, request: Request, state: State, attempts: int = 0, error: BrokerError | None = None) -> Completion:
+    """A terminal answer without data."""
+    return Completion(
+        request=id, dataset=request.dataset, target=request.target, state=state, format=request.format, attempts=attempts,
+        error=error.to_dict() if error else None, attributes=request.attributes,
+    )  # fmt: skip
