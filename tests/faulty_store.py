@@ -55,7 +55,7 @@ def never(method: str, key: str, nth: int) -> Fault | None:
 
 
 class FaultyStore:
-    """ObjectStore that delegates to `inner`. `calls` counts methods; `hits` counts (method, fault), for tests to forbid zeros."""
+    """ObjectStore that delegates to `inner`. `calls` counts methods; `hits` counts (method, fault): a test may forbid zeros."""
 
     def __init__(self, inner: ObjectStore, plan: Plan = never) -> None:
         self.inner, self.plan = inner, plan

@@ -19,14 +19,12 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http.client import IncompleteRead
 from itertools import islice
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
 from xml.etree.ElementTree import ParseError
 
 import minio
@@ -34,7 +32,7 @@ import urllib3
 from minio.datatypes import Part
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioAdminException, MinioException, S3Error, ServerError
-from minio.helpers import DictType, check_bucket_name
+from minio.helpers import DictType
 from urllib3 import exceptions as http
 from urllib3.response import BaseHTTPResponse
 
@@ -43,7 +41,6 @@ from broker.errors import (
     Conflict,
     Corrupt,
     Invalid,
-    InvalidSettings,
     NotFound,
     OutcomeUnknown,
     Terminal,
@@ -52,7 +49,8 @@ from broker.errors import (
 )
 from broker.settings import Settings, s3_credentials
 from broker.stores.port import ObjectInfo, Upload, check_key
-from broker.stores.s3_answers import Answer, read_body, to_error
+from broker.stores.s3_address import S3Address, parse_address
+from broker.stores.s3_answers import Answer, announced_bytes, read_body, to_error
 from broker.stores.s3_upload import PartedUpload
 
 CHUNK_BYTES: Final = 1 << 20
@@ -61,44 +59,10 @@ CONNECT_SECONDS: Final = 5.0
 BULK_DELETE: Final = 1_000  # S3's limit of one DeleteObjects request
 CONNECTIONS: Final = 16  # kept open per pool; more are opened when needed
 
-_NEVER_SENT: Final = (http.NewConnectionError, http.ConnectTimeoutError, http.PoolError, http.LocationValueError)
+_NEVER_SENT: Final = (
+    http.NewConnectionError, http.ConnectTimeoutError, http.EmptyPoolError, http.ClosedPoolError, http.LocationValueError,
+)  # fmt: skip
 _DRIVER_ERRORS: Final = (MinioException, MinioAdminException, http.HTTPError, ParseError, ValueError)
-
-
-@dataclass(frozen=True, slots=True)
-class S3Address:
-    """Where a bucket is: `s3://bucket/prefix?endpoint=http://host:9000&region=…`."""
-
-    bucket: str
-    prefix: str
-    host: str
-    secure: bool
-    region: str
-
-
-def parse_address(url: str, default_region: str) -> S3Address:
-    """Take an s3:// URL apart. Raises InvalidSettings, whose message never repeats the URL: it may hold a secret."""
-    parts = urlsplit(url)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    endpoint = urlsplit(options.get("endpoint", "https://s3.amazonaws.com"))
-    if "@" in parts.netloc or "@" in endpoint.netloc:
-        raise _bad_address("it carries credentials", "URLs end in logs: set BROKER_S3_ACCESS_KEY and BROKER_S3_SECRET_KEY")
-    if set(options) - {"endpoint", "region"}:
-        raise _bad_address("its only options are endpoint and region", "Set keys, region and CA as BROKER_S3_*")
-    if endpoint.scheme not in {"http", "https"} or not endpoint.netloc or endpoint.path.strip("/"):
-        raise _bad_address("the endpoint is not http(s)://host[:port]")
-    prefix = parts.path.strip("/")
-    try:
-        check_bucket_name(parts.netloc)
-        if prefix:
-            check_key(prefix)
-    except ValueError as error:
-        raise _bad_address(str(error)) from error
-    return S3Address(parts.netloc, prefix, endpoint.netloc, endpoint.scheme == "https", options.get("region") or default_region)
-
-
-def _bad_address(why: str, hint: str = "Write s3://bucket/prefix?endpoint=http://host:9000") -> InvalidSettings:
-    return InvalidSettings("bad S3 address", of="store", why=why, hint=hint)
 
 
 class S3Store:
@@ -312,8 +276,8 @@ class _Body:
         self._key, self._response = key, response
         self.etag = response.headers.get("etag") if response is not None else None
         try:
-            self._expected = _announced(key, response, start, length) if response is not None else 0
-        except BrokerError:
+            self._expected = announced_bytes(key, response.headers, start, length) if response is not None else 0
+        except (BrokerError, ValueError):
             self.close()
             raise
 
@@ -334,23 +298,6 @@ class _Body:
         if self._response is not None:
             self._response.close()
             self._response.release_conn()
-
-
-def _announced(key: str, response: BaseHTTPResponse, start: int, length: int | None) -> int | None:
-    """Bytes the body must have; None when the server does not say. Raises Corrupt when it answers another range."""
-    size, served = response.headers.get("content-length"), response.headers.get("content-range")
-    if not start and length is None:
-        return int(size) if size is not None else None
-    if served is None:  # the header decides, not the status: rclone answers a range with 200
-        raise Unsupported("the store ignores byte ranges", of=key, why=f"HTTP {response.status} to a range request")
-    given, _, total = served.removeprefix("bytes ").partition("/")
-    first, _, last = given.partition("-")
-    end = int(total) if total.isdigit() else None
-    if end is not None and length is not None:
-        end = min(end, start + length)
-    if first != str(start) or (end is not None and last != str(end - 1)):
-        raise Corrupt("the store answered another range", of=key, why=f"asked {start}+{length}, got {given}/{total}")
-    return int(last) + 1 - start
 
 
 class _BeyondEnd(Invalid):
@@ -398,7 +345,7 @@ def map_error(error: Exception, key: str, *, wrote: bool) -> BrokerError:
         return Terminal("the store's certificate is not trusted", of=key, why=str(reason), hint="Set BROKER_S3_CA")
     if wrote and not isinstance(error, _NEVER_SENT):  # repeated requests too: the last failure says nothing of the first
         return OutcomeUnknown("object may have been written", of=key, why=str(reason), hint="Read it back")
-    if isinstance(reason, http.ProtocolError) and any(isinstance(each, IncompleteRead) for each in reason.args):
+    if any(isinstance(each, IncompleteRead) for each in (reason, *reason.args)):
         return _short(key, str(reason))
     return Unavailable("the object store does not answer", of=key, why=str(reason), hint="Check its endpoint and network")
 

@@ -1,4 +1,4 @@
-"""What an S3 server's refusal means: (status, code, did we ask it to write) -> a typed error. Pure, no driver in sight.
+"""What an S3 server's answers mean: a refusal as a typed error, a body's announced length. Pure, no driver in sight.
 
 Codes first, since servers agree on them more than on statuses:
 https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,10 +97,33 @@ def to_error(answer: Answer, key: str, *, wrote: bool) -> BrokerError:
     kind, hint = _CODES.get(answer.code) or _STATUSES.get(answer.status) or _by_class(answer.status)
     if wrote and kind in {Unavailable, OutcomeUnknown} and (answer.status >= 500 or answer.status == 409):
         return OutcomeUnknown("object may have been written", of=key, why=why, hint="Read it back")
-    return kind("no such object" if kind is NotFound else "the object store refused", of=key, why=why, hint=hint)
+    what = {"NoSuchBucket": "no such bucket"}.get(
+        answer.code, "no such object" if kind is NotFound else "the object store refused"
+    )
+    return kind(what, of=key, why=why, hint=hint)
 
 
 def _by_class(status: int) -> tuple[type[BrokerError], str]:
     if 300 <= status < 400:
         return Terminal, _REGION
     return (Unavailable, "") if status >= 500 or status in {0, 409} else (Terminal, "")
+
+
+def announced_bytes(key: str, headers: Mapping[str, str], start: int, length: int | None) -> int | None:
+    """Bytes the body of a GET must have; None when the server does not say. Header names in lower case.
+
+    Raises Corrupt when the server answers another range than [start, start+length), Unsupported when it ignores ranges.
+    """
+    size, served = headers.get("content-length"), headers.get("content-range")
+    if not start and length is None:
+        return int(size) if size is not None else None
+    if served is None:  # the header decides, not the status: rclone answers a range with 200
+        raise Unsupported("the store ignores byte ranges", of=key, why="no Content-Range in its answer")
+    given, _, total = served.removeprefix("bytes ").partition("/")
+    first, _, last = given.partition("-")
+    end = int(total) if total.isdigit() else None
+    if end is not None and length is not None:
+        end = min(end, start + length)
+    if first != str(start) or (end is not None and last != str(end - 1)):
+        raise Corrupt("the store answered another range", of=key, why=f"asked {start}+{length}, got {given}/{total}")
+    return int(last) + 1 - start
