@@ -1,0 +1,177 @@
+"""Files on their way out: encoded, hashed and uploaded in one pass, and committed together or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from broker.model.commit import File, Role
+from broker.model.request import Format
+from broker.stores.port import ObjectStore, Upload
+
+# Measured over 3,000,000 rows of 6 columns: groups of 128k rows cost a third more time, zstd level 3 (default: 1) half more.
+ROW_GROUP_ROWS: Final = 524_288
+ROW_GROUP_BYTES: Final = 64 << 20  # of Arrow memory: what huge values may hold back, and far below Arrow's 2 GiB of text
+MAX_BOUND_CHARACTERS: Final = 200
+
+
+class Encoder(Protocol):
+    """Turns batches into one file's bytes."""
+
+    def write(self, batch: pa.RecordBatch) -> None: ...
+
+    def close(self) -> tuple[str | None, str | None]:
+        """Write what is left; returns the lowest and highest first column as text, where the format knows them."""
+        ...
+
+
+class Hashed:
+    """An upload as the file object pyarrow writes to."""
+
+    closed = False
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload, self._digest, self.bytes = upload, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._upload.write(view)
+        self._digest.update(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class ParquetEncoder:
+    """Row groups of 512k rows or 64 MiB, so that their statistics prune and memory stays bounded."""
+
+    def __init__(self, sink: Hashed, columns: pa.Schema) -> None:
+        self._schema, self._metadata = columns, list[pq.FileMetaData]()
+        self._writer = pq.ParquetWriter(sink, columns, compression="zstd", metadata_collector=self._metadata)
+        self._held: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._held.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> tuple[str | None, str | None]:
+        if self._held:
+            self._flush()
+        self._writer.close()
+        return _bounds(self._metadata[0])
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=ROW_GROUP_ROWS)
+        self._held, self._rows, self._bytes = [], 0, 0
+
+
+def _bounds(metadata: pq.FileMetaData) -> tuple[str | None, str | None]:
+    groups = [metadata.row_group(index).column(0).statistics for index in range(metadata.num_row_groups)]
+    if not groups or not all(group is not None and group.has_min_max for group in groups):
+        return None, None
+    low, high = str(min(group.min for group in groups)), str(max(group.max for group in groups))
+    return (low, high) if max(len(low), len(high)) <= MAX_BOUND_CHARACTERS else (None, None)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where files of one role and format go: `new_key` gives a fresh store key each time."""
+
+    role: Role
+    columns: pa.Schema
+    new_key: Callable[[], str]
+    encoder: Callable[[Hashed, pa.Schema], Encoder] = ParquetEncoder
+    format: Format = "parquet"
+
+
+class Outbox:
+    """Uploads of one piece of work. `commit` makes all of them visible; leaving without it drops all of them.
+
+    A commit that fails half way leaves objects nobody names to the orphan sweep: nothing is deleted on an error path.
+    """
+
+    def __init__(self, store: ObjectStore, max_file_rows: int) -> None:
+        self._store, self._max_rows = store, max_file_rows
+        self._uploads: list[Upload] = []
+        self._files: list[tuple[Upload, File]] = []
+
+    def write(self, target: Target, batches: Iterable[pa.RecordBatch], *, even_empty: bool = False) -> int:
+        """Write all batches, cutting files at the row limit. Returns the rows. `even_empty`: one file even for no rows."""
+        current: _Open | None = self._open(target) if even_empty else None
+        total = 0
+        for batch in batches:
+            total += batch.num_rows
+            while batch.num_rows:
+                current = current or self._open(target)
+                piece = batch.slice(0, self._max_rows - current.rows)
+                current.write(piece)
+                batch = batch.slice(piece.num_rows)  # noqa: PLW2901
+                if current.rows >= self._max_rows:
+                    self._close(current)
+                    current = None
+        if current:
+            self._close(current)
+        return total
+
+    def commit(self) -> tuple[File, ...]:
+        for upload, _ in self._files:
+            upload.commit()
+        return tuple(file for _, file in self._files)
+
+    def _open(self, target: Target) -> _Open:
+        key = target.new_key()
+        upload = self._store.upload(key)
+        self._uploads.append(upload)
+        sink = Hashed(upload)
+        return _Open(target, key, upload, sink, target.encoder(sink, target.columns))
+
+    def _close(self, done: _Open) -> None:
+        low, high = done.encoder.close()
+        file = File(
+            role=done.target.role, key=done.key, sha256=done.sink.sha256, bytes=done.sink.bytes, rows=done.rows,
+            format=done.target.format, low=low, high=high,
+        )  # fmt: skip
+        self._files.append((done.upload, file))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for upload in self._uploads:
+            upload.abort()
+
+
+@dataclass
+class _Open:
+    target: Target
+    key: str
+    upload: Upload
+    sink: Hashed
+    encoder: Encoder
+    rows: int = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self.encoder.write(batch)
+        self.rows += batch.num_rows
