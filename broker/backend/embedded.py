@@ -5,7 +5,6 @@ It listens on a unix socket only, lives in a session of its own, and stops itsel
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -57,7 +56,6 @@ def ensure(home: Path, settings: Settings) -> Endpoint:
     with locked(home):
         found = living(home)
         record = found or _start(home, settings)
-        os.utime(home / "redis.json")  # the idle clock starts anew, so a caller that is about to connect finds it alive
         if found is None or not is_locked(home / "redis" / "watched"):
             _spawn_watcher(home, settings.embedded_idle_seconds)
     return record.endpoint()
@@ -159,15 +157,18 @@ def _spawn_watcher(home: Path, idle_seconds: float) -> None:
 
 @dataclass
 class Idleness:
-    """Since when nobody used the server. Use is an open connection beside ours, one that came and went, or a call of ensure."""
+    """Since when nobody used the server. Use is an open connection beside ours, or one that came and went.
+
+    `ensure` is use as well, since it asks the server: who called it has the idle time anew to connect.
+    """
 
     since: float
-    seen: tuple[int, int] = (0, 0)
+    accepted: int = 0
 
-    def observe(self, now: float, others: int, connections: int, ensured: int) -> float:
-        """Idle seconds at `now`. `connections` counts all ever accepted; `ensured` is the time stamp of redis.json."""
-        if others or self.seen != (connections, ensured):
-            self.since, self.seen = now, (connections, ensured)
+    def observe(self, now: float, others: int, accepted: int) -> float:
+        """Idle seconds at `now`. `others` counts open connections beside ours, `accepted` all there ever were."""
+        if others or self.accepted != accepted:
+            self.since, self.accepted = now, accepted
         return now - self.since
 
 
@@ -181,22 +182,20 @@ def watch(home: str, idle_seconds: str) -> None:
         with suppress(OSError, BrokerError), Wire(record.socket, ANSWER_SECONDS) as wire:
             idleness = Idleness(time.monotonic())
             while not wire.closed_within(min(limit / 4, 30.0)):
-                if _idle_seconds(folder, wire, idleness) >= limit and _stop_idle(folder, wire, idleness, limit):
+                if _idle_seconds(wire, idleness) >= limit and _stop_idle(folder, wire, idleness, limit):
                     return
 
 
-def _idle_seconds(home: Path, wire: Wire, idleness: Idleness) -> float:
+def _idle_seconds(wire: Wire, idleness: Idleness) -> float:
     info = wire.info()
-    ensured = (home / "redis.json").stat().st_mtime_ns
-    others = int(info["connected_clients"]) - 1
-    return idleness.observe(time.monotonic(), others, int(info["total_connections_received"]), ensured)
+    return idleness.observe(time.monotonic(), int(info["connected_clients"]) - 1, int(info["total_connections_received"]))
 
 
 def _stop_idle(home: Path, wire: Wire, idleness: Idleness, limit: float) -> bool:
     """Look again with the lock held, when nobody can be in `ensure`, and only then stop. False: not now."""
     with suppress(Busy), locked(home):
         record = read_record(home)
-        if record is None or record.keep or _idle_seconds(home, wire, idleness) < limit:
+        if record is None or record.keep or _idle_seconds(wire, idleness) < limit:
             return False
         return stop_server(home)
     return False

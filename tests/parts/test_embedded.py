@@ -424,7 +424,7 @@ def test_who_came_between_the_watchers_look_and_its_lock_is_spared(home: Path, s
     endpoint = ensure(home, settings)
     with Wire(str(home / "redis" / "redis.sock"), 5.0) as wire:
         idleness = Idleness(0.0)
-        embedded._idle_seconds(home, wire, idleness)
+        embedded._idle_seconds(wire, idleness)
         idleness.since = 0.0
         ensure(home, settings)
         assert embedded._stop_idle(home, wire, idleness, 0.5) is False
@@ -433,10 +433,9 @@ def test_who_came_between_the_watchers_look_and_its_lock_is_spared(home: Path, s
 
 def test_idleness_begins_anew_with_every_trace_of_use() -> None:
     idleness = Idleness(since=100.0)
-    assert idleness.observe(100.0, others=0, connections=1, ensured=7) == 0.0
-    assert idleness.observe(110.0, others=0, connections=1, ensured=7) == 10.0
-    assert idleness.observe(120.0, others=1, connections=2, ensured=7) == 0.0, "a client is connected"
-    assert idleness.observe(130.0, others=0, connections=2, ensured=7) == 10.0
-    assert idleness.observe(140.0, others=0, connections=3, ensured=7) == 0.0, "one came and went between two looks"
-    assert idleness.observe(150.0, others=0, connections=3, ensured=8) == 0.0, "somebody asked for the server and will connect"
-    assert idleness.observe(155.0, others=0, connections=3, ensured=8) == 5.0
+    assert idleness.observe(100.0, others=0, accepted=1) == 0.0
+    assert idleness.observe(110.0, others=0, accepted=1) == 10.0
+    assert idleness.observe(120.0, others=1, accepted=2) == 0.0, "a client is connected"
+    assert idleness.observe(130.0, others=0, accepted=2) == 10.0
+    assert idleness.observe(140.0, others=0, accepted=3) == 0.0, "one came and went between two looks"
+    assert idleness.observe(145.0, others=0, accepted=3) == 5.0
