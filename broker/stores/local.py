@@ -44,6 +44,7 @@ _KINDS: Final[dict[int, tuple[type[BrokerError], str]]] = {
     errno.EPERM: (Terminal, "Give this user the right to read and write the store's folder"),
     errno.EROFS: (Terminal, "Mount the file system for writing"),
     errno.ENOENT: (NotFound, ""),
+    errno.EEXIST: (Conflict, "A file lies where a folder is needed"),
     errno.ENOTDIR: (Conflict, "A file lies where a folder is needed"),
     errno.EISDIR: (Conflict, "A folder lies where a file is needed"),
     errno.ENAMETOOLONG: (Invalid, "Use shorter names"),
