@@ -10,14 +10,11 @@ Replies are bytes.
 from __future__ import annotations
 
 import hashlib
-import os
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Final, Protocol, Self, TypeAlias, cast
+from typing import Any, Final, Self, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import redis
@@ -28,17 +25,16 @@ from redis.exceptions import ClusterCrossSlotError, NoScriptError, ResponseError
 from redis.retry import Retry
 
 from broker.backend.driver_errors import ROOTS, broker_error, mapped
-from broker.errors import InvalidSettings, NotFound
+from broker.backend.lanes import Argument, Lanes, Pool
+from broker.errors import Conflict, InvalidSettings, NotFound
 
 SOCKET_SECONDS: Final = 5.0
 BLOCK_MAX_MS: Final = 2_000  # so that a stopping worker waits no longer, and a dead peer shows
 MAX_CONNECTIONS: Final = 1_000
-FRESH_SECONDS: Final = 1.0  # a connection used more recently is taken as alive: the look costs a tenth of a call
 CLUSTER_SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _OURS: Final = {"decode_responses", "protocol", "retry", "retry_on_timeout", "retry_on_error", "encoding", "legacy_responses"}
 
 Key: TypeAlias = bytes | str
-Argument: TypeAlias = bytes | str | int | float
 Call: TypeAlias = tuple[Sequence[Key], Sequence[Argument]]
 
 
@@ -75,74 +71,6 @@ def load_script(name: str, writes: bool = True) -> Script:
 def make_script(name: str, text: str, writes: bool = True) -> Script:
     """A script from its text."""
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), writes)
-
-
-class Wire(Protocol):
-    """What the driver's connections do, typed; it disconnects by itself after a failed exchange."""
-
-    def pack_commands(self, commands: Iterable[Sequence[Argument]]) -> list[bytes]: ...
-
-    def send_packed_command(self, command: list[bytes]) -> None: ...
-
-    def send_command(self, *args: Argument) -> None: ...
-
-    def read_response(self) -> Any: ...
-
-    def disconnect(self) -> None: ...
-
-
-class Pool(Protocol):
-    """A driver's pool, typed. `get_connection` gives a connected one or raises before anything was sent."""
-
-    def get_connection(self) -> Wire: ...
-
-    def release(self, connection: Wire) -> None: ...
-
-
-class Lanes:
-    """Connections of a pool kept between calls.
-
-    The pool polls each connection at every checkout, which doubles the CPU of a call. Safe for threads (a deque's append and
-    pop are atomic) and after a fork, where the pool starts afresh and so do the lanes.
-    """
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self._idle: deque[tuple[Wire, float]] = deque()
-        self._pid = os.getpid()
-
-    def take(self) -> Wire:
-        """A connected connection. Raises the driver's errors; nothing has been sent then."""
-        if self._pid != os.getpid():
-            self._idle, self._pid = deque(), os.getpid()
-        try:
-            connection, used = self._idle.pop()
-        except IndexError:
-            return self.pool.get_connection()
-        if time.monotonic() - used < FRESH_SECONDS:
-            return connection
-        self.pool.release(connection)
-        return self.pool.get_connection()
-
-    def exchange(self, connection: Wire, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        """Send all, then read all; refusals come as values, in order. Any other error closes the connection."""
-        try:
-            connection.send_packed_command(connection.pack_commands(commands))
-            replies = [read_reply(connection) for _ in commands]
-        except BaseException:
-            connection.disconnect()
-            self.pool.release(connection)
-            raise
-        self._idle.append((connection, time.monotonic()))
-        return replies
-
-
-def read_reply(connection: Wire) -> Any:
-    """The next reply; a refusal as a value, because the replies behind it are still to come."""
-    try:
-        return connection.read_response()
-    except ResponseError as refusal:
-        return refusal
 
 
 class RedisClient:
@@ -235,19 +163,18 @@ class RedisClient:
             raise broker_error(error, of, unknown=writes) from error
 
     def run(self, *command: Argument, writes: bool = True) -> Any:
-        """One command, its raw reply. Raises as `call` does."""
-        reply = self.pipeline([command], str(command[0]), writes)[0]
+        """One command, its raw reply. Raises as `call` does, naming the command's first argument."""
+        of = to_text(command[min(1, len(command) - 1)])
+        reply = self.pipeline([command], of, writes)[0]
         if isinstance(reply, Exception):
-            raise broker_error(reply, to_text(cast(Key, command[1])), unknown=False) from reply
+            raise broker_error(reply, of, unknown=False) from reply
         return reply
 
     def _on_cluster(self, command: Sequence[Argument], of: str, writes: bool) -> Any:
         cluster = cast(Any, self.commands)
+        keys = command[3 : 3 + int(command[2])] if command[0] in ("EVALSHA", "EVAL") else ()
         try:
-            if (
-                command[0] in ("EVALSHA", "EVAL")
-                and len({cluster.keyslot(key) for key in command[3 : 3 + int(command[2])]}) > 1
-            ):
+            if len({cluster.keyslot(key) for key in keys}) > 1:
                 raise ClusterCrossSlotError  # the driver would say it in a class that may mean anything
             return cluster.execute_command(*command)
         except ResponseError as refusal:
@@ -259,11 +186,10 @@ class RedisClient:
 
     def create_group(self, stream: Key, group: Key, start: Key = b"0") -> bool:
         """Make a group (and its stream). False: it existed. Idempotent, so a lost reply may be answered by calling again."""
-        reply = self.pipeline([("XGROUP", "CREATE", stream, group, start, "MKSTREAM")], to_text(stream))[0]
-        if isinstance(reply, ResponseError) and str(reply).startswith("BUSYGROUP"):
+        try:
+            self.run("XGROUP", "CREATE", stream, group, start, "MKSTREAM")
+        except Conflict:
             return False
-        if isinstance(reply, Exception):
-            raise broker_error(reply, to_text(stream), unknown=False) from reply
         return True
 
     def wait_entries(self, streams: Mapping[bytes, bytes], group: Key, consumer: Key, count: int, block_ms: int) -> list[Entry]:
@@ -315,9 +241,9 @@ def public_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def to_text(key: Key) -> str:
+def to_text(value: Argument) -> str:
     """For messages: bytes that are no UTF-8 are replaced."""
-    return key.decode(errors="replace") if isinstance(key, bytes) else key
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _options(url: str, timeout_seconds: float) -> dict[str, Any]:

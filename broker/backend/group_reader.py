@@ -12,8 +12,9 @@ from typing import Any, Final, cast
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import MovedError, ResponseError
 
-from broker.backend.client import Entry, RedisClient, Wire, parse_entries, xreadgroup
+from broker.backend.client import Entry, RedisClient, parse_entries, xreadgroup
 from broker.backend.driver_errors import mapped
+from broker.backend.lanes import Wire
 
 NEW: Final = b">"
 PENDING: Final = b"0"

@@ -154,6 +154,14 @@ def test_a_script_refuses_with_an_error_of_the_broker(client: RedisClient, code:
     assert (caught.value.of, caught.value.why) == ("refusing", "epoch 4 is over")
 
 
+def test_a_single_command_replies_raw_and_its_refusal_is_typed(client: RedisClient) -> None:
+    assert client.run("PING") == b"PONG"
+    assert client.run("HSET", b"h", "f", 1) == 1
+    assert client.run("HGETALL", b"h", writes=False) == [b"f", b"1"]
+    with pytest.raises(Terminal, match=r"another type \[h\]"):
+        client.run("INCR", b"h")
+
+
 def test_a_script_that_does_not_exist_is_not_found(client: RedisClient) -> None:
     with pytest.raises(NotFound, match="no-such-script"):
         client.script("no-such-script")
@@ -236,7 +244,7 @@ def test_after_a_restart_the_next_call_meets_the_new_server() -> None:
 
 
 def test_a_connection_that_rested_is_looked_at_before_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.backend.client.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("broker.backend.lanes.FRESH_SECONDS", 0.0)
     with running_redis() as server, RedisClient.open(server.url) as client:
         client.call(SET, [b"k"], ["v"])
         server.restart()
