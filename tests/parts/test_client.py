@@ -42,7 +42,7 @@ from broker.errors import (
     Unavailable,
     Unsupported,
 )
-from tests.servers import free_port, temporary_folder
+from tests.servers import free_port, temporary_folder, wait_until
 from tests.servers import redis_server as running_redis
 
 SET = make_script("set", "return redis.call('set', KEYS[1], ARGV[1])")
@@ -54,6 +54,11 @@ COUNT = make_script("count", "return redis.call('incr', KEYS[1])")
 def client(redis_url: str) -> Iterator[RedisClient]:
     with RedisClient.open(redis_url) as opened:
         yield opened
+
+
+def clients_in(client: RedisClient, *commands: str) -> list[str]:
+    """Ids of the connections whose latest command was one of these."""
+    return [one["id"] for one in client.commands.client_list() if one["cmd"] in commands]
 
 
 # --- the error table
@@ -226,9 +231,8 @@ def test_a_connection_killed_while_a_write_waits_leaves_the_outcome_unknown(clie
     thread = threading.Thread(target=wait_for_a_value)
     thread.start()
     started.wait()
-    while not (blocked := [one["id"] for one in client.commands.client_list() if one["cmd"] == "blpop"]):
-        pass
-    client.commands.client_kill_filter(_id=blocked[0])
+    wait_until(lambda: bool(clients_in(client, "blpop")), "the blocked call")
+    client.commands.client_kill_filter(_id=clients_in(client, "blpop")[0])
     thread.join()
     assert [type(error) for error in held] == [OutcomeUnknown]
 
@@ -326,9 +330,8 @@ def values(entries: list[Entry]) -> list[str]:
 
 
 def kill_readers(client: RedisClient) -> None:
-    for one in client.commands.client_list():
-        if one["cmd"] in ("xreadgroup", "xack"):
-            client.commands.client_kill_filter(_id=one["id"])
+    for one in clients_in(client, "xreadgroup", "xack"):
+        client.commands.client_kill_filter(_id=one)
 
 
 def test_making_a_group_twice_is_no_error(client: RedisClient) -> None:
@@ -368,8 +371,7 @@ def test_entries_whose_reply_was_lost_on_the_way_come_with_the_next_read(client:
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.extend(values(reader.read(5, 2_000))))
     thread.start()
-    while not any(one["cmd"] == "xreadgroup" and "b" in one["flags"] for one in client.commands.client_list()):
-        pass
+    wait_until(lambda: any("b" in one["flags"] for one in client.commands.client_list()), "the blocked reader")
     # In one step: the server gives the entries to the waiting reader and closes its connection before it can answer.
     with client.commands.pipeline(transaction=True) as step:
         step.xadd("s", {"v": "a"})
@@ -526,8 +528,7 @@ def cluster_url() -> Iterator[str]:
     with running_redis("--cluster-enabled", "yes", "--maxmemory", "64mb") as server:
         with redis.Redis.from_url(server.url) as node:
             node.execute_command("CLUSTER ADDSLOTS", *range(16_384))
-            while node.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
-                pass
+            wait_until(lambda: node.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "the cluster")
         yield server.tcp_url.replace("redis://", "redis+cluster://")
 
 
