@@ -62,7 +62,7 @@ def ensure(home: Path, settings: Settings) -> Endpoint:
 
 
 def status(home: Path) -> Endpoint | None:
-    """The running server, or None. Starts nothing and waits for nothing."""
+    """The running server, or None. Starts nothing; a silent server counts as none after ANSWER_SECONDS."""
     record = read_record(home.absolute())
     return record.endpoint() if record and is_genuine(record) else None
 
