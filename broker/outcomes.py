@@ -309,7 +309,8 @@ class Spool:
         """What was parked, from its beginning; None when nothing was. Ends writing, and the reader given before."""
         if self._writer is None:
             return None
-        self._writer.close()
-        self._out.close()
+        if not self._out.closed:
+            self._writer.close()
+            self._out.close()
         self._in.seek(0)
         return pa.ipc.open_stream(self._in)
