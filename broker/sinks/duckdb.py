@@ -25,9 +25,7 @@ from broker.sinks.sql import CREATE_CURSORS, SqlSink
 INCOMING: Final = "broker_incoming"
 
 
-_IN_USE: Final = (
-    duckdb.TransactionException, duckdb.ConstraintException, duckdb.ConnectionException, duckdb.ResourceInUseException,
-)  # fmt: skip
+_IN_USE: Final = (duckdb.TransactionException, duckdb.ConstraintException, duckdb.ConnectionException)
 
 
 def projection(schema: Schema, present: Sequence[str]) -> str:
@@ -37,10 +35,6 @@ def projection(schema: Schema, present: Sequence[str]) -> str:
         f"CAST({quoted(held[c.name.casefold()]) if c.name.casefold() in held else 'NULL'} AS {c.type}) AS {quoted(c.name)}"
         for c in schema.columns
     )
-
-
-def parquet(files: Sequence[Path]) -> str:
-    return f"read_parquet([{', '.join(text_literal(str(file)) for file in files)}], union_by_name = true)"
 
 
 def mapped(error: duckdb.Error, of: str) -> BrokerError:
@@ -120,11 +114,12 @@ class DuckDBTransaction(Transaction):
         self.connection = connection
 
     def run(self, sql: str) -> int:
-        row = self.connection.execute(sql).fetchone()
-        return int(row[0]) if row and isinstance(row[0], int) else 0
+        rows = self.connection.execute(sql).fetchall()
+        return int(rows[0][0]) if rows and isinstance(rows[0][0], int) else 0
 
     def first(self, sql: str, *values: object) -> Sequence[Any] | None:
-        return self.connection.execute(sql, list(values)).fetchone()
+        rows = self.connection.execute(sql, list(values)).fetchall()
+        return rows[0] if rows else None
 
     def has_table(self, table: str) -> bool:
         sql = "SELECT 1 FROM duckdb_tables() WHERE lower(table_name) = lower(?) AND schema_name = 'main' AND NOT temporary"
@@ -137,15 +132,18 @@ class DuckDBTransaction(Transaction):
 
     def replace(self, table: str, before: Shape | None, after: Shape, batch: Batch) -> int:
         del before
-        target = f"TABLE {quoted(table)}"
         if batch.files:
-            source = parquet(batch.files)
-            present = [row[0] for row in self.connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
-            return self.run(f"CREATE OR REPLACE {target} AS SELECT {projection(after.schema, present)} FROM {source}")
+            return self.load(table, after.schema, batch.files)
         if batch.rows is None:
             self.create(table, after.schema, after.key)
             return 0
-        return self._create_as(target, after.schema, batch.rows)
+        return self._create_as(f"TABLE {quoted(table)}", after.schema, batch.rows)
+
+    def load(self, table: str, schema: Schema, files: Sequence[Path]) -> int:
+        """The table holds these Parquet files' rows: DuckDB reads them in parallel."""
+        source = f"read_parquet([{', '.join(text_literal(str(file)) for file in files)}], union_by_name = true)"
+        present = [row[0] for row in self.connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
+        return self.run(f"CREATE OR REPLACE TABLE {quoted(table)} AS SELECT {projection(schema, present)} FROM {source}")
 
     def alter(self, table: str, before: Schema, after: Schema, key: Sequence[str]) -> None:
         del key

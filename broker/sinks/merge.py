@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -54,7 +54,7 @@ def newer(order: Sequence[str], left: str, right: str, comparable: Callable[[str
 class Transaction(ABC):
     """One open transaction: all an implementation has to offer. Table names arrive unquoted except the temporary stages."""
 
-    for_update: ClassVar[str] = ""
+    for_update = ""
 
     @abstractmethod
     def run(self, sql: str) -> int:
