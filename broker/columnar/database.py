@@ -86,7 +86,8 @@ class Session:
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """All rows: for small results."""
         with mapped(self._of):
-            return self._cursor.execute(sql).fetchall()
+            table = self._cursor.sql(sql).to_arrow_table()  # DuckDB's own fetch needs pytz for a time with zone
+        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     def number(self, sql: str) -> int:
         """The one number a query answers with."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,33 @@ from typing import Self
 
 import pyarrow as pa
 
-from broker.columnar.database import Database
+from broker.columnar import feed
+from broker.columnar.database import Database, Session
 from broker.columnar.fetch import Fetcher
+from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rendered
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
 from broker.columnar.keys import KeyCheck
-from broker.columnar.merge import rows_sql
+from broker.columnar.merge import Sources
 from broker.columnar.parquet import Outbox, Target
-from broker.columnar.scan import schema_of_spec, shape_of, sources_of
-from broker.columnar.sql import listed, quoted
+from broker.columnar.results import (
+    Result,
+    deletes_result,
+    guards_result,
+    named_by_deletes,
+    rows_result,
+    schema_of_spec,
+    upserts_result,
+)
+from broker.columnar.scan import sources_of
 from broker.columnar.types import arrow_schema
 from broker.model.commit import Edge, File, Role
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import data_key
-from broker.model.predicate_parser import parse
-from broker.model.request import Selection
+from broker.model.request import Format, Selection
 from broker.settings import Settings
 from broker.stores.port import ObjectStore
+
+EVERYTHING = Selection()
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Written:
     """What became of some data. `files` are committed objects nobody names yet; `rows` counts a snapshot's.
 
     `schema` is the dataset's after this data; where it differs from the spec's, the caller writes an `alter` record.
+    `unchanged` and `stale` (older than what stands, so dropped) count rows of a feed.
     """
 
     files: tuple[File, ...]
@@ -55,9 +67,7 @@ class Engine:
 
     def __init__(self, store: ObjectStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
-        self._lock = threading.Lock()
-        folder = settings.temp_folder or Path(tempfile.gettempdir())
-        self._folder = Path(tempfile.mkdtemp(prefix="broker-", dir=folder))
+        self._folder = Path(tempfile.mkdtemp(prefix="broker-", dir=settings.temp_folder))
         self._database = Database(settings.memory_limit_bytes, self._folder / "spill")
         self._fetcher = Fetcher(store, self._folder / "cache")
 
@@ -68,7 +78,7 @@ class Engine:
         """
         taken = accept(data, spec)
         with self._outbox() as outbox, self._key_check(spec, taken.columns) as check:
-            rows = outbox.write(self._target(spec, "rows", taken.columns), check.watch(taken.batches), even_empty=True)
+            rows = outbox.write(self._canonical(spec, "rows", taken.columns), check.watch(taken.batches), even_empty=True)
             check.finish()
             return Written(outbox.commit(), taken.schema, rows=rows)
 
@@ -81,27 +91,60 @@ class Engine:
         counts = {"upserts": 0, "deletes": 0}
         with self._outbox() as outbox, self._key_check(spec, arrow_schema(schema)) as check:
             for role, taken in sides:
-                counts[role] = outbox.write(self._target(spec, role, taken.columns), check.watch(taken.batches))
+                counts[role] = outbox.write(self._canonical(spec, role, taken.columns), check.watch(taken.batches))
             check.finish()
             return Written(outbox.commit(), schema, **counts)
+
+    def write_difference(self, spec: DatasetSpec, data: Intake, current: Sequence[Edge]) -> Written:
+        """A full feed as the difference to what stands after the plan `current`: new and changed rows, and deletes of keys the
+        feed lacks (with the order of the row they delete). Nothing changed: no files.
+
+        Rows older than the row, or the delete, that stands are `stale` and dropped. Raises as `write_snapshot`.
+        """
+        with self._plan(spec, current) as plan, feed.opened(data, spec, self._folder, self._fetcher.plain) as taken:
+            found = feed.compare(plan.session, spec, taken, plan.sources(taken.schema))
+            results = [
+                Result("upserts", found.upserts, taken.schema),
+                Result("deletes", found.deletes, named_by_deletes(spec, taken.schema)),
+            ]
+            files = self._write(spec, plan.session, results)
+        upserts, deletes = (sum(file.rows for file in files if file.role == role) for role in ("upserts", "deletes"))
+        stale = found.arrived - upserts
+        return Written(files, taken.schema, upserts=upserts, deletes=deletes, unchanged=found.unchanged, stale=stale)
+
+    def write_merged(self, spec: DatasetSpec, edges: Sequence[Edge]) -> Written:
+        """A fresh snapshot, rows and tombstones, equal to the plan `edges`."""
+        edge = self.derive(spec, edges, EVERYTHING, "parquet", partial(data_key, spec.dataset))
+        return Written(edge.files, schema_of_spec(spec), rows=edge.rows)
 
     def read(self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection) -> pa.RecordBatchReader:
         """The rows that stand after a plan which starts with a snapshot, as a stream, in no order.
 
         Key and order columns are always among the columns. Raises Corrupt, NotFound, InvalidPredicate, Unavailable.
         """
-        schema = schema_of_spec(spec)
-        names = selected(spec, schema, selection)
-        columns = arrow_schema(schema)
-        where = condition(schema, selection)
+        return self._reader(spec, edges, partial(rows_result, spec, selection))
 
-        def batches() -> Iterator[pa.RecordBatch]:
-            with self._fetcher.held(_files(edges)) as paths, self._database.session(str(spec.dataset)) as session:
-                merged = rows_sql(sources_of(schema, edges, paths), shape_of(spec, schema))
-                sql = f"SELECT {listed(names)} FROM ({merged})" + (f" WHERE {where}" if where else "")
-                yield from session.stream(sql)
+    def changes(
+        self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection
+    ) -> tuple[pa.RecordBatchReader, pa.RecordBatchReader]:
+        """Upserts and deletes of a delta plan, the last change per key. A row `where` does not select is a delete."""
+        upserts = self._reader(spec, edges, partial(upserts_result, spec, selection))
+        return upserts, self._reader(spec, edges, partial(deletes_result, spec, selection))
 
-        return _reader(pa.schema([columns.field(name) for name in names]), batches())
+    def derive(
+        self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection, format: Format, key_of: Callable[[str], str]
+    ) -> Edge:
+        """One edge in the format asked that does what the plan `edges` does, through the selection.
+
+        A plan from a snapshot gives rows and (datasets with an order) tombstones, a delta plan upserts and deletes. `key_of`
+        makes a fresh store key of a file extension. Raises as `read`.
+        """
+        with self._plan(spec, edges) as plan:
+            sources = plan.sources(schema_of_spec(spec))
+            makers = (rows_result, guards_result) if edges[0].base is None else (upserts_result, deletes_result)
+            results = [result for maker in makers if (result := maker(spec, selection, sources))]
+            files = self._write(spec, plan.session, results, format, partial(key_of, format))
+        return Edge(base=edges[0].base, version=edges[-1].version, files=files)
 
     def verify(self, file: File) -> None:
         """Re-read an object. Raises Corrupt when its length or SHA-256 differ, NotFound."""
@@ -128,8 +171,64 @@ class Engine:
     def _key_check(self, spec: DatasetSpec, columns: pa.Schema) -> KeyCheck:
         return KeyCheck(self._database, spec.key, columns, str(spec.dataset))
 
-    def _target(self, spec: DatasetSpec, role: Role, columns: pa.Schema) -> Target:
-        return Target(role, columns, partial(data_key, spec.dataset))
+    def _canonical(self, spec: DatasetSpec, role: Role, columns: pa.Schema) -> Target:
+        return Target(role, columns, partial(data_key, spec.dataset), encoder_of("parquet", spec.key[0]))
+
+    @contextmanager
+    def _plan(self, spec: DatasetSpec, edges: Sequence[Edge]) -> Iterator[_Plan]:
+        files = [file for edge in edges for file in edge.files if file.rows]
+        with self._fetcher.held(files) as paths, self._database.session(str(spec.dataset)) as session:
+            for file in files:
+                if file.format == "arrow":
+                    session.bind(bound_name([str(paths[file.key])]), arrow_dataset(paths[file.key]))
+            yield _Plan(session, edges, paths)
+
+    def _reader(self, spec: DatasetSpec, edges: Sequence[Edge], result_of: Callable[[Sources], Result]) -> pa.RecordBatchReader:
+        """The result as a stream. Files are fetched and the query is checked before this returns."""
+
+        def batches() -> Iterator[pa.Schema | pa.RecordBatch]:
+            with self._plan(spec, edges) as plan:
+                result = result_of(plan.sources(schema_of_spec(spec)))
+                columns = arrow_schema(result.schema)
+                stream = cast(plan.session.stream(result.sql), columns)
+                yield columns
+                yield from stream
+
+        running = batches()
+        return pa.RecordBatchReader.from_batches(next(running), running)
+
+    def _write(
+        self,
+        spec: DatasetSpec,
+        session: Session,
+        results: Sequence[Result],
+        form: Format = "parquet",
+        new_key: Callable[[], str] | None = None,
+    ) -> tuple[File, ...]:
+        encoder = encoder_of(form, spec.key[0])
+        with self._outbox() as outbox:
+            for result in results:
+                sql, columns = rendered(result.sql, result.schema, form)
+                target = Target(result.role, columns, new_key or partial(data_key, spec.dataset), encoder, form)
+                outbox.write(target, cast(session.stream(sql), columns), even_empty=result.role == "rows")
+            return outbox.commit()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The files of a plan, at hand: a session that can read them, and their paths by store key."""
+
+    session: Session
+    edges: Sequence[Edge]
+    paths: Mapping[str, Path]
+
+    def sources(self, schema: Schema) -> Sources:
+        return sources_of(schema, self.edges, self.paths)
+
+
+def cast(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """DuckDB's batches with exactly these columns: its time zone is `Etc/UTC`, and all it gives may be null."""
+    return (batch if batch.schema == columns else batch.cast(columns) for batch in batches)
 
 
 def _sides(spec: DatasetSpec, upserts: Intake | None, deletes: Intake | None) -> tuple[list[tuple[Role, Accepted]], Schema]:
@@ -142,23 +241,3 @@ def _sides(spec: DatasetSpec, upserts: Intake | None, deletes: Intake | None) ->
         sides.append(("deletes", accept_deletes(deletes, spec, schema)))
         schema = sides[-1][1].schema
     return sides, schema or schema_of_spec(spec)
-
-
-def selected(spec: DatasetSpec, schema: Schema, selection: Selection) -> tuple[str, ...]:
-    """The columns a selection delivers, in the dataset's order. Raises SchemaConflict for one it does not have."""
-    if selection.columns is None:
-        return schema.names
-    wanted = {*selection.columns, *spec.key, *spec.order}
-    return tuple(name for name in schema.names if name in wanted)
-
-
-def condition(schema: Schema, selection: Selection) -> str | None:
-    return parse(selection.where, schema.types).sql(quoted) if selection.where else None
-
-
-def _files(edges: Sequence[Edge]) -> list[File]:
-    return [file for edge in edges for file in edge.files if file.rows]
-
-
-def _reader(columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
-    return pa.RecordBatchReader.from_batches(columns, (batch.cast(columns) for batch in batches))

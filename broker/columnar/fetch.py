@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from broker.stores.port import ObjectStore
 CHUNK_BYTES: Final = 1 << 20
 CACHE_BYTES: Final = 8 << 30  # a plan in use may exceed it; what no plan uses goes first
 LOCATE_SECONDS: Final = 60
+GLOB_CHARACTERS: Final = frozenset("*?[]{}")
 
 
 class Fetcher:
@@ -46,11 +47,21 @@ class Fetcher:
         with self._lock:
             self._pins.update(names)
         try:
-            yield {file.key: self._path(file) for file in files}
+            yield {file.key: self.plain(self._path(file)) for file in files}
         finally:
             with self._lock:
                 self._pins.subtract(names)
             self._trim()
+
+    def plain(self, path: Path) -> Path:
+        """The path, or a link to it where its name would be a pattern to DuckDB."""
+        if not GLOB_CHARACTERS & set(str(path)):
+            return path
+        link = self._folder / hashlib.sha256(str(path).encode()).hexdigest()
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError):
+            link.symlink_to(path.absolute())
+        return link
 
     def verify(self, file: File) -> None:
         """Re-read the object from the store. Raises Corrupt when length or SHA-256 differ, NotFound."""

@@ -1,33 +1,167 @@
-"""The four formats of files: how each is written, and how DuckDB reads it back with the dataset's types, never sniffed."""
+"""The four formats of files: how each is written, and how DuckDB reads it back with the dataset's types, never sniffed.
+
+Parquet is canonical; the others are derived. In CSV an empty field is NULL and `""` an empty text, as RFC 4180 readers that
+care can tell; nested values and blobs are DuckDB's text of them. JSON Lines: NaN and infinities, which JSON lacks, are texts.
+Arrow: IPC file format (Feather 2), zstd.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from broker.columnar.sql import text_literal
-from broker.errors import Corrupt, Unsupported
+from broker.columnar.parquet import Bounds, Encoder, Hashed, ParquetEncoder
+from broker.columnar.sql import listed, quoted, text_literal
+from broker.columnar.types import FIXED_TYPES, arrow_schema, cast_type
+from broker.errors import Corrupt
 from broker.model.dataset import Schema
 from broker.model.request import Format
+
+MAX_LINE_BYTES: Final = 16 << 20  # DuckDB's readers hold twice this per thread
+
+
+class CsvEncoder:
+    def __init__(self, sink: Hashed, columns: pa.Schema) -> None:
+        self._writer = pacsv.CSVWriter(sink, columns, write_options=pacsv.WriteOptions(quoting_style="needed"))
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write(batch)
+
+    def close(self) -> Bounds:
+        self._writer.close()
+        return None, None
+
+
+class LinesEncoder:
+    """Takes batches of one text column that holds whole lines: their bytes lie in memory as they go to the file."""
+
+    def __init__(self, sink: Hashed, columns: pa.Schema) -> None:
+        del columns
+        self._sink = sink
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        lines = batch.column(0)
+        _, offsets, data = lines.buffers()
+        ends = memoryview(offsets).cast("i")
+        self._sink.write(memoryview(data)[ends[lines.offset] : ends[lines.offset + len(lines)]])
+
+    def close(self) -> Bounds:
+        return None, None
+
+
+class ArrowEncoder:
+    def __init__(self, sink: Hashed, columns: pa.Schema) -> None:
+        self._writer = pa.ipc.new_file(sink, columns, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+
+    def close(self) -> Bounds:
+        self._writer.close()
+        return None, None
+
+
+def encoder_of(form: Format, bound: str) -> Callable[[Hashed, pa.Schema], Encoder]:
+    """`bound`: the column whose lowest and highest value the file's record notes."""
+    kinds: dict[Format, Callable[[Hashed, pa.Schema], Encoder]] = {
+        "parquet": partial(ParquetEncoder, bound=bound), "csv": CsvEncoder, "jsonl": LinesEncoder, "arrow": ArrowEncoder,
+    }  # fmt: skip
+    return kinds[form]
+
+
+def rendered(sql: str, schema: Schema, form: Format) -> tuple[str, pa.Schema]:
+    """The SELECT whose batches a format's encoder takes, and their columns. `sql` gives exactly the columns of `schema`."""
+    if form == "jsonl":
+        fields = ", ".join(f"{quoted(name)} := {_json(name, kind)}" for name, kind in schema.types.items())
+        line = pa.schema([("line", pa.string())])
+        return f"SELECT CAST(to_json(struct_pack({fields})) AS VARCHAR) || chr(10) AS line FROM ({sql})", line
+    if form == "csv":
+        flat = Schema(columns=tuple(c if _plain(c.type) else c.model_copy(update={"type": "VARCHAR"}) for c in schema.columns))
+        fields = ", ".join(f"CAST({quoted(name)} AS {cast_type(kind)}) AS {quoted(name)}" for name, kind in flat.types.items())
+        return f"SELECT {fields} FROM ({sql})", arrow_schema(flat)
+    return f"SELECT {listed(schema.names)} FROM ({sql})", arrow_schema(schema)
+
+
+def _json(name: str, kind: str) -> str:
+    column = quoted(name)
+    if kind not in ("FLOAT", "DOUBLE"):
+        return column
+    return f"CASE WHEN isfinite({column}) THEN to_json({column}) ELSE to_json(CAST({column} AS VARCHAR)) END"
+
+
+def _plain(kind: str) -> bool:
+    """Whether Arrow writes the type to CSV in a form that DuckDB reads back."""
+    return kind in FIXED_TYPES or kind == "VARCHAR" or kind.startswith("DECIMAL")
 
 
 @lru_cache(4096)  # files never change
 def file_columns(path: Path, form: Format) -> tuple[str, ...]:
     """Names of the columns a file holds. Raises Corrupt when it is not of its format."""
-    if form != "parquet":
-        raise Unsupported("not yet", of=form)
     try:
-        return tuple(pq.read_schema(path).names)
-    except pa.ArrowException as error:
-        raise Corrupt("not a Parquet file", of=str(path), why=str(error)[:300]) from None
+        return _READERS[form](path)
+    except (pa.ArrowException, ValueError, StopIteration) as error:
+        raise Corrupt(f"not a {form} file", of=str(path), why=str(error)[:300]) from None
+
+
+def _parquet_columns(path: Path) -> tuple[str, ...]:
+    return tuple(pq.read_schema(path).names)
+
+
+def _csv_columns(path: Path) -> tuple[str, ...]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(next(csv.reader(file)))
+
+
+def _json_columns(path: Path) -> tuple[str, ...]:
+    with path.open(encoding="utf-8") as file:
+        return tuple(json.loads(next(file)))
+
+
+def _arrow_columns(path: Path) -> tuple[str, ...]:
+    with pa.memory_map(str(path)) as source:
+        return tuple(pa.ipc.open_file(source).schema.names)
+
+
+_READERS: Final[dict[Format, Callable[[Path], tuple[str, ...]]]] = {
+    "parquet": _parquet_columns, "csv": _csv_columns, "jsonl": _json_columns, "arrow": _arrow_columns,
+}  # fmt: skip
+
+
+def bound_name(paths: Iterable[str]) -> str:
+    """The name under which a session knows Arrow files, which DuckDB cannot open itself."""
+    return "arrow_" + hashlib.sha256("\n".join(paths).encode()).hexdigest()[:32]
 
 
 def scan_sql(paths: Sequence[str], form: Format, schema: Schema, names: Iterable[str]) -> str:
-    """A table function over files of one format that hold the columns `names`."""
-    del form, schema, names
-    listing = ", ".join(text_literal(path) for path in paths)
-    return f"read_parquet([{listing}])"
+    """A table expression over files of one format that hold the columns `names`, in that order."""
+    listing = f"[{', '.join(map(text_literal, paths))}]"
+    if form == "parquet":
+        return f"read_parquet({listing})"
+    if form == "arrow":
+        return bound_name(paths)
+    types = schema.types
+    columns = ", ".join(f"{text_literal(name)}: {text_literal(cast_type(types.get(name, 'VARCHAR')))}" for name in names)
+    if form == "jsonl":
+        return (
+            f"read_json({listing}, format = 'newline_delimited', columns = {{{columns}}}, "
+            f"maximum_object_size = {MAX_LINE_BYTES})"
+        )
+    return (
+        f"read_csv({listing}, header = true, auto_detect = false, delim = ',', quote = '\"', escape = '\"', nullstr = '', "
+        f"allow_quoted_nulls = false, parallel = false, max_line_size = {MAX_LINE_BYTES}, columns = {{{columns}}})"
+    )
+
+
+def arrow_dataset(path: Path) -> pads.Dataset:
+    """An Arrow file as DuckDB may read it, many times."""
+    return pads.dataset(path, format="ipc")

@@ -23,7 +23,7 @@ def duplicates_sql(key: Sequence[str], source: str) -> str:
     """The keys that occur more than once in `source`: key, occurrences, number of such keys. At most five, in key order."""
     names = listed(key)
     groups = f"SELECT {names}, count(*) FROM {source} GROUP BY {names} HAVING count(*) > 1"
-    return f"SELECT *, count(*) OVER () FROM ({groups}) ORDER BY ALL LIMIT {SHOWN_KEYS}"
+    return f"SELECT *, count(*) OVER () FROM ({groups}) ORDER BY {names} LIMIT {SHOWN_KEYS}"
 
 
 def duplicate_key(key: Sequence[str], found: Sequence[tuple[Any, ...]], of: str) -> DuplicateKey:
@@ -60,6 +60,8 @@ class KeyCheck:
 
     def add(self, batch: pa.RecordBatch) -> None:
         keys = batch.select(self._key)
+        if keys.schema != self._columns:  # upserts and deletes of one delta may differ in width
+            keys = keys.cast(self._columns)
         self._rows += keys.num_rows
         if self._worker is None and self._rows <= SMALL_ROWS:
             self._small.append(keys)

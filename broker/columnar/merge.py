@@ -69,6 +69,19 @@ def tombstones_sql(sources: Sources, shape: Shape) -> str:
     return " UNION ALL ".join(f"SELECT {names} FROM ({part.relation})" for part in sources.guards)
 
 
+def guards_sql(sources: Sources, shape: Shape, where: str | None) -> str | None:
+    """Key and order of every key which the rows that match `where` do not hold, but whose newest order is known.
+
+    A filtered replica needs those of rows it does not see, too: else a late, older row that matches would come to life there.
+    None: there are none.
+    """
+    names = listed((*shape.key, *shape.order))
+    parts = [tombstones_sql(sources, shape)] if sources.guards or sources.changes else []
+    if where:
+        parts.append(f"SELECT {names} FROM ({rows_sql(sources, shape)}) WHERE ({where}) IS NOT TRUE")
+    return " UNION ALL ".join(parts) if shape.order and parts else None
+
+
 def upserts_sql(sources: Sources, shape: Shape, where: str | None) -> str:
     """All columns of the last change per key that left a row, where it matches `where`."""
     condition = f" AND ({where})" if where else ""

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,13 +21,17 @@ ROW_GROUP_BYTES: Final = 64 << 20  # of Arrow memory: what huge values may hold 
 MAX_BOUND_CHARACTERS: Final = 200
 
 
+Bounds: TypeAlias = tuple[str | None, str | None]
+"""The lowest and highest value of a file's first key column as text, where known."""
+
+
 class Encoder(Protocol):
     """Turns batches into one file's bytes."""
 
     def write(self, batch: pa.RecordBatch) -> None: ...
 
-    def close(self) -> tuple[str | None, str | None]:
-        """Write what is left; returns the lowest and highest first column as text, where the format knows them."""
+    def close(self) -> Bounds:
+        """Write what is left."""
         ...
 
 
@@ -63,7 +67,8 @@ class Hashed:
 class ParquetEncoder:
     """Row groups of 512k rows or 64 MiB, so that their statistics prune and memory stays bounded."""
 
-    def __init__(self, sink: Hashed, columns: pa.Schema) -> None:
+    def __init__(self, sink: Any, columns: pa.Schema, bound: str) -> None:
+        self._index = columns.get_field_index(bound)
         self._schema, self._metadata = columns, list[pq.FileMetaData]()
         self._writer = pq.ParquetWriter(sink, columns, compression="zstd", metadata_collector=self._metadata)
         self._held: list[pa.RecordBatch] = []
@@ -76,22 +81,27 @@ class ParquetEncoder:
         if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
             self._flush()
 
-    def close(self) -> tuple[str | None, str | None]:
+    def close(self) -> Bounds:
         if self._held:
             self._flush()
         self._writer.close()
-        return _bounds(self._metadata[0])
+        return _bounds(self._metadata[0], self._index)
 
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=ROW_GROUP_ROWS)
         self._held, self._rows, self._bytes = [], 0, 0
 
 
-def _bounds(metadata: pq.FileMetaData) -> tuple[str | None, str | None]:
-    groups = [metadata.row_group(index).column(0).statistics for index in range(metadata.num_row_groups)]
+def _bounds(metadata: pq.FileMetaData, column: int) -> Bounds:
+    if column < 0 or metadata.schema.column(column).max_repetition_level or metadata.num_columns != len(metadata.schema.names):
+        return None, None
+    groups = [metadata.row_group(index).column(column).statistics for index in range(metadata.num_row_groups)]
     if not groups or not all(group is not None and group.has_min_max for group in groups):
         return None, None
-    low, high = str(min(group.min for group in groups)), str(max(group.max for group in groups))
+    least, greatest = min(group.min for group in groups), max(group.max for group in groups)
+    if not isinstance(least, str | int):
+        return None, None
+    low, high = str(least), str(greatest)
     return (low, high) if max(len(low), len(high)) <= MAX_BOUND_CHARACTERS else (None, None)
 
 
@@ -102,7 +112,7 @@ class Target:
     role: Role
     columns: pa.Schema
     new_key: Callable[[], str]
-    encoder: Callable[[Hashed, pa.Schema], Encoder] = ParquetEncoder
+    encoder: Callable[[Hashed, pa.Schema], Encoder]
     format: Format = "parquet"
 
 

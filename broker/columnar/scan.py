@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 
 from broker.columnar.formats import file_columns, scan_sql
-from broker.columnar.merge import Part, Shape, Sources
+from broker.columnar.merge import Part, Sources
 from broker.columnar.sql import quoted
-from broker.columnar.types import arrow_type, sql_type
-from broker.errors import SchemaConflict
+from broker.columnar.types import cast_type
 from broker.model.commit import Edge, File
-from broker.model.dataset import DatasetSpec, Schema
-
-
-@lru_cache(4096)
-def cast_type(name: str) -> str:
-    """A column's type as it may stand in SQL: never the caller's own text. Raises SchemaConflict."""
-    return sql_type(arrow_type(name))
-
-
-def schema_of_spec(spec: DatasetSpec) -> Schema:
-    """The dataset's columns. Raises SchemaConflict when no version has fixed them yet."""
-    if spec.columns is None:
-        raise SchemaConflict("the dataset has no columns yet", of=str(spec.dataset), hint="Its first version fixes them")
-    return spec.columns
-
-
-def shape_of(spec: DatasetSpec, schema: Schema) -> Shape:
-    return Shape(schema.names, spec.key, spec.order)
+from broker.model.dataset import Schema
+from broker.model.request import Format
 
 
 def sources_of(schema: Schema, edges: Sequence[Edge], paths: Mapping[str, Path]) -> Sources:
@@ -50,11 +31,13 @@ def sources_of(schema: Schema, edges: Sequence[Edge], paths: Mapping[str, Path])
 
 def relations(schema: Schema, files: Iterable[File], paths: Mapping[str, Path]) -> list[str]:
     """One SELECT of all columns per group of files that were written alike."""
-    described = [(file.format, file_columns(paths[file.key], file.format), str(paths[file.key])) for file in files if file.rows]
-    return [
-        typed(schema, names, scan_sql([path for *_, path in group], form, schema, names))
-        for (form, names), group in ((key, list(group)) for key, group in groupby(sorted(described), lambda item: item[:2]))
-    ]
+    groups: dict[tuple[Format, tuple[str, ...], str], list[str]] = {}
+    for file in files:
+        if file.rows:
+            path = paths[file.key]
+            alone = str(path) if file.format == "arrow" else ""  # a session knows Arrow files one by one
+            groups.setdefault((file.format, file_columns(path, file.format), alone), []).append(str(path))
+    return [typed(schema, names, scan_sql(group, form, schema, names)) for (form, names, _), group in groups.items()]
 
 
 def typed(schema: Schema, present: Iterable[str], source: str) -> str:

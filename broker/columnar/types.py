@@ -6,6 +6,7 @@ Encodings are not types: dictionaries, views, large and fixed-size variants beco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final, cast
 
 import duckdb
@@ -20,6 +21,12 @@ from broker.model.dataset import Column, Schema
 NULL_TYPE: Final = '"NULL"'
 """DuckDB's name for the type of a column that holds nothing but NULL: fits every type."""
 MAX_DECIMAL_DIGITS: Final = 38
+
+FIXED_TYPES: Final = frozenset({
+    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "FLOAT", "DOUBLE",
+    "DATE", "TIME", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE",
+})  # fmt: skip
+"""Types of at most 64 bits, whose 64-bit hash loses nothing."""
 
 _NAMES: Final[dict[pa.DataType, str]] = {
     pa.bool_(): "BOOLEAN", pa.int8(): "TINYINT", pa.int16(): "SMALLINT", pa.int32(): "INTEGER", pa.int64(): "BIGINT",
@@ -122,3 +129,9 @@ def checked(columns: Iterable[Column]) -> Schema:
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The Arrow columns of a dataset schema, nullable as it says."""
     return pa.schema([pa.field(column.name, arrow_type(column.type), column.nullable) for column in schema.columns])
+
+
+@lru_cache(4096)
+def cast_type(name: str) -> str:
+    """A type's name as it may stand in SQL: rendered, never the caller's own text. Raises SchemaConflict."""
+    return sql_type(arrow_type(name))
