@@ -225,8 +225,9 @@ def test_a_list_begins_behind_after(store: ObjectStore) -> None:
 
 
 def test_a_list_goes_over_more_than_one_page(store: ObjectStore) -> None:
+    store.put("many/0000", b"")
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda number: store.put(f"many/{number:04d}", b""), range(1_100)))
+        list(threads.map(lambda number: store.put(f"many/{number:04d}", b""), range(1, 1_100)))
     assert keys(store.list("many/")) == [f"many/{number:04d}" for number in range(1_100)]
     store.delete(f"many/{number:04d}" for number in range(1_100))
     assert keys(store.list("many/")) == []
@@ -284,6 +285,8 @@ def test_a_reader_may_stop_in_the_middle(store: ObjectStore) -> None:
 
 
 def test_many_threads_share_a_store(store: ObjectStore) -> None:
+    store.put("t/first", b"")  # rclone 1.75 may answer 500 while several writes make one folder (seen once in 1,600)
+
     def work(number: int) -> bytes:
         with store.upload(f"t/{number}") as upload:
             upload.write(str(number).encode())

@@ -185,5 +185,8 @@ def test_a_list_never_enters_folders_that_cannot_match(tmp_path: Path, monkeypat
     assert [info.key for info in store.list("b/", after="b/1/x")] == ["b/2/x", "b/3/x"]
     assert visited == ["/b", "/b/1", "/b/2", "/b/3"]
     visited.clear()
+    assert [info.key for info in store.list("b/", after="b/2/x")] == ["b/3/x"]
+    assert visited == ["/b", "/b/2", "/b/3"]
+    visited.clear()
     next(store.list("b/"))
     assert visited == ["/b", "/b/1"], "and reads folders as it goes"

@@ -67,6 +67,16 @@ class Overwriting(MemoryStore):
         return True
 
 
+class KnowingItsOwn(MemoryStore):
+    """Refuses a repetition by its content, and lets another's bytes through."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        if self.stat(key) is not None and b"".join(self.get(key)) == data:
+            return False
+        self.put(key, data)
+        return True
+
+
 class OneAtATime(MemoryStore):
     """Looks, then writes: writers that race all find nothing. The barrier makes sure that they do."""
 
@@ -124,6 +134,7 @@ class Boasting(MemoryStore):
     ("make", "trait"),
     [
         (Overwriting, "conditional_put"),
+        (KnowingItsOwn, "conditional_put"),
         (OneAtATime, "conditional_put"),
         (AlwaysRefusing, "conditional_put"),
         (WithoutRanges, "ranges"),

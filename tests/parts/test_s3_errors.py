@@ -283,6 +283,11 @@ def test_a_body_cut_twice_is_corrupt() -> None:
         b"".join(store.get("k"))
 
 
+def test_a_body_shorter_than_its_range_is_corrupt() -> None:
+    with scripted(lambda _: Reply(206, b"45", {"Content-Range": "bytes 4-9/10"})) as (store, _), pytest.raises(Corrupt):
+        b"".join(store.get("k", 4, 6))
+
+
 def test_an_object_replaced_between_the_halves_is_not_glued_together() -> None:
     def script(request: Request) -> Reply:
         if "range" in request.headers:
