@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from broker.columnar.sql import listed, quoted, text_literal
+from broker.columnar.types import arrow_schema
 from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt, Overloaded, Terminal, Unavailable
 from broker.model.dataset import Schema
 from broker.sinks.merge import Transaction
@@ -104,9 +105,9 @@ class DuckDB(SqlSink):
             return duckdb.connect(self.path)
 
     def _select(self, tx: Transaction, columns: Sequence[str], shape: Shape) -> pa.Table:
-        del shape
         assert isinstance(tx, DuckDBTransaction)
-        return tx.connection.sql(f"SELECT {listed(columns)} FROM {quoted(self.table)}").to_arrow_table()
+        table = tx.connection.sql(f"SELECT {listed(columns)} FROM {quoted(self.table)}").to_arrow_table()
+        return table.cast(arrow_schema(shape.chosen(columns)))
 
 
 class DuckDBTransaction(Transaction):

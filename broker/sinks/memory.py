@@ -72,8 +72,8 @@ class Memory:
         state = self._state
         if state.shape is None:
             return pa.table({})
-        table = pa.Table.from_pylist(list(state.rows.values()), schema=arrow_schema(state.shape.schema))
-        return table.select(list(columns)) if columns else table
+        schema = state.shape.chosen(columns or state.shape.schema.names)
+        return pa.Table.from_pylist(list(state.rows.values()), schema=arrow_schema(schema))
 
     def close(self) -> None:
         """Nothing is held; the rows stay readable."""
@@ -85,8 +85,7 @@ class Memory:
             guards = _by_key(batch.tombstones, shape.guard, shape) if shape.order else {}
             return rows, {key: (row, now) for key, row in guards.items()}, Applied(rows=len(rows))
         limit = now - batch.spec.tombstone_seconds
-        absent = dict.fromkeys(shape.schema.names)
-        merge = _Merge(shape, {key: absent | row for key, row in held.rows.items()}, _fresh(held.tombstones, limit))
+        merge = _Merge(shape, _grown(held, shape), _fresh(held.tombstones, limit))
         for key, row in _by_key(batch.deletes, shape.guard, shape).items():
             merge.delete(key, row, now)
         for key, row in _by_key(batch.upserts, shape.schema, shape).items():
@@ -125,6 +124,13 @@ class _Merge:
 
     def _rank(self, row: Row) -> list[tuple[bool, Any]]:
         return [(row[name] is not None, row[name] if row[name] is not None else 0) for name in self.shape.order]
+
+
+def _grown(held: _State, shape: Shape) -> dict[Key, Row]:
+    if held.shape is None or held.shape.schema == shape.schema:
+        return dict(held.rows)
+    table = pa.Table.from_pylist(list(held.rows.values()), schema=arrow_schema(held.shape.schema))
+    return _by_key(table.to_reader(), shape.schema, shape)
 
 
 def _fresh(tombstones: dict[Key, tuple[Row, float]], limit: float) -> dict[Key, tuple[Row, float]]:

@@ -128,10 +128,11 @@ class ParquetDirectory:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         with self._errors():
             pointer = self._pointer()
-            if pointer is None or not pointer.generation:
+            if pointer is None or pointer.shape is None:
                 return pa.table({})
+            schema = pointer.shape.chosen(columns or pointer.shape.schema.names)
             file = self.folder / pointer.generation / f"{ROWS}.parquet"
-            return pq.read_table(file, columns=list(columns) if columns else None)
+            return pq.read_table(file, columns=list(schema.names), partitioning=None).cast(arrow_schema(schema))
 
     def close(self) -> None:
         """Nothing is held open between calls."""

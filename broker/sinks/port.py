@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from broker.errors import Conflict, Fenced, InvalidSettings, StaleBase
+from broker.errors import Conflict, Fenced, InvalidSettings, NotFound, StaleBase
 from broker.model.dataset import DatasetSpec, Schema
 
 TOMBSTONES: Final = "__tombstones"
@@ -124,6 +124,14 @@ class Shape:
         """Columns of deletes and tombstones: key and order."""
         wanted = (*self.key, *self.order)
         return Schema(columns=tuple(column for column in self.schema.columns if column.name in wanted))
+
+    def chosen(self, names: Sequence[str]) -> Schema:
+        """The columns of these names, in this order. Raises NotFound for one that is not there."""
+        columns = {column.name: column for column in self.schema.columns}
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise NotFound("no such column", of=", ".join(missing), why=f"the replica has {', '.join(columns)}")
+        return Schema(columns=tuple(columns[name] for name in names))
 
     def to_json(self) -> str:
         return json.dumps({"key": self.key, "order": self.order, "schema": self.schema.model_dump(mode="json")})

@@ -120,8 +120,7 @@ class Postgres(SqlSink):
 
     def _select(self, tx: Transaction, columns: Sequence[str], shape: Shape) -> pa.Table:
         assert isinstance(tx, PostgresTransaction)
-        by_name = {column.name: column for column in shape.schema.columns}
-        schema = Schema(columns=tuple(by_name[name] for name in columns))
+        schema = shape.chosen(columns)
         return tx.table(f"SELECT {listed(columns)} FROM {quoted(self.table)}", schema)
 
 

@@ -117,8 +117,7 @@ class SQLite(SqlSink):
 
     def _select(self, tx: Transaction, columns: Sequence[str], shape: Shape) -> pa.Table:
         assert isinstance(tx, SQLiteTransaction)
-        by_name = {column.name: column for column in shape.schema.columns}
-        schema = Schema(columns=tuple(by_name[name] for name in columns))
+        schema = shape.chosen(columns)
         return pa.Table.from_batches(tx.batches(self.table, schema), arrow_schema(schema))
 
 

@@ -61,4 +61,8 @@ def restored(values: pa.Array, type_name: str) -> pa.Array:
         values = values.storage
     if values.type == kind:
         return values
-    return from_json(values.to_pylist(), kind) if is_nested(kind) else values.cast(kind)
+    if is_nested(kind):
+        return from_json(values.to_pylist(), kind)
+    if pa.types.is_time(kind):  # Arrow writes a time as text and does not read it
+        return pa.array([None if text is None else time.fromisoformat(text) for text in values.to_pylist()], kind)
+    return values.cast(kind)
