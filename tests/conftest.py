@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -21,6 +23,19 @@ from tests.servers import (
 )
 
 DEBIAN = Path(__file__).resolve().parents[2] / "shared" / "data" / "debian-packages"
+
+
+def pytest_configure() -> None:
+    """`timeout` and CI end a run by SIGTERM. End as with Ctrl-C then, so that fixtures stop their servers."""
+    suite = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == suite:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)  # a forked child dies of it as ever
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @pytest.hookimpl(wrapper=True)
