@@ -84,10 +84,9 @@ class Session:
             self._cursor.execute(sql)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """All rows: for small results."""
+        """All rows: for small results without a time with zone, which DuckDB would fetch by way of pytz."""
         with mapped(self._of):
-            table = self._cursor.sql(sql).to_arrow_table()  # DuckDB's own fetch needs pytz for a time with zone
-        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            return self._cursor.execute(sql).fetchall()
 
     def number(self, sql: str) -> int:
         """The one number a query answers with."""
@@ -96,7 +95,12 @@ class Session:
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
         """The result as it is computed, never whole in memory. One stream at a time per session."""
         with mapped(self._of):
-            yield from self._cursor.sql(sql).to_arrow_reader(STREAM_ROWS)
+            reader = self._cursor.sql(sql).to_arrow_reader(STREAM_ROWS)
+        return self._batches(reader)
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        with mapped(self._of):
+            yield from reader
 
     def interrupt(self) -> None:
         """Stop what another thread runs here."""

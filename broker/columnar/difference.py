@@ -81,7 +81,7 @@ class Difference:
             return f"SELECT {self._all} FROM arrived"
         guards = f"SELECT {listed(self._known)} FROM held"
         if self.guards is not None:
-            guards += f" UNION ALL {self.guards}"
+            guards += f" UNION ALL SELECT * FROM ({self.guards})"
         stale = f"SELECT {self._key_of('a')} FROM arrived a JOIN ({guards}) g ON {self._same_key('a', 'g')} WHERE {self._older}"
         return f"SELECT {self._all} FROM arrived ANTI JOIN ({stale}) USING ({self._key})"
 

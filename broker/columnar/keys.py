@@ -11,7 +11,8 @@ from typing import Any, Final, Self
 import pyarrow as pa
 
 from broker.columnar.database import Database, Session
-from broker.columnar.sql import listed
+from broker.columnar.merge import own_name
+from broker.columnar.sql import listed, quoted
 from broker.errors import BrokerError, DuplicateKey
 
 SMALL_ROWS: Final = 50_000  # below it Arrow's grouping is quicker than a thread and a query
@@ -20,10 +21,11 @@ SHOWN_KEYS: Final = 5
 
 
 def duplicates_sql(key: Sequence[str], source: str) -> str:
-    """The keys that occur more than once in `source`: key, occurrences, number of such keys. At most five, in key order."""
-    names = listed(key)
-    groups = f"SELECT {names}, count(*) FROM {source} GROUP BY {names} HAVING count(*) > 1"
-    return f"SELECT *, count(*) OVER () FROM ({groups}) ORDER BY {names} LIMIT {SHOWN_KEYS}"
+    """The keys that occur more than once in `source`: key as text, occurrences, number of such keys. At most five."""
+    names, count = listed(key), quoted(own_name(key, "n"))
+    groups = f"SELECT {names}, count(*) AS {count} FROM {source} GROUP BY {names} HAVING count(*) > 1"
+    shown = ", ".join(f"CAST({quoted(name)} AS VARCHAR)" for name in key)
+    return f"SELECT {shown}, {count}, count(*) OVER () FROM ({groups}) ORDER BY {names} LIMIT {SHOWN_KEYS}"
 
 
 def duplicate_key(key: Sequence[str], found: Sequence[tuple[Any, ...]], of: str) -> DuplicateKey:
@@ -105,7 +107,7 @@ def _small_duplicates(keys: pa.Table, names: tuple[str, ...]) -> list[tuple[Any,
     shown = (
         groups.take(many).sort_by([(name, "ascending") for name in names]).slice(0, SHOWN_KEYS).select([*names, "count_all"])
     )
-    return [(*row.values(), len(many)) for row in shown.to_pylist()]
+    return [(*map(str, key), count, len(many)) for *key, count in (row.values() for row in shown.to_pylist())]
 
 
 class _Worker:

@@ -9,7 +9,7 @@ streamed past the keys that deltas touch, never grouped: memory follows the size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from broker.columnar.sql import listed, quoted
@@ -23,19 +23,28 @@ class Shape:
     key: tuple[str, ...]
     order: tuple[str, ...]
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What a delete names: key and order."""
+        return (*self.key, *self.order)
+
     def own(self, name: str) -> str:
-        """A quoted name that no column has (DuckDB ignores case)."""
-        taken = {column.casefold() for column in self.columns}
-        while name in taken:
-            name += "_"
-        return quoted(name)
+        """A quoted name that no column has."""
+        return quoted(own_name(self.columns, name))
+
+
+def own_name(columns: Iterable[str], name: str) -> str:
+    """`name`, or the like, that none of the columns has (DuckDB ignores case)."""
+    taken = {column.casefold() for column in columns}
+    while name in taken:
+        name += "_"
+    return name
 
 
 @dataclass(frozen=True)
 class Part:
-    """One role's files of one edge. `edge` is its place in the plan; `gone`: these are deletes."""
+    """Files of like roles: all columns, and (`Shape.own("edge")`) each row's edge as its place in the plan."""
 
-    edge: int
     gone: bool
     relation: str
 
@@ -51,22 +60,21 @@ class Sources:
 
 def rows_sql(sources: Sources, shape: Shape) -> str:
     """All columns of the rows that stand."""
-    base = _base(sources, shape)
     if not sources.changes:
-        return base
-    untouched = (
-        f"SELECT {listed(shape.columns)} FROM ({base}) ANTI JOIN ({_touched(sources, shape)}) USING ({listed(shape.key)})"
+        return _base(sources, shape)
+    names, key = listed(shape.columns), listed(shape.key)
+    return (
+        f"{_with_entries(sources, shape)} SELECT {names} FROM ({_base(sources, shape)}) ANTI JOIN touched USING ({key}) "
+        f"UNION ALL SELECT {names} FROM ({_last(sources, shape)}) WHERE NOT {shape.own('gone')}"
     )
-    changed = f"SELECT {listed(shape.columns)} FROM ({_last(sources, shape)}) WHERE NOT {shape.own('gone')}"
-    return f"{untouched} UNION ALL {changed}"
 
 
 def tombstones_sql(sources: Sources, shape: Shape) -> str:
     """Key and order of the deletes that stand."""
-    names = listed((*shape.key, *shape.order))
-    if sources.changes:
-        return f"SELECT {names} FROM ({_last(sources, shape)}) WHERE {shape.own('gone')}"
-    return " UNION ALL ".join(f"SELECT {names} FROM ({part.relation})" for part in sources.guards)
+    names = listed(shape.known)
+    if not sources.changes:
+        return " UNION ALL ".join(f"SELECT {names} FROM ({part.relation})" for part in sources.guards)
+    return f"{_with_entries(sources, shape)} SELECT {names} FROM ({_last(sources, shape)}) WHERE {shape.own('gone')}"
 
 
 def guards_sql(sources: Sources, shape: Shape, where: str | None) -> str | None:
@@ -75,49 +83,45 @@ def guards_sql(sources: Sources, shape: Shape, where: str | None) -> str | None:
     A filtered replica needs those of rows it does not see, too: else a late, older row that matches would come to life there.
     None: there are none.
     """
-    names = listed((*shape.key, *shape.order))
     parts = [tombstones_sql(sources, shape)] if sources.guards or sources.changes else []
     if where:
-        parts.append(f"SELECT {names} FROM ({rows_sql(sources, shape)}) WHERE ({where}) IS NOT TRUE")
-    return " UNION ALL ".join(parts) if shape.order and parts else None
+        parts.append(f"SELECT {listed(shape.known)} FROM ({rows_sql(sources, shape)}) WHERE ({where}) IS NOT TRUE")
+    return " UNION ALL ".join(f"SELECT * FROM ({part})" for part in parts) if shape.order and parts else None
 
 
 def upserts_sql(sources: Sources, shape: Shape, where: str | None) -> str:
     """All columns of the last change per key that left a row, where it matches `where`."""
     condition = f" AND ({where})" if where else ""
-    return f"SELECT {listed(shape.columns)} FROM ({_last(sources, shape)}) WHERE NOT {shape.own('gone')}{condition}"
+    left = f"FROM ({_last(sources, shape)}) WHERE NOT {shape.own('gone')}{condition}"
+    return f"{_with_entries(sources, shape)} SELECT {listed(shape.columns)} {left}"
 
 
 def deletes_sql(sources: Sources, shape: Shape, where: str | None) -> str:
     """Key and order of the last change per key that left no row, or one that `where` does not select."""
     condition = f" OR ({where}) IS NOT TRUE" if where else ""
-    names = listed((*shape.key, *shape.order))
-    return f"SELECT {names} FROM ({_last(sources, shape)}) WHERE {shape.own('gone')}{condition}"
+    left = f"FROM ({_last(sources, shape)}) WHERE {shape.own('gone')}{condition}"
+    return f"{_with_entries(sources, shape)} SELECT {listed(shape.known)} {left}"
+
+
+def _with_entries(sources: Sources, shape: Shape) -> str:
+    """`entries`: rows and deletes of all changes; `touched`: their keys."""
+    names, edge, gone = listed(shape.columns), shape.own("edge"), shape.own("gone")
+    entries = " UNION ALL ".join(
+        f"SELECT {names}, {edge}, {str(part.gone).lower()} AS {gone} FROM ({part.relation})"
+        for part in (*sources.guards, *sources.changes)
+    )
+    return f"WITH entries AS ({entries}), touched AS (SELECT DISTINCT {listed(shape.key)} FROM entries)"
 
 
 def _last(sources: Sources, shape: Shape) -> str:
-    """Per touched key the one entry that stands: all columns, `gone`."""
-    entries = _entries((*sources.guards, *sources.changes), shape)
+    """Per touched key the one entry that stands: all columns, `gone`. To be used behind `_with_entries`."""
+    entries = "SELECT * FROM entries"
     if sources.rows and shape.order:
-        base = f"SELECT {listed(shape.columns)} FROM ({_base(sources, shape)}) SEMI JOIN ({_touched(sources, shape)})"
-        entries += f" UNION ALL SELECT {listed(shape.columns)}, 0, false FROM ({base} USING ({listed(shape.key)}))"
+        base = f"({_base(sources, shape)}) SEMI JOIN touched USING ({listed(shape.key)})"
+        entries += f" UNION ALL SELECT {listed(shape.columns)}, 0, false FROM {base}"
     newest = [f"{quoted(name)} DESC NULLS LAST" for name in shape.order]
     ranking = ", ".join([*newest, f"{shape.own('edge')} DESC", shape.own("gone")])
     return f"SELECT * FROM ({entries}) QUALIFY row_number() OVER (PARTITION BY {listed(shape.key)} ORDER BY {ranking}) = 1"
-
-
-def _touched(sources: Sources, shape: Shape) -> str:
-    parts = (f"SELECT {listed(shape.key)} FROM ({part.relation})" for part in (*sources.guards, *sources.changes))
-    return f"SELECT DISTINCT {listed(shape.key)} FROM ({' UNION ALL '.join(parts)})"
-
-
-def _entries(parts: Sequence[Part], shape: Shape) -> str:
-    """Rows and deletes as one relation: all columns, `edge`, `gone`."""
-    return " UNION ALL ".join(
-        f"SELECT {listed(shape.columns)}, {part.edge} AS {shape.own('edge')}, {str(part.gone).lower()} AS {shape.own('gone')} "
-        f"FROM ({part.relation})"
-        for part in parts
-    )
 
 
 def _base(sources: Sources, shape: Shape) -> str:
