@@ -65,6 +65,12 @@ class Catalog:
             view.state.spec  # noqa: B018 - raises NotFound with its hint
         return view.state
 
+    def noted(self, dataset: DatasetId) -> tuple[int, Any]:
+        """The newest version (0: none) and the producer's note, which also productions without a version may have moved."""
+        self.state(dataset)
+        version, position = self._index.fields(dataset, "version", "position")
+        return int(version or 0), json.loads(position or b"null")
+
     def cached(self, dataset: DatasetId) -> State | None:
         """The newest state this process has seen, without asking anybody."""
         return self._cache.get(dataset)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from broker.backend.client import Argument, Entry, RedisClient
+from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot, flight_lease
 from broker.errors import (
     BrokerError,
@@ -28,7 +29,7 @@ from broker.errors import (
 from broker.model.commit import Fence
 from broker.model.event import Event, rfc3339
 from broker.model.names import DatasetId
-from broker.model.request import Completion, Request, State, born_at, new_id, slot_of
+from broker.model.request import Completion, Priority, Request, State, born_at, new_id, slot_of
 from broker.rules.publishing import Lease
 from broker.settings import Settings
 
@@ -56,6 +57,7 @@ class Flight:
     owner: str
     fence: Fence
     attempt: int
+    priority: Priority = "normal"
 
     @property
     def lease(self) -> Lease:
@@ -207,6 +209,15 @@ class Requests:
             progress=json.loads(progress) if progress else {}, completion=done,
         )  # fmt: skip
 
+    def outcome(self, id: str) -> Completion | None:
+        """The completion, None while it is not there. Raises RequestLost, NotFound."""
+        done = self._redis.run("HGET", Slot(slot_of(id)).request(id), "done", writes=False)
+        return completion_of(done) if done else self.status(id).completion
+
+    def watch(self, id: str, target: str) -> Watch:
+        """For waiting on a response stream without taking from it."""
+        return Watch(self._redis, Slot(slot_of(id)).responses(target))
+
     def end(self, id: str, state: State, error: BrokerError | None = None) -> bool:
         """Make a request cancelled or expired unless it has ended. True: this call ended it."""
         known = self.status(id)
@@ -317,6 +328,23 @@ class Requests:
         if reply == b"fenced":
             raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
         return reply
+
+
+class Watch:
+    """Looks at a stream's new entries; what others acknowledge or delete does not matter, it only wakes."""
+
+    def __init__(self, redis: RedisClient, stream: bytes) -> None:
+        self._redis, self._stream = redis, stream
+
+    def position(self) -> bytes:
+        """The newest entry's id; what comes behind it wakes `wait`."""
+        newest = self._redis.run("XREVRANGE", self._stream, "+", "-", "COUNT", 1, writes=False)
+        return newest[0][0] if newest else b"0-0"
+
+    def wait(self, position: bytes, milliseconds: int) -> None:
+        """Until something comes behind `position`, at most `milliseconds`."""
+        with mapped(self._stream.decode(), writes=False):
+            self._redis.blocking.xread({self._stream: position}, count=1, block=milliseconds)
 
 
 def ended(id: str, request: Request, state: State, attempts: int = 0, error: BrokerError | None = None) -> Completion:

@@ -1,0 +1,1 @@
+"""Processes that do the duties: loop, supervisor, children."""

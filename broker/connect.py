@@ -1,0 +1,292 @@
+"""connect(): the front door. Thin objects over the parts: each method is one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pyarrow as pa
+
+from broker.columnar.intake import Intake
+from broker.columnar.types import schema_of
+from broker.errors import (
+    BrokerError,
+    InvalidRequest,
+    Reconciling,
+    RequestCancelled,
+    RequestExpired,
+    RequestFailed,
+    TimedOut,
+    from_dict,
+)
+from broker.fulfilment import completion_at_once
+from broker.model.commit import Edge
+from broker.model.dataset import DatasetSpec, Schema
+from broker.model.names import DatasetId
+from broker.model.predicate_parser import parse
+from broker.model.request import Completion, Request, Selection, State, new_id
+from broker.parts import Parts, open_parts
+from broker.publication import Note, Published
+from broker.received import Received
+from broker.replica import Replica
+from broker.requests import Status
+from broker.responses import Response, Responses
+from broker.rules.answering import derivation_of
+from broker.rules.fold import State as DatasetState
+from broker.rules.fold import VersionInfo
+from broker.rules.plan import Plan, plan
+from broker.settings import load
+from broker.sinks.port import Sink
+
+WAIT_BLOCK_MS: Final = 1_000
+RECONCILE_TRIES: Final = 3
+
+
+def connect(redis: str | None = None, store: str | None = None, **settings: Any) -> Broker:
+    """Open a broker: arguments, then BROKER_* variables, then broker.toml, then an embedded Redis and a folder under ./.broker.
+
+    Raises InvalidSettings naming the field, Unavailable, Unsupported (no Redis to be had, with the install line).
+    """
+    return Broker(open_parts(load(redis=redis, store=store, **settings)))
+
+
+class Broker:
+    """A connection. Safe for threads; a context manager."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release connections and temporary files. Idempotent. An embedded Redis goes on for others."""
+        self.parts.close()
+
+    def dataset(
+        self, name: str, *, key: Sequence[str] | None = None, order: Sequence[str] = (), schema: Schema | pa.Schema | None = None,
+        partitions: int = 1, attributes: Mapping[str, str] | None = None, tombstone_seconds: int = 7 * 86400,
+    ) -> Dataset:  # fmt: skip
+        """Create a dataset, or open it. Without `key` it must exist. Raises NotFound, Conflict (another spec), InvalidName."""
+        dataset = DatasetId(name)
+        if key is None:
+            self.parts.catalog.state(dataset)
+            return Dataset(self.parts, dataset)
+        columns = schema_of(schema) if isinstance(schema, pa.Schema) else schema
+        spec = DatasetSpec(
+            dataset=dataset, key=tuple([key] if isinstance(key, str) else key), order=tuple([order] if isinstance(order, str) else order),
+            columns=columns, partitions=partitions, attributes=dict(attributes or {}), tombstone_seconds=tombstone_seconds,
+        )  # fmt: skip
+        self.parts.catalog.create(spec)
+        return Dataset(self.parts, dataset)
+
+    def datasets(self, pattern: str = "*") -> list[str]:
+        """Ids of existing datasets that match a glob."""
+        return [str(dataset) for dataset in self.parts.catalog.find(pattern)]
+
+    def request(self, dataset: str, *, target: str, **fields: Any) -> Handle:
+        """Ask for data; returns at once. Fields as in `Request`: since, where, columns, format, mode, max_staleness (seconds),
+        deadline (seconds from now), priority, idempotency_key, attributes.
+
+        Raises NotFound, InvalidRequest, InvalidPredicate, Conflict (idempotency key), Overloaded, RequestExpired.
+        """
+        request = Request.of({"dataset": dataset, "target": target, **fields})
+        return Handle(self.parts, self._submit(self._checked(request)), request.target)
+
+    def submitted(self, id: str) -> Handle:
+        """The handle of a request made elsewhere. Raises NotFound, RequestLost."""
+        return Handle(self.parts, id, self.parts.requests.status(id).request.target)
+
+    def responses(self, target: str) -> Responses:
+        """The target's response stream: `listen()`, `read()`, `peek()`."""
+        return Responses(self.parts.redis, self.parts.index, target)
+
+    def received(self, response: Response | Completion) -> Received:
+        """The data of a completion."""
+        completion = response.completion if isinstance(response, Response) else response
+        return Received(self.parts.catalog, self.parts.engine, self.parts.store, completion)
+
+    def replica(
+        self, dataset: str, *, name: str, sink: Sink, where: str | None = None, columns: Sequence[str] | None = None, channel: str = "live",
+    ) -> Replica:  # fmt: skip
+        """An exact copy in `sink`, kept by `sync()`. Raises NotFound, InvalidPredicate."""
+        if channel != "live":
+            raise InvalidRequest("no such channel", of=channel, why="only 'live' exists so far")
+        id = DatasetId(dataset)
+        parts = self.parts
+        selection = Dataset(parts, id).selection(where, columns)
+        return Replica((parts.catalog, parts.engine, parts.leases), id, name, sink, selection, parts.on_step)
+
+    def _checked(self, request: Request) -> Request:
+        """The request in canonical form, checked against the dataset's columns where they are known."""
+        if request.mode == "delta" and request.since is None:
+            raise InvalidRequest("mode='delta' needs since=", of=request.dataset, hint="Give the version or cursor you hold")
+        if request.where is None and request.columns is None:
+            return request
+        selection = Dataset(self.parts, request.dataset).selection(request.where, request.columns)
+        return request.model_copy(update={"where": selection.where, "columns": selection.columns})
+
+    def _submit(self, request: Request) -> str:
+        parts, slot = self.parts, self.parts.index.slot(request.dataset)
+        for attempt in range(RECONCILE_TRIES):
+            state = parts.catalog.cached(request.dataset)
+            answer = None
+            if request.max_staleness is not None:
+                state = state or parts.catalog.state(request.dataset)
+                answer = completion_at_once(new_id(slot.name), request, state, parts.derived, parts.settings)
+            try:
+                done = parts.requests.submit(slot, request, derivation_of(request), answer, state.seq if state else 0)
+                break
+            except Reconciling:
+                if attempt == RECONCILE_TRIES - 1:
+                    raise
+                parts.catalog.state(request.dataset)
+                parts.catalog.reconcile(request.dataset)
+        if state is not None and done.seq != state.seq:
+            parts.catalog.state(request.dataset)  # so that the next request is answered from the present head
+        return done.id
+
+
+class Dataset:
+    """One dataset: publish and read."""
+
+    def __init__(self, parts: Parts, dataset: DatasetId) -> None:
+        self._parts, self.id = parts, dataset
+
+    @property
+    def state(self) -> DatasetState:
+        """Everything the log says of it, as of now. Raises NotFound."""
+        return self._parts.catalog.state(self.id)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        return self.state.spec
+
+    def publish(
+        self, data: Intake, *, delta: bool = False, attributes: Mapping[str, str] | None = None, position: Any = None
+    ) -> Published:
+        """The whole dataset as a new version; `delta=True` commits only its difference (an absent key is a delete).
+
+        Raises NullKey, DuplicateKey, SchemaConflict, Busy (another writer), StaleBase.
+        """
+        note = Note(attributes=dict(attributes or {}), position=lambda: position)
+        publish = self._parts.publication.difference if delta else self._parts.publication.snapshot
+        return publish(self.id, data, note)
+
+    def publish_delta(
+        self,
+        upserts: Intake | None = None,
+        deletes: Intake | None = None,
+        *,
+        attributes: Mapping[str, str] | None = None,
+        position: Any = None,
+    ) -> Published:
+        """Changed rows, and keys of deleted ones (with the order columns, where the dataset has them). Raises as `publish`."""
+        note = Note(attributes=dict(attributes or {}), position=lambda: position)
+        return self._parts.publication.delta(self.id, upserts, deletes, note)
+
+    def read(self, version: int | None = None, where: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a version (None: the newest), merged from the planned edges; key and order columns always included."""
+        return self.reader(version, where, columns).read_all()
+
+    def reader(
+        self, version: int | None = None, where: str | None = None, columns: Sequence[str] | None = None
+    ) -> pa.RecordBatchReader:
+        """As `read`, in batches. Raises NotFound for a version that never was or is retired."""
+        state = self.state
+        want = state.version if version is None else version
+        edges = plan(state.edges, None, state.info(want).version).edges if want else ()
+        return self._parts.engine.read(state.spec, edges, self.selection(where, columns))
+
+    def versions(self) -> tuple[VersionInfo, ...]:
+        """All versions remembered, oldest first."""
+        return self.state.versions
+
+    def latest(self) -> VersionInfo | None:
+        """The newest version; None before the first."""
+        state = self.state
+        return state.info(state.version) if state.version else None
+
+    def plan(self, since: int | None = None, version: int | None = None) -> Plan:
+        """The edges, fewest bytes, from `since` to `version` (None: the newest)."""
+        state = self.state
+        return plan(state.edges, since, state.version if version is None else version)
+
+    def alter(self, schema: Schema | pa.Schema, force: bool = False) -> None:
+        """New nullable columns and lossless widening; anything else only with `force`: a new session, and replicas reset."""
+        columns = schema_of(schema) if isinstance(schema, pa.Schema) else schema
+        self._parts.catalog.alter(self.id, columns, force)
+
+    def drop(self) -> None:
+        """No longer offered; its log stays."""
+        self._parts.catalog.drop(self.id)
+
+    def verify(self) -> Iterator[tuple[Edge, BrokerError | None]]:
+        """Re-hash every file of every edge offered: each edge with None, or what is wrong with it."""
+        for edge in self.state.edges:
+            try:
+                for file in edge.files:
+                    self._parts.engine.verify(file)
+                yield edge, None
+            except BrokerError as error:
+                yield edge, error
+
+    def selection(self, where: str | None, columns: Sequence[str] | None) -> Selection:
+        """Canonical and checked. Raises InvalidPredicate, InvalidRequest for an unknown column."""
+        spec = self.spec
+        types = spec.columns.types if spec.columns else None
+        unknown = [name for name in columns or () if types is not None and name not in types]
+        if unknown:
+            raise InvalidRequest("no such columns", of=self.id, why=", ".join(unknown), hint=f"It has {', '.join(types or ())}")
+        text = None if where is None else parse(where, types).canonical
+        return Selection(where=text, columns=None if columns is None else tuple(columns))
+
+
+class Handle:
+    """A submitted request."""
+
+    def __init__(self, parts: Parts, id: str, target: str) -> None:
+        self._parts, self.id, self.target = parts, id, target
+
+    def status(self) -> Status:
+        """Raises RequestLost, NotFound."""
+        return self._parts.requests.status(self.id)
+
+    def cancel(self) -> bool:
+        """True: it ends as cancelled. False: it had ended."""
+        return self._parts.requests.end(self.id, State.CANCELLED)
+
+    def wait(self, timeout: float | None = None) -> Received:
+        """The completion; looks at the response stream without taking from it.
+
+        Raises TimedOut, RequestFailed (with the cause), RequestCancelled, RequestExpired, RequestLost.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        watch = self._parts.requests.watch(self.id, self.target)
+        while True:
+            at = watch.position()
+            completion = self._parts.requests.outcome(self.id)
+            if completion is not None:
+                return self._received(completion)
+            left = WAIT_BLOCK_MS if deadline is None else int(min(WAIT_BLOCK_MS, (deadline - time.monotonic()) * 1000))
+            if left <= 0:
+                raise TimedOut("no answer yet", of=self.id, why=f"within {timeout:g} s", hint="Wait again: the request goes on")
+            watch.wait(at, left)
+
+    def _received(self, completion: Completion) -> Received:
+        match completion.state:
+            case State.FAILED:
+                cause = from_dict(completion.error or {})
+                raise RequestFailed(
+                    "the request failed", of=self.id, why=str(cause), hint="See: broker requests dead"
+                ) from cause
+            case State.CANCELLED:
+                raise RequestCancelled("the request was cancelled", of=self.id)
+            case State.EXPIRED:
+                raise RequestExpired("the request's deadline passed", of=self.id)
+        return Received(self._parts.catalog, self._parts.engine, self._parts.store, completion)

@@ -1,0 +1,248 @@
+"""Answering requests, in two halves: the clerk claims flights and answers members; the maker, in a child process, makes data.
+
+    Clerk.claim ─► flights ─► Maker.produce (child) ─► Clerk.finish: close, Maker.derive (child) where files are needed, answer
+
+The clerk never touches rows, so it stays responsive while a maker works, and a maker that dies harms only its attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from broker.backend.client import Entry
+from broker.backend.derived import Derived
+from broker.backend.keys import Slot
+from broker.catalog import Catalog, OnStep, nothing
+from broker.columnar.engine import Engine
+from broker.errors import BrokerError, Invalid, StaleBase, Transient
+from broker.model.commit import Edge
+from broker.model.dataset import Frozen
+from broker.model.names import DatasetId, derived_key
+from broker.model.request import Completion, Request, State
+from broker.outcomes import Delta, ProductionRequest, Since, Snapshot, close, failure_of, resolve_position
+from broker.producers import Producers
+from broker.publication import Note, Publication, Published
+from broker.requests import Claimed, Flight, Member, Requests, Retry, ended
+from broker.rules.answering import completed, derivation_of, expiry_hour, needs_files, road
+from broker.rules.fold import State as DatasetState
+from broker.rules.plan import Plan
+from broker.settings import Settings
+
+STEPS: Final = ("claimed", "produced", "derived", "closed", "answered")
+"""The named steps of fulfilment, in order: tests crash at each. `upload` and those of publishing lie within `produced`."""
+
+
+class Produced(Frozen):
+    """How a production ended well. `confirmed_at`: its start, seconds since the epoch; `version` stands after it."""
+
+    version: int
+    changed: bool
+    confirmed_at: float
+    position: str | None = None
+
+
+class Derivation(Frozen):
+    """An order for files: `request` answered at `version`."""
+
+    request: Request
+    version: int
+
+
+class Maker:
+    """Runs producers and makes files. One attempt at a time, in its own process; all effects carry the flight's fence."""
+
+    def __init__(
+        self, catalog: Catalog, engine: Engine, publication: Publication, producers: Producers, on_step: OnStep = nothing
+    ) -> None:
+        self._catalog, self._engine, self._publication = catalog, engine, publication
+        self._producers, self._on_step = producers, on_step
+
+    def produce(self, flight: Flight, members: int, since: Since | None) -> Produced:
+        """Run the producer and publish what it gave. A version that this flight made already is not made again.
+
+        Raises what the producer raised (typed, or AttemptFailed), BadData, Fenced, StaleBase.
+        """
+        started = time.time()
+        state = self._catalog.state(flight.dataset)
+        if (version := state.made_by(flight.id)) is not None:
+            return Produced(version=version, changed=True, confirmed_at=state.confirmed_at)
+        producer = self._producers.match(flight.dataset)
+        asked = ProductionRequest(dataset=flight.dataset, spec=state.spec, reason="request", members=members)
+        outcome = producer.run(asked, since)
+        try:
+            published = self._publish(flight, outcome, since)
+        except Exception as error:
+            raise failure_of(outcome, error) from error
+        finally:
+            close(outcome)
+        self._on_step("produced")
+        position = None if published.edge else json.dumps(resolve_position(outcome))
+        return Produced(version=published.version, changed=published.edge is not None, confirmed_at=started, position=position)
+
+    def _publish(self, flight: Flight, outcome: Any, since: Since | None) -> Published:
+        note = Note(
+            production=flight.id, lease=flight.lease, position=lambda: resolve_position(outcome),
+            attributes=getattr(outcome, "attributes", {}), kind="producer",
+        )  # fmt: skip
+        match outcome:
+            case Snapshot(data=data):
+                return self._publication.difference(flight.dataset, data, note)
+            case Delta(upserts=upserts, deletes=deletes):
+                return self._publication.delta(flight.dataset, upserts, deletes, note, since.version if since else 0)
+        if since is None:
+            raise Invalid(
+                "the producer said Unchanged", of=flight.dataset, why="no version exists yet", hint="Give a Snapshot first"
+            )
+        return Published(since.version, None)
+
+    def derive(self, order: Derivation, result_seconds: float) -> Edge:
+        """Make the files of one selection from sealed edges; they may be swept after `result_seconds`."""
+        request = order.request
+        state = self._catalog.state(request.dataset)
+        found = road(state, request, order.version)
+        hour, fingerprint = expiry_hour(time.time() + result_seconds), derivation_of(request)
+
+        def key_of(extension: str) -> str:
+            return derived_key(request.dataset, hour, fingerprint, extension)
+
+        edge = self._engine.derive(state.spec, found.edges, request.selection, request.format, key_of)
+        self._on_step("derived")
+        return edge
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Report of one flight: how many requests ended, and how many go another round."""
+
+    ended: int = 0
+    retried: int = 0
+
+
+class Clerk:
+    """Claims and answers: Redis and planning only, no rows."""
+
+    def __init__(
+        self, catalog: Catalog, requests: Requests, derived: Derived, settings: Settings, on_step: OnStep = nothing
+    ) -> None:
+        self.catalog, self.requests = catalog, requests
+        self._derived, self._settings, self._on_step = derived, settings, on_step
+
+    def claim(self, slot: Slot, worker: str, entries: Sequence[Entry], serves: Callable[[DatasetId], bool]) -> Claimed:
+        """Flights this worker must run now. Entries of datasets it does not serve are parked for others."""
+        datasets = self.requests.datasets_of(slot, [entry.fields[b"r"] for entry in entries])
+        foreign = [
+            (entry, dataset) for entry, dataset in zip(entries, datasets, strict=True) if dataset and not serves(dataset)
+        ]
+        if foreign:
+            self.requests.park(slot, foreign)
+        mine = [entry for entry, dataset in zip(entries, datasets, strict=True) if not dataset or serves(dataset)]
+        claimed = self.requests.claim(slot, worker, mine)
+        for id in claimed.expired:
+            self.requests.end(id, State.EXPIRED)
+        self._on_step("claimed")
+        return claimed
+
+    def since(self, flight: Flight) -> Since | None:
+        """What the producer is told: the newest version and the position noted with it."""
+        version, position = self.catalog.noted(flight.dataset)
+        return Since(version, position) if version else None
+
+    def close(self, flight: Flight) -> list[Member]:
+        members = self.requests.close(flight)
+        self._on_step("closed")
+        return members
+
+    def orders(self, members: Iterable[Member], version: int) -> dict[str, Derivation]:
+        """Derivations that the members need and nobody has made yet, by fingerprint."""
+        wanted: dict[str, Derivation] = {}
+        for member in members:
+            request = member.request
+            try:
+                state = self.catalog.state(request.dataset)
+                needed = needs_files(road(state, request, version), request)
+            except BrokerError:
+                continue  # answered with its error in `complete`
+            fingerprint = derivation_of(request)
+            if needed and fingerprint not in wanted and self._derived.get(request.dataset, fingerprint, version) is None:
+                wanted[fingerprint] = Derivation(request=request, version=version)
+        return wanted
+
+    def keep(self, order: Derivation, edge: Edge) -> None:
+        """Remember derived files for whoever asks the same of the same version."""
+        expires_at = time.time() + self._settings.result_seconds
+        self._derived.put(order.request.dataset, derivation_of(order.request), order.version, edge, expires_at)
+
+    def complete(self, flight: Flight, members: Sequence[Member], produced: Produced) -> Answered:
+        """Answer all members at `produced.version`. Raises Fenced."""
+        confirmed = produced.confirmed_at if flight.kind == "produce" else None
+        return self._answer(
+            flight, [self._completion(member, produced.version) for member in members], confirmed, produced.position
+        )
+
+    def fail(self, flight: Flight, members: Sequence[Member], error: BrokerError) -> Answered:
+        """A failed attempt: transient errors go another round with back-off, the rest to the dead letters."""
+        return self._answer(flight, [self._failure(member, error) for member in members])
+
+    def _answer(
+        self,
+        flight: Flight,
+        answers: Sequence[Completion | Retry],
+        confirmed_at: float | None = None,
+        position: str | None = None,
+    ) -> Answered:
+        count = self.requests.answer(flight, answers, confirmed_at=confirmed_at, position=position)
+        self._on_step("answered")
+        return Answered(count, sum(isinstance(answer, Retry) for answer in answers))
+
+    def _completion(self, member: Member, version: int) -> Completion | Retry:
+        request = member.request
+        try:
+            state = self.catalog.state(request.dataset)
+            found = road(state, request, version)
+            expires_at = time.time() + self._settings.result_seconds
+            if needs_files(found, request):
+                found, expires_at = self._with_files(found, request)
+            return completed(member.id, request, state.session, found, expires_at, member.attempts)
+        except BrokerError as error:
+            return self._failure(member, error)
+
+    def _failure(self, member: Member, error: BrokerError) -> Completion | Retry:
+        if isinstance(error, Transient) and member.attempts < self._settings.max_attempts:
+            return Retry(member.id, backoff(self._settings, member.attempts))
+        return ended(member.id, member.request, State.FAILED, member.attempts, error)
+
+    def _with_files(self, found: Plan, request: Request) -> tuple[Plan, float]:
+        made = self._derived.get(request.dataset, derivation_of(request), found.version)
+        if made is None:
+            raise StaleBase("derived files are missing", of=request.dataset, why=f"version {found.version}", hint="Ask again")
+        return replace(found, edges=(made[0],)), made[1]
+
+
+def completion_at_once(
+    id: str, request: Request, state: DatasetState, derived: Derived, settings: Settings
+) -> Completion | None:
+    """The answer of a request that needs neither production nor derivation, if `state` is still fresh; None otherwise."""
+    if state.version == 0:
+        return None
+    try:
+        found = road(state, request)
+    except BrokerError:
+        return None
+    expires_at = time.time() + settings.result_seconds
+    if needs_files(found, request):
+        made = derived.get(request.dataset, derivation_of(request), found.version)
+        if made is None:
+            return None
+        found, expires_at = replace(found, edges=(made[0],)), made[1]
+    return completed(id, request, state.session, found, expires_at, attempts=0)
+
+
+def backoff(settings: Settings, attempts: int) -> float:
+    """Seconds before the next attempt: doubling, capped, half of it jitter (AWS: Exponential Backoff And Jitter, 2015)."""
+    ceiling = min(settings.backoff_max_seconds, settings.backoff_seconds * 2.0 ** (attempts - 1))
+    return float(ceiling * random.uniform(0.5, 1.0))

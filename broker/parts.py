@@ -1,0 +1,65 @@
+"""The wiring: from settings to working parts. `connect` and every worker process build exactly these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.backend import embedded
+from broker.backend.client import RedisClient
+from broker.backend.derived import Derived
+from broker.backend.index import Index
+from broker.backend.leases import Leases
+from broker.catalog import Catalog, OnStep, nothing
+from broker.columnar.engine import Engine
+from broker.publication import Publication
+from broker.requests import Requests
+from broker.settings import Settings, home_folder
+from broker.stores.open import open_store
+from broker.stores.port import ObjectStore
+
+STORE_FOLDER = "store"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One process' objects, each usable on its own. Close when done."""
+
+    settings: Settings
+    redis: RedisClient
+    store: ObjectStore
+    index: Index
+    leases: Leases
+    catalog: Catalog
+    engine: Engine
+    publication: Publication
+    requests: Requests
+    derived: Derived
+    on_step: OnStep
+
+    def close(self) -> None:
+        self.engine.close()
+        self.redis.close()
+
+
+def redis_url(settings: Settings) -> str:
+    """The Redis to use; an embedded one is started when none is set."""
+    return settings.redis or embedded.ensure(home_folder(settings), settings).url
+
+
+def store_url(settings: Settings) -> str:
+    """The store to use: the setting, or a folder beside the embedded Redis."""
+    return settings.store or str(home_folder(settings) / STORE_FOLDER)
+
+
+def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
+    """Build everything. Raises InvalidSettings, Unavailable, Unsupported (no Redis to be had)."""
+    redis = RedisClient.open(redis_url(settings))
+    store = open_store(store_url(settings), settings)
+    index, leases = Index(redis, settings.shards), Leases(redis, settings.lease_seconds)
+    catalog = Catalog(index, store, settings, on_step)
+    engine = Engine(store, settings)
+    return Parts(
+        settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
+        publication=Publication(catalog, engine, leases, on_step=on_step), requests=Requests(redis, settings),
+        derived=Derived(redis, index, settings.result_seconds), on_step=on_step,
+    )  # fmt: skip

@@ -1,0 +1,189 @@
+"""The write transaction: from data to a version. Columnar work first, then the publishing protocol.
+
+A crash before the reservation leaves orphans only. Whoever repeats a publication under the same production id finds out
+that it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import uuid4
+
+import pyarrow as pa
+
+from broker.backend.keys import writer_lease
+from broker.backend.leases import Leases
+from broker.catalog import Catalog, OnStep, nothing
+from broker.columnar.engine import Engine, Written
+from broker.columnar.intake import Intake
+from broker.errors import StaleBase
+from broker.model.commit import Body, Edge, NewVersion
+from broker.model.names import DatasetId
+from broker.rules.fold import State
+from broker.rules.plan import plan
+from broker.rules.publishing import Lease
+
+REBASES: Final = 5
+"""Tries against a moving head, where the data can be read again."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What goes into the record beside the files. `position` is called when the data was read to its end."""
+
+    production: str = field(default_factory=lambda: uuid4().hex)
+    lease: Lease | None = None
+    position: Callable[[], Any] = lambda: None
+    attributes: dict[str, str] = field(default_factory=dict)
+    kind: str = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of it. `edge` None: the data held nothing new, and `version` is the one that stands."""
+
+    version: int
+    edge: Edge | None
+    unchanged: int = 0
+    stale: int = 0
+
+    @property
+    def number(self) -> int:
+        return self.version
+
+    @property
+    def files(self) -> Sequence[Any]:
+        return self.edge.files if self.edge else ()
+
+
+class Publication:
+    """Safe for threads and processes. `trusted`: the store refuses a wrong payload itself, so nothing is read back."""
+
+    def __init__(
+        self, catalog: Catalog, engine: Engine, leases: Leases, trusted: bool = False, on_step: OnStep = nothing
+    ) -> None:
+        self._catalog, self._engine, self._leases = catalog, engine, leases
+        self._trusted, self._on_step = trusted, on_step
+
+    def snapshot(self, dataset: DatasetId, data: Intake, note: Note | None = None) -> Published:
+        """A new version that replaces the state. Raises NullKey, DuplicateKey, SchemaConflict, Busy, Fenced."""
+        note, started = note or Note(), time.time()
+        with self._writing(dataset, note) as lease:
+            state, uploaded_at = self._catalog.state(dataset), time.monotonic()
+            written = self._engine.write_snapshot(state.spec, data)
+            self._prepare(dataset, written)
+            return self._seal(dataset, written, None, _Sealing(note, lease, started, uploaded_at))
+
+    def difference(self, dataset: DatasetId, data: Intake, note: Note | None = None) -> Published:
+        """The whole dataset in, only its difference out; nothing new makes no version. An absent key is a delete."""
+        note, started = note or Note(), time.time()
+        with self._writing(dataset, note) as lease:
+            for round_ in range(REBASES):
+                state, uploaded_at = self._catalog.state(dataset), time.monotonic()
+                if state.version == 0:
+                    return self.snapshot(dataset, data, replace(note, lease=lease))
+                written = self._engine.write_difference(state.spec, data, _whole(state))
+                try:
+                    self._prepare(dataset, written)
+                    return self._seal(dataset, written, state.version, _Sealing(note, lease, started, uploaded_at))
+                except StaleBase:
+                    if _read_once(data) or round_ == REBASES - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+    def delta(
+        self,
+        dataset: DatasetId,
+        upserts: Intake | None,
+        deletes: Intake | None,
+        note: Note | None = None,
+        base: int | None = None,
+    ) -> Published:
+        """Changes as they are; over no version, the upserts are the first. `base`: the only head they fit, else StaleBase."""
+        note, started = note or Note(), time.time()
+        state, uploaded_at = self._catalog.state(dataset), time.monotonic()
+        if state.version == 0:
+            return self.snapshot(dataset, [] if upserts is None else upserts, note)
+        written = self._engine.write_delta(state.spec, upserts, deletes)
+        self._prepare(dataset, written)
+        sealing = _Sealing(note, note.lease, started, uploaded_at)
+        return self._seal(dataset, written, state.version if base is None else base, sealing, rebase=base is None)
+
+    # --- steps
+
+    def _writing(self, dataset: DatasetId, note: Note) -> _Writing:
+        """The dataset's writer lease, so that two do not make the same difference; a flight brings its own."""
+        return _Writing(self._leases, self._catalog, dataset, note)
+
+    def _prepare(self, dataset: DatasetId, written: Written) -> None:
+        """Files complete and as recorded (P1), and the schema that they need."""
+        self._on_step("upload")
+        if not self._trusted:
+            for file in written.files:
+                self._engine.verify(file)
+        if written.files and written.schema != self._catalog.state(dataset).spec.columns:
+            self._catalog.alter(dataset, written.schema)
+
+    def _seal(
+        self, dataset: DatasetId, written: Written, base: int | None, sealing: _Sealing, rebase: bool = False
+    ) -> Published:
+        if not written.files:
+            return Published(base or 0, None, written.unchanged, written.stale)
+
+        def body(state: State) -> Body | None:
+            if state.made_by(sealing.note.production) is not None:
+                return None
+            if base is not None and state.version != base and not rebase:
+                raise StaleBase(
+                    "the head moved", of=dataset, why=f"made for version {base}, now at {state.version}", hint="Again"
+                )
+            return sealing.body(state, written, None if base is None else state.version)
+
+        state = self._catalog.commit(dataset, body, sealing.note.kind, sealing.lease, sealing.uploaded_at)
+        version = state.made_by(sealing.note.production) or state.version
+        return Published(version, state.edge_to(version), written.unchanged, written.stale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealing:
+    """What one seal needs besides the files. `started` is seconds since the epoch, `uploaded_at` monotonic."""
+
+    note: Note
+    lease: Lease | None
+    started: float
+    uploaded_at: float
+
+    def body(self, state: State, written: Written, base: int | None) -> NewVersion:
+        edge, note = Edge(base=base, version=state.version + 1, files=written.files), self.note
+        system = {"producer": note.kind, "kind": edge.kind, "rows": str(edge.rows), "bytes": str(edge.bytes)}
+        return NewVersion(
+            edge=edge, rows_total=written.rows if base is None else None, position=note.position(), production=note.production,
+            confirmed_at=self.started, schema_id=written.schema.id, system=system, custom=note.attributes,
+        )  # fmt: skip
+
+
+class _Writing:
+    """Context manager: the note's own lease, or the dataset's writer lease for the time of the block."""
+
+    def __init__(self, leases: Leases, catalog: Catalog, dataset: DatasetId, note: Note) -> None:
+        self._note = note
+        self._held = None if note.lease else leases.held(catalog.slot(dataset), writer_lease(dataset), note.production)
+
+    def __enter__(self) -> Lease | None:
+        return self._held.__enter__() if self._held else self._note.lease
+
+    def __exit__(self, *error: Any) -> None:
+        if self._held:
+            self._held.__exit__(*error)
+
+
+def _whole(state: State) -> tuple[Edge, ...]:
+    """Edges that give the whole present state; () before the first version."""
+    return plan(state.edges, None, state.version).edges if state.version else ()
+
+
+def _read_once(data: Intake) -> bool:
+    return isinstance(data, pa.RecordBatchReader | Iterator)

@@ -1,0 +1,104 @@
+"""A completion with its data: verified while it is read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+
+from broker.catalog import Catalog
+from broker.columnar.engine import Engine
+from broker.columnar.types import schema_of
+from broker.errors import Conflict, Unsupported
+from broker.model.commit import Edge, File
+from broker.model.request import Completion, Cursor, Selection
+from broker.sinks.port import Applied, Batch, Sink, SinkCursor
+from broker.stores.port import ObjectStore
+
+
+class Received:
+    """What came back. The completion's fields are attributes: version, cursor, mode, reset_reason, files, rows, bytes, expires_at."""
+
+    def __init__(self, catalog: Catalog, engine: Engine, store: ObjectStore, completion: Completion) -> None:
+        self._catalog, self._engine, self._store, self.completion = catalog, engine, store, completion
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.completion, name)
+
+    def __repr__(self) -> str:
+        done = self.completion
+        return f"<completion {done.request}: {done.mode} of {done.dataset} version {done.version}, {done.rows} rows, {done.bytes} bytes>"
+
+    def table(self) -> pa.Table:
+        """The rows of a snapshot. Raises Conflict for a delta or an unchanged answer."""
+        self._expect("snapshot")
+        return self._engine.read(self._spec, self._readable(), Selection()).read_all()
+
+    def upserts(self) -> pa.Table:
+        """Whole rows to insert or replace, the last per key. Raises Conflict for a snapshot."""
+        return self._changes()[0]
+
+    def deletes(self) -> pa.Table:
+        """Keys (and order) of rows to remove; some may name keys you never held. Raises Conflict for a snapshot."""
+        return self._changes()[1]
+
+    def apply(self, sink: Sink, name: str = "requests") -> Applied:
+        """Rows and cursor in one transaction of the sink. Raises StaleBase when the sink is not where the request said."""
+        done, held = self.completion, sink.cursor(name)
+        cursor = Cursor.parse(done.cursor)
+        assert isinstance(cursor, Cursor)
+        fence = (held.fence[0], held.fence[1] + 1) if held else (0, 1)
+        sink.take(name, held, fence)
+        to = SinkCursor(done.dataset, cursor.version, cursor.session or "", cursor.selection or "", fence)
+        if done.mode == "unchanged":
+            return Applied()
+        return sink.apply(name, self._batch(), expect=sink.cursor(name), to=to)
+
+    def download(self, folder: str | Path) -> list[Path]:
+        """Copy the files, verified, into `folder` (made if needed): 01-rows.parquet, 02-upserts.parquet, ... in order of application."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        return [
+            self._copy(file, target / f"{number:02d}-{file.role}.{file.format}")
+            for number, file in enumerate(self.completion.files, 1)
+        ]
+
+    def locations(self, seconds: int = 3600) -> list[str]:
+        """Where the files are: paths, or presigned URLs good for `seconds`."""
+        return [str(self._store.locate(file.key, seconds)) for file in self.completion.files]
+
+    def _copy(self, file: File, path: Path) -> Path:
+        part = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+        shutil.copyfile(self._engine.fetch(file), part)
+        return part.replace(path)
+
+    @property
+    def _spec(self) -> Any:
+        return self._catalog.state(self.completion.dataset).spec
+
+    def _readable(self) -> tuple[Edge, ...]:
+        if self.completion.format not in ("parquet", "arrow"):
+            raise Unsupported("only Parquet and Arrow are read back", of=self.completion.format, hint="Use download()")
+        return self.completion.edges
+
+    def _changes(self) -> tuple[pa.Table, pa.Table]:
+        self._expect("delta")
+        upserts, deletes = self._engine.changes(self._spec, self._readable(), Selection())
+        return upserts.read_all(), deletes.read_all()
+
+    def _batch(self) -> Batch:
+        spec = self._spec
+        if self.completion.mode == "snapshot":
+            rows = self._engine.read(spec, self._readable(), Selection())
+            return Batch(spec=spec, schema=schema_of(rows.schema), replace=True, rows=rows)
+        upserts, deletes = self._engine.changes(spec, self._readable(), Selection())
+        return Batch(spec=spec, schema=schema_of(upserts.schema), replace=False, upserts=upserts, deletes=deletes)
+
+    def _expect(self, mode: str) -> None:
+        if self.completion.mode != mode:
+            raise Conflict(
+                f"not a {mode}", of=self.completion.request, why=f"the answer is {self.completion.mode}", hint="Look at .mode"
+            )

@@ -1,0 +1,152 @@
+"""Response streams: a target's completions, delivered at least once to the readers that share them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from broker.backend.client import BLOCK_MAX_MS, Entry, RedisClient
+from broker.backend.group_reader import GroupReader
+from broker.backend.index import Index
+from broker.backend.keys import READERS, Slot
+from broker.errors import NotFound
+from broker.model.event import Event
+from broker.model.names import check_name
+from broker.model.request import Completion
+from broker.requests import completion_of
+
+CLAIM_IDLE_MS: Final = 60_000
+"""What a reader has held unacknowledged for a minute goes to another: it is dead, or should have said retry."""
+PAGE: Final = 100
+
+
+@dataclass(frozen=True)
+class Response:
+    """One terminal event as delivered. `ack` it when its effect is durable; the same `completion.request` may come again."""
+
+    completion: Completion
+    entry: Entry
+    slot: Slot
+    responses: Responses
+
+    @property
+    def id(self) -> str:
+        """The event's id: the request's."""
+        return self.completion.request
+
+    def ack(self) -> None:
+        """Done: delete it from the stream. Idempotent."""
+        self.responses.ack([self])
+
+    def retry(self, in_seconds: float = 0.0) -> None:
+        """Not now: show it again, to any reader, `in_seconds` from now."""
+        self.responses.later(self, in_seconds)
+
+
+class Responses:
+    """The reading half of one target. Several readers share the group; one instance is for one thread."""
+
+    def __init__(self, redis: RedisClient, index: Index, target: str) -> None:
+        self.target = check_name(target, "target")
+        self._redis, self._index = redis, index
+        self._again = redis.script("read_again")
+        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}".encode()
+        self._readers: dict[str, GroupReader] = {}
+
+    def peek(self, limit: int = PAGE) -> list[Response]:
+        """The oldest unread responses of every slot; nothing is claimed or acknowledged."""
+        found = []
+        for slot in self._index.slots():
+            reply = self._redis.run("XRANGE", slot.responses(self.target), "-", "+", "COUNT", limit, writes=False)
+            found += [
+                self._response(slot, Entry(slot.responses(self.target), id, dict(zip(f[::2], f[1::2], strict=True))))
+                for id, f in reply
+            ]
+        return found
+
+    def read(self, count: int = PAGE, block_seconds: float = 0.0) -> list[Response]:
+        """What there is for this reader: its own pending first, then new ones; waits at most `block_seconds` for the first."""
+        slots = self._index.slots()
+        deadline = time.monotonic() + block_seconds
+        while True:
+            left = deadline - time.monotonic()
+            # With one slot Redis does the waiting; with several, each gets its share of it in turn.
+            block = max(0, min(int(left * 1000), BLOCK_MAX_MS if len(slots) == 1 else 50))
+            for slot in slots:
+                self._redis.call(self._again, [slot.meta, slot.responses(self.target), slot.retries(self.target)], ["", "", ""])
+                found = self._read_slot(slot, count, block)
+                if found:
+                    return found
+            if left <= 0:
+                return []
+            if not slots:
+                time.sleep(min(left, 0.05))
+                slots = self._index.slots()
+
+    def listen(self, timeout: float | None = None) -> Iterator[Response]:
+        """Responses as they come; ends when none came for `timeout` seconds (None: never)."""
+        while True:
+            waited = 0.0
+            found: list[Response] = []
+            while not found and (timeout is None or waited < timeout):
+                begun = time.monotonic()
+                found = self.read(block_seconds=1.0 if timeout is None else min(1.0, timeout - waited)) or self._steal()
+                waited += time.monotonic() - begun
+            if not found:
+                return
+            yield from found
+
+    def ack(self, responses: list[Response]) -> None:
+        """Acknowledge several in one round trip."""
+        commands: list[Any] = []
+        for response in responses:
+            commands += [
+                ("XACK", response.entry.stream, READERS, response.entry.id),
+                ("XDEL", response.entry.stream, response.entry.id),
+            ]
+        for reply in self._redis.pipeline(commands, self.target) if commands else ():
+            if isinstance(reply, Exception):
+                raise reply
+
+    def later(self, response: Response, in_seconds: float) -> None:
+        keys = [response.slot.meta, response.slot.responses(self.target), response.slot.retries(self.target)]
+        self._redis.call(self._again, keys, [response.entry.id, int(in_seconds * 1000), response.entry.fields[b"e"]])
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
+    def _read_slot(self, slot: Slot, count: int, block_ms: int) -> list[Response]:
+        reader = self._readers.get(slot.name)
+        if reader is None:
+            self._redis.create_group(slot.responses(self.target), READERS)
+            reader = self._readers[slot.name] = GroupReader(self._redis, [slot.responses(self.target)], READERS, self._consumer)
+        try:
+            return [self._response(slot, entry) for entry in reader.read(count, block_ms)]
+        except NotFound:
+            self._redis.create_group(slot.responses(self.target), READERS)
+            return []
+
+    def _steal(self) -> list[Response]:
+        """Responses that another reader took and left for too long."""
+        found = []
+        for slot in self._index.slots():
+            stream = slot.responses(self.target)
+            reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", PAGE)
+            found += [
+                self._response(slot, Entry(stream, id, dict(zip(f[::2], f[1::2], strict=True)))) for id, f in reply[1] if f
+            ]
+        return found
+
+    def _response(self, slot: Slot, entry: Entry) -> Response:
+        return Response(completion_of(entry.fields[b"e"]), entry, slot, self)
+
+
+def event_of(response: Response) -> Event:
+    """The CloudEvents envelope as it lies in the stream."""
+    return Event.model_validate_json(response.entry.fields[b"e"])

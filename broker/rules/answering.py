@@ -1,0 +1,62 @@
+"""How a request is answered from a state: which road, whether files must be made for it, and the completion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Final
+
+from broker.errors import ResetRequired
+from broker.model.request import Completion, Cursor, Request, State
+from broker.rules.fold import State as DatasetState
+from broker.rules.plan import Plan, plan, reset_of
+
+HOUR: Final = 3600
+
+
+def road(state: DatasetState, request: Request, want: int | None = None) -> Plan:
+    """The plan that answers `request` at version `want` (None: the newest).
+
+    Raises ResetRequired when the request demands a delta and only a snapshot leads there; NotFound when nothing does.
+    """
+    target = state.version if want is None else want
+    cursor = request.since
+    found = plan(
+        state.edges,
+        cursor.version if cursor else None,
+        target,
+        reset_of(state, cursor, request.selection, request.mode == "snapshot"),
+    )
+    if request.mode == "delta" and found.mode == "snapshot":
+        raise ResetRequired(
+            "only a snapshot can answer", of=f"{request.dataset} since {cursor.version if cursor else 'nothing'}",
+            why=found.reset or "no version is held", hint="Ask with mode='auto', and replace what you hold",
+        )  # fmt: skip
+    return found
+
+
+def needs_files(found: Plan, request: Request) -> bool:
+    """Whether files must be derived; canonical ones are handed out as they are."""
+    return found.mode != "unchanged" and not (request.selection.everything and request.format == "parquet")
+
+
+def derivation_of(request: Request) -> str:
+    """16 hex digits, equal for requests that one derivation serves."""
+    since = str(request.since) if request.since else None
+    text = json.dumps([since, request.where, request.columns, request.format, request.mode])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def completed(id: str, request: Request, session: str, found: Plan, expires_at: float, attempts: int = 1) -> Completion:
+    """The terminal answer along `found`, whose files stay until `expires_at` (seconds since the epoch)."""
+    cursor = Cursor(version=found.version, session=session, selection=request.selection.fingerprint)
+    return Completion(
+        request=id, dataset=request.dataset, target=request.target, state=State.COMPLETED, version=found.version,
+        cursor=str(cursor), mode=found.mode, reset_reason=found.reset, format=request.format, edges=found.edges,
+        expires_at=expires_at, attempts=attempts, attributes=request.attributes,
+    )  # fmt: skip
+
+
+def expiry_hour(expires_at: float) -> int:
+    """The hour since the epoch at whose end a derived file may be swept."""
+    return int(expires_at // HOUR) + 1

@@ -1,0 +1,419 @@
+"""What goes into the engine comes out equal, in every format; what must not go in is refused by name, and leaves nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import BaseModel
+
+from broker.columnar.engine import Engine
+from broker.columnar.intake import reader_of
+from broker.columnar.keys import SMALL_ROWS
+from broker.columnar.types import arrow_schema, schema_of
+from broker.errors import BadData, Corrupt, DuplicateKey, Invalid, InvalidPredicate, NotFound, NullKey, SchemaConflict
+from broker.model.commit import Edge, File
+from broker.model.dataset import Column, DatasetSpec, Schema
+from broker.model.names import derived_key
+from broker.model.request import Format, Selection
+from broker.settings import Settings
+from broker.stores.local import LocalStore
+from broker.stores.memory import MemoryStore
+
+SPEC = DatasetSpec(dataset="t/d/x", key=("sku",))
+ALL = Selection()
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def engine(store: MemoryStore) -> Iterator[Engine]:
+    with Engine(store, Settings(memory_limit_bytes=256 << 20)) as running:
+        yield running
+
+
+def fresh_key(extension: str) -> str:
+    return derived_key("t/d/x", 0, "fingerprint", extension)
+
+
+def published(engine: Engine, spec: DatasetSpec, data: object) -> tuple[DatasetSpec, Edge]:
+    written = engine.write_snapshot(spec, data)
+    return spec.model_copy(update={"columns": written.schema}), Edge(base=None, version=1, files=written.files)
+
+
+def stored(store: MemoryStore) -> list[str]:
+    return [info.key for info in store.list("")]
+
+
+def rows(count: int, start: int = 0) -> pa.RecordBatch:
+    return pa.record_batch({"sku": [f"sku-{n}" for n in range(start, start + count)], "n": list(range(count))})
+
+
+KINDS = pa.table(
+    {
+        "sku": ["a", "b", "c"],
+        "text": pa.array(['é "quoted", \n新しい', "", None]),
+        "big": pa.array([2**63 - 1, -(2**63), None]),
+        "huge": pa.array([2**64 - 1, 0, None], pa.uint64()),
+        "money": pa.array(
+            [Decimal("12345678901234567890123456789012.123456"), Decimal("-0.000001"), None], pa.decimal128(38, 6)
+        ),
+        "real": pa.array([0.1, 1e-300, None]),
+        "single": pa.array([0.5, -1.25, None], pa.float32()),
+        "odd": pa.array([float("inf"), float("-inf"), None]),
+        "at": pa.array([datetime(2024, 2, 29, 1, 2, 3, 456789), datetime(1, 1, 1), None]),
+        "zoned": pa.array(
+            [datetime(2024, 2, 29, 1, tzinfo=UTC), datetime(1969, 1, 1, tzinfo=UTC), None], pa.timestamp("us", "UTC")
+        ),
+        "nano": pa.array([1_700_000_000_123_456_789, -1, None], pa.timestamp("ns")),
+        "day": pa.array([date(2024, 2, 29), date(1600, 1, 1), None]),
+        "clock": pa.array([time(23, 59, 59, 999999), time(0), None]),
+        "yes": pa.array([True, False, None]),
+        "raw": pa.array([b"\x00\xff,\"'\\", b"", None]),
+        "list": pa.array([["x", None, ""], [], None], pa.list_(pa.string())),
+        "pair": pa.array(
+            [{"a b": 1, "c": "é"}, {"a b": None, "c": ""}, None], pa.struct([("a b", pa.int32()), ("c", pa.string())])
+        ),
+        "we\"ird, name's": pa.array(["1", "2", None]),
+        "file_index": pa.array([1, 2, None]),
+        "edge": pa.array(["1", "", None]),
+        "empty": pa.array(["1", "2", "3"]),
+    }
+)
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "arrow"])
+def test_every_type_survives_every_format(engine: Engine, form: Format) -> None:
+    spec, edge = published(engine, SPEC, KINDS)
+    derived = engine.derive(spec, [edge], ALL, form, fresh_key)
+    assert [file.format for file in derived.files] == [form]
+    assert derived.rows == 3
+    found = engine.read(spec, [derived], ALL).read_all().sort_by("sku")
+    assert found.to_pylist() == KINDS.to_pylist()
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "arrow"])
+def test_a_delta_in_any_format_applies_like_the_canonical_one(engine: Engine, form: Format) -> None:
+    spec, edge = published(engine, SPEC, KINDS)
+    written = engine.write_delta(
+        spec, KINDS.slice(0, 1).set_column(1, "text", pa.array(["new"])), KINDS.slice(1, 1).select(["sku"])
+    )
+    derived = engine.derive(spec, [Edge(base=1, version=2, files=written.files)], ALL, form, fresh_key)
+    found = engine.read(spec, [edge, derived], Selection(columns=("text",))).read_all().sort_by("sku").to_pylist()
+    assert found == [{"sku": "a", "text": "new"}, {"sku": "c", "text": None}]
+
+
+def test_derived_text_formats_are_what_other_tools_expect(engine: Engine) -> None:
+    spec, edge = published(engine, SPEC, [{"sku": "é", "n": 1.5, "t": None}, {"sku": "b", "n": float("nan"), "t": ""}])
+    lines = engine.fetch(engine.derive(spec, [edge], ALL, "jsonl", fresh_key).files[0]).read_text("utf-8").splitlines()
+    assert sorted(lines) == ['{"sku":"b","n":"nan","t":""}', '{"sku":"é","n":1.5,"t":null}']
+    assert all(json.loads(line) for line in lines)
+    text = engine.fetch(engine.derive(spec, [edge], ALL, "csv", fresh_key).files[0]).read_text("utf-8")
+    assert next(csv.reader(text.splitlines())) == ["sku", "n", "t"]
+    assert '"é",1.5,\n' in text
+    assert '"b",nan,""\n' in text
+
+
+class Offer(BaseModel):
+    sku: str
+    price: Decimal | None = None
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda table, folder: table,
+        lambda table, folder: table.to_reader(1),
+        lambda table, folder: table.to_batches()[0],
+        lambda table, folder: iter(table.to_batches(1)),
+        lambda table, folder: table.to_pylist(),
+        lambda table, folder: (row for row in table.to_pylist()),
+        lambda table, folder: written_file(table, folder),
+        lambda table, folder: str(written_file(table, folder)),
+        lambda table, folder: Stream(table),
+    ],
+    ids=["table", "reader", "batch", "batches", "dicts", "generator", "path", "path text", "stream"],
+)
+def test_any_kind_of_data_goes_in(engine: Engine, tmp_path: Path, give: Callable[[pa.Table, Path], Any]) -> None:
+    table = pa.table({"sku": ["a", "b", "é"], "n": [1, None, 3]})
+    spec, edge = published(engine, SPEC, give(table, tmp_path))
+    assert engine.read(spec, [edge], ALL).read_all().sort_by("sku").to_pylist() == table.to_pylist()
+    again = engine.write_difference(spec, give(table, tmp_path), [edge])
+    assert (again.files, again.unchanged) == ((), 3)
+
+
+class Stream:
+    """What polars, pandas and DuckDB offer."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+def written_file(table: pa.Table, folder: Path) -> Path:
+    path = folder / "feed [1]*'.parquet"
+    pq.write_table(table, path)
+    return path
+
+
+def test_pydantic_objects_go_in(engine: Engine) -> None:
+    spec, edge = published(engine, SPEC, [Offer(sku="a", price=Decimal("1.50")), Offer(sku="b")])
+    assert spec.columns is not None
+    assert spec.columns.types == {"sku": "VARCHAR", "price": "DECIMAL(3,2)"}
+    assert engine.read(spec, [edge], Selection(where="price > 1")).read_all().num_rows == 1
+
+
+def test_encodings_are_not_types() -> None:
+    encoded = pa.table(
+        {
+            "sku": pa.array(["a", "b"]).dictionary_encode(),
+            "l": pa.array(["a", None], pa.large_string()),
+            "v": pa.array(["a", None], pa.string_view()),
+            "f": pa.array([b"ab", None], pa.binary(2)),
+            "n": pa.nulls(2),
+        }
+    )
+    found = reader_of(encoded, SPEC).read_all()
+    assert [str(kind) for kind in found.schema.types] == ["string", "string", "string", "binary", "string"]
+    assert arrow_schema(schema_of(found.schema)).types == found.schema.types
+
+
+def test_missing_columns_are_null_and_narrow_types_widen(engine: Engine) -> None:
+    spec, first = published(engine, SPEC, pa.table({"sku": ["a"], "n": pa.array([1], pa.int32()), "t": ["x"]}))
+    wider = engine.write_delta(spec, pa.table({"sku": ["b"], "n": pa.array([2**40]), "new": [1.5]}), None)
+    assert wider.schema.types == {"sku": "VARCHAR", "n": "BIGINT", "t": "VARCHAR", "new": "DOUBLE"}
+    spec = spec.model_copy(update={"columns": wider.schema})
+    found = engine.read(spec, [first, Edge(base=1, version=2, files=wider.files)], ALL).read_all().sort_by("sku").to_pylist()
+    assert found == [{"sku": "a", "n": 1, "t": "x", "new": None}, {"sku": "b", "n": 2**40, "t": None, "new": 1.5}]
+
+
+def batches_of(*pieces: pa.RecordBatch) -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_batches(pieces[0].schema, iter(pieces))
+
+
+BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
+    ("null key", lambda: batches_of(rows(3), pa.record_batch({"sku": ["x", None], "n": [1, 2]})), NullKey, "row 4"),
+    ("duplicate in one batch", lambda: pa.table({"sku": ["a", "b", "a"], "n": [1, 2, 3]}), DuplicateKey, "sku=.*a.*2 times"),
+    ("duplicate across batches", lambda: batches_of(rows(3), rows(1, start=1)), DuplicateKey, "sku-1"),
+    ("duplicate in big data", lambda: batches_of(rows(SMALL_ROWS), rows(SMALL_ROWS), rows(9, start=SMALL_ROWS)), DuplicateKey, "50000 key"),
+    ("no key column", lambda: pa.table({"SKU": ["a"], "n": [1]}), SchemaConflict, "no sku"),
+    ("wrong type", lambda: pa.table({"sku": ["a"], "n": ["one"]}), SchemaConflict, "n.*VARCHAR does not fit BIGINT"),
+    ("wrong value", lambda: [{"sku": "a", "n": 1}, {"sku": "b", "n": "one"}], BadData, "n.*row 1: 'one'"),
+    ("no row", lambda: [{"sku": "a", "n": 1}, 7], BadData, "row 1: 7"),
+    ("no data", lambda: 7, BadData, "int"),
+    ("no file", lambda: "/nowhere/feed.parquet", NotFound, "nowhere"),
+    ("late column", lambda: ({"sku": str(n), **({"z": 1} if n == 10_001 else {})} for n in range(10_002)), SchemaConflict, "row 10001"),
+    ("names by case", lambda: pa.table({"sku": ["a"], "N": [1], "n": [1]}), Invalid, "repeat"),
+    ("an interval", lambda: pa.table({"sku": ["a"], "n": pa.array([1], pa.duration("s"))}), SchemaConflict, "not supported"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("give", "kind", "says"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
+@pytest.mark.parametrize("method", ["snapshot", "delta", "difference"])
+def test_bad_data_is_refused_by_name_and_leaves_nothing(
+    engine: Engine, store: MemoryStore, method: str, give: Callable[[], object], kind: type[Exception], says: str
+) -> None:
+    spec, edge = published(engine, SPEC, rows(5))
+    before = stored(store)
+    with pytest.raises(kind, match=f"(?s){says}" if method != "difference" else ""):
+        if method == "snapshot":
+            engine.write_snapshot(spec, give())
+        elif method == "delta":
+            engine.write_delta(spec, give(), None)
+        else:
+            engine.write_difference(spec, give(), [edge])
+    assert stored(store) == before
+
+
+@pytest.mark.parametrize("path", [True, False])
+def test_a_difference_refuses_repeated_and_null_keys_wherever_they_hide(engine: Engine, tmp_path: Path, path: bool) -> None:
+    spec, edge = published(engine, SPEC, rows(5))
+    same, changed = rows(5), rows(5, start=0).set_column(1, "n", pa.array([9] * 5))
+    for pieces, kind in (
+        ([same, same.slice(2, 1)], DuplicateKey),  # an unchanged row twice
+        ([same, changed.slice(2, 1)], DuplicateKey),  # unchanged and changed
+        ([changed, changed.slice(1, 2)], DuplicateKey),  # changed twice
+        ([same, pa.record_batch({"sku": pa.array([None], pa.string()), "n": [1]})], NullKey),
+    ):
+        table = pa.Table.from_batches(pieces)
+        pq.write_table(table, tmp_path / "feed.parquet")
+        with pytest.raises(kind):
+            engine.write_difference(spec, tmp_path / "feed.parquet" if path else table, [edge])
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [10, SMALL_ROWS * 3])
+@pytest.mark.parametrize("as_rows", [True, False])
+def test_a_producers_exception_passes_through_unchanged_and_nothing_is_committed(
+    engine: Engine, store: MemoryStore, after: int, as_rows: bool
+) -> None:
+    boom = Boom("the source went away")
+
+    def data() -> Iterator[Any]:
+        if as_rows:
+            yield from ({"sku": f"sku-{n}", "n": n} for n in range(after))
+        else:
+            yield from (rows(after // 10, start=n * after) for n in range(10))
+        raise boom
+
+    spec = SPEC.model_copy(update={"columns": schema_of(rows(1).schema)})
+    for work in (
+        lambda: engine.write_snapshot(spec, data()),
+        lambda: engine.write_delta(spec, None, data()),
+        lambda: engine.write_difference(spec, data(), []),
+    ):
+        with pytest.raises(Boom) as caught:
+            work()
+        assert caught.value is boom
+    assert stored(store) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "broker-key-check"]
+
+
+def test_a_key_stands_once_in_both_sides_of_a_delta(engine: Engine) -> None:
+    spec, _ = published(engine, SPEC, rows(1))
+    with pytest.raises(DuplicateKey):
+        engine.write_delta(spec, rows(2), [{"sku": "sku-1"}])
+    with pytest.raises(DuplicateKey):
+        engine.write_delta(spec, None, [{"sku": "sku-1"}, {"sku": "sku-1"}])
+
+
+def test_a_delete_names_the_key_and_the_order(engine: Engine) -> None:
+    spec, _ = published(engine, SPEC.model_copy(update={"order": ("n",)}), rows(1))
+    with pytest.raises(BadData, match="no n in"):
+        engine.write_delta(spec, None, pa.table({"sku": ["sku-0"]}))
+    written = engine.write_delta(spec, None, rows(1).append_column("more", pa.array([1])))
+    assert (written.deletes, written.schema) == (1, spec.columns)
+    assert engine.fetch(written.files[0]).read_bytes()[:4] == b"PAR1"
+
+
+def test_empty_data_is_a_version_of_no_rows_and_an_empty_delta_is_none(engine: Engine) -> None:
+    spec, edge = published(engine, SPEC, rows(0))
+    assert [(file.role, file.rows) for file in edge.files] == [("rows", 0)]
+    assert engine.read(spec, [edge], ALL).read_all().num_rows == 0
+    assert engine.write_delta(spec, [], []).files == ()
+    assert engine.write_delta(spec, None, None).files == ()
+    with pytest.raises(BadData, match="no columns are known"):
+        engine.write_snapshot(SPEC, [])
+
+
+def test_a_snapshot_is_cut_at_the_row_limit_and_reads_as_one(store: MemoryStore) -> None:
+    with Engine(store, Settings(max_file_rows=1000)) as engine:
+        spec, edge = published(engine, SPEC, batches_of(rows(1500), rows(1500, start=1500)))
+        assert [file.rows for file in edge.files] == [1000, 1000, 1000]
+        assert all(file.low is not None and file.high is not None and file.low < file.high for file in edge.files)
+        assert engine.read(spec, [edge], ALL).read_all().num_rows == 3000
+
+
+def test_huge_texts_pass(engine: Engine) -> None:
+    data = [{"sku": str(n), "text": str(n) * (8 << 20)} for n in range(6)]
+    spec, edge = published(engine, SPEC, data)
+    written = engine.write_difference(spec, [*data[1:], {"sku": "0", "text": "short"}], [edge])
+    assert (written.upserts, written.unchanged) == (1, 5)
+    lines = engine.derive(spec, [edge], Selection(where="sku = '3'"), "jsonl", fresh_key)
+    assert engine.read(spec, [lines], ALL).read_all().to_pylist() == data[3:4]
+
+
+def test_altered_and_missing_bytes_are_found(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    with Engine(store, Settings()) as engine:
+        spec, edge = published(engine, SPEC, rows(10))
+        file = edge.files[0]
+        engine.verify(file)
+        path = engine.fetch(file)
+        data = path.read_bytes()
+        path.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+        with pytest.raises(Corrupt):
+            engine.verify(file)
+    with Engine(store, Settings()) as fresh:
+        with pytest.raises(Corrupt, match=r"sku|data/"):
+            fresh.fetch(file)
+        with pytest.raises(Corrupt):
+            fresh.read(spec, [edge], ALL)
+        path.write_bytes(data + b"more")
+        with pytest.raises(Corrupt):
+            fresh.write_merged(spec, [edge])
+        path.unlink()
+        with pytest.raises(NotFound):
+            fresh.fetch(file)
+
+
+class RemoteStore(MemoryStore):
+    """A store whose objects have a URL, not a path."""
+
+    def locate(self, key: str, seconds: int) -> str:  # type: ignore[override]
+        return f"https://store/{key}"
+
+
+def test_a_remote_object_is_downloaded_once_and_dropped_when_the_cache_is_full(tmp_path: Path) -> None:
+    store = RemoteStore()
+    with Engine(store, Settings(temp_folder=tmp_path)) as engine:
+        spec, edge = published(engine, SPEC, rows(10))
+        first = engine.fetch(edge.files[0])
+        store.delete([edge.files[0].key])
+        assert engine.fetch(edge.files[0]) == first
+        engine._fetcher._limit = 0
+        assert engine.read(spec, [edge], ALL).read_all().num_rows == 10
+        assert not first.exists()
+        with pytest.raises(NotFound):
+            engine.fetch(edge.files[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_selection_that_does_not_fit_is_refused_before_a_row_is_read(engine: Engine) -> None:
+    spec, edge = published(engine, SPEC, rows(3))
+    with pytest.raises(SchemaConflict, match="no such column"):
+        engine.read(spec, [edge], Selection(columns=("x",)))
+    with pytest.raises(InvalidPredicate):
+        engine.read(spec, [edge], Selection(where="x = 1"))
+    found = engine.read(spec, [edge], Selection(where="n >= 1", columns=("n",))).read_all()
+    assert found.column_names == ["sku", "n"]
+    assert found.num_rows == 2
+
+
+def test_a_hostile_type_name_never_reaches_sql(engine: Engine) -> None:
+    schema = Schema(columns=(Column(name="sku", type="VARCHAR"), Column(name="n", type="BIGINT) FROM x; DROP TABLE y; --")))
+    with pytest.raises(SchemaConflict, match="not a column type"):
+        engine.write_snapshot(SPEC.model_copy(update={"columns": schema}), [])
+
+
+def test_work_beyond_the_memory_limit_spills_and_is_right(store: MemoryStore, tmp_path: Path) -> None:
+    count = 600_000
+    with Engine(store, Settings(memory_limit_bytes=64 << 20, temp_folder=tmp_path)) as engine:
+        parts = [rows(100_000, start=n * 100_000) for n in range(count // 100_000)]
+        spec, edge = published(engine, SPEC, batches_of(*parts))
+        parts[2] = parts[2].set_column(1, "n", pa.array([-1] * 100_000))
+        written = engine.write_difference(spec, batches_of(*parts), [edge])
+        assert (written.upserts, written.deletes, written.unchanged) == (100_000, 0, 500_000)
+
+
+def test_closing_twice_and_closing_unused_is_fine(store: MemoryStore) -> None:
+    engine = Engine(store, Settings())
+    engine.close()
+    engine.close()
+
+
+def test_a_file_that_is_not_parquet_is_corrupt_even_with_the_right_hash(engine: Engine, store: MemoryStore) -> None:
+    import hashlib
+
+    store.put("t/d/x/data/0.parquet", b"not parquet")
+    file = File(role="rows", key="t/d/x/data/0.parquet", sha256=hashlib.sha256(b"not parquet").hexdigest(), bytes=11, rows=1)
+    spec = SPEC.model_copy(update={"columns": schema_of(rows(1).schema)})
+    with pytest.raises(Corrupt, match="not a parquet file"):
+        engine.read(spec, [Edge(base=None, version=1, files=(file,))], ALL)

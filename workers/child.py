@@ -1,0 +1,105 @@
+"""A child process: runs producers and makes files, one attempt at a time, in its main thread.
+
+    python -m workers.child <socket fd> <module:app | broker.toml> [module:on_step]
+
+Whatever a producer does to its process (raise, exit, hang, crash, swell), the parent sees, and only this attempt suffers.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from broker.catalog import nothing
+from broker.errors import AttemptFailed, BrokerError
+from broker.fulfilment import Derivation, Maker
+from broker.model.commit import Fence
+from broker.model.names import DatasetId
+from broker.outcomes import Since
+from broker.parts import Parts, open_parts
+from broker.producers import Producers, load_app
+from broker.requests import Flight
+from broker.settings import Settings
+from broker.sources.config import load_sources
+from workers.channel import Channel
+
+
+def flight_to_json(flight: Flight) -> dict[str, Any]:
+    return {
+        "id": flight.id, "dataset": flight.dataset, "kind": flight.kind, "owner": flight.owner,
+        "fence": list(flight.fence), "attempt": flight.attempt, "priority": flight.priority,
+    }  # fmt: skip
+
+
+def flight_from_json(fields: dict[str, Any]) -> Flight:
+    epoch, counter = fields["fence"]
+    return Flight(**fields | {"dataset": DatasetId(fields["dataset"]), "fence": Fence(epoch, counter)})
+
+
+def producers_of(app: str) -> Producers:
+    """The registry a worker serves: module:app, or the sources of a broker.toml file."""
+    if app.endswith(".toml"):
+        return load_sources(Path(app))
+    return load_app(app)
+
+
+class Child:
+    """Answers one message after the other: {"do": "produce" | "derive", ...} -> {"ok": ...} | {"error": ...}."""
+
+    def __init__(self, parts: Parts, producers: Producers) -> None:
+        self._settings = parts.settings
+        self._maker = Maker(parts.catalog, parts.engine, parts.publication, producers, parts.on_step)
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"ok": self._produce(message) if message["do"] == "produce" else self._derive(message)}
+        except BrokerError as error:
+            return {"error": error.to_dict()}
+        except Exception as error:  # noqa: BLE001 - the boundary of the process: everything becomes a typed answer
+            failed = AttemptFailed(
+                "the attempt failed", of=str(message.get("do")), why=f"{type(error).__name__}: {error}"[:1000]
+            )
+            return {"error": failed.to_dict()}
+
+    def _produce(self, message: dict[str, Any]) -> dict[str, Any]:
+        since = message["since"]
+        told = Since(since["version"], since["position"]) if since else None
+        made = self._maker.produce(flight_from_json(message["flight"]), message["members"], told)
+        return made.model_dump(mode="json")
+
+    def _derive(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        orders = [Derivation.model_validate(order) for order in message["orders"]]
+        return [self._maker.derive(order, self._settings.result_seconds).model_dump(mode="json") for order in orders]
+
+
+def main(argv: list[str]) -> int:
+    channel = Channel(socket.socket(fileno=int(argv[0])))
+    # The parent decides about the end: Ctrl-C in its terminal reaches this process too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        on_step: Callable[[str], None] = nothing
+        if len(argv) > 2:
+            module, _, name = argv[2].partition(":")
+            on_step = getattr(import_module(module), name)
+        first = channel.receive()
+        if first is None:
+            return 1
+        parts = open_parts(Settings.model_validate(first["settings"]), on_step)
+        child = Child(parts, producers_of(argv[1]))
+    except BrokerError as error:
+        channel.send({"error": error.to_dict()})
+        return 1
+    channel.send({"ok": "ready"})
+    while (message := channel.receive()) is not None:
+        channel.send(child.answer(message))
+    parts.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

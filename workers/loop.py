@@ -1,0 +1,87 @@
+"""One loop for all duties: signals, drain, back-off. A duty is a pass that says whether it did something."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from types import FrameType
+from typing import Final
+
+from broker.errors import Transient
+
+log = logging.getLogger("broker.worker")
+BACK_OFF_SECONDS: Final = 0.1
+BACK_OFF_MAX_SECONDS: Final = 5.0
+
+
+class Loop:
+    """Runs passes in threads until told to stop. An error of a pass that is not transient stops the whole worker."""
+
+    def __init__(self) -> None:
+        self.stopping, self.failure = Event(), list[BaseException]()
+        self._threads: list[Thread] = []
+
+    def every(self, name: str, seconds: float, work: Callable[[], object]) -> None:
+        """Run `work` every `seconds` in a thread of its own; 0: again at once (it waits by itself)."""
+
+        def passes() -> None:
+            failures = 0
+            while not self.stopping.is_set():
+                try:
+                    work()
+                    failures = 0
+                except Transient as error:
+                    failures += 1
+                    pause = min(BACK_OFF_MAX_SECONDS, BACK_OFF_SECONDS * 2 ** min(failures, 10))
+                    log.warning("%s: %s; again in %.1f s", name, error, pause)
+                    self.stopping.wait(pause)
+                except Exception as error:
+                    log.exception("%s failed", name)
+                    self.failure.append(error)
+                    self.stopping.set()
+                if seconds:
+                    self.stopping.wait(seconds)
+
+        self._threads.append(Thread(target=passes, name=name, daemon=True))
+
+    def handle_signals(self) -> None:
+        """TERM and INT ask for a drain; a second one ends at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del frame
+            if self.stopping.is_set():
+                raise SystemExit(128 + number)
+            self.stopping.set()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def run(self, done: Callable[[], bool] | None = None, poll_seconds: float = 0.05) -> None:
+        """Until a signal, a failure, or `done()`. Raises the failure."""
+        for thread in self._threads:
+            thread.start()
+        while not self.stopping.is_set():
+            if done is not None and done():
+                break
+            self.stopping.wait(poll_seconds if done else 1.0)
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join()
+        if self.failure:
+            raise self.failure[0]
+
+
+def drained(quiet_for_seconds: float, busy: Callable[[], bool]) -> Callable[[], bool]:
+    """For burst mode: whether nothing was to be done for a while."""
+    since = time.monotonic()
+
+    def done() -> bool:
+        nonlocal since
+        if busy():
+            since = time.monotonic()
+        return time.monotonic() - since >= quiet_for_seconds
+
+    return done

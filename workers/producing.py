@@ -1,0 +1,328 @@
+"""The producer role: reads request streams, runs flights in children, answers. Three threads, one owner each.
+
+intake    streams -> claim -> line of flights (by priority, every tenth from the low end) -> an idle child
+outcome   a child's answer -> close, derive, answer
+watch     heartbeats, limits, ticks: overdue, lapsed, delayed, parked
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from itertools import count
+from threading import Lock
+from typing import Any, Final
+from uuid import uuid4
+
+from broker.backend.client import BLOCK_MAX_MS, Entry
+from broker.backend.group_reader import GroupReader
+from broker.backend.keys import PRODUCERS, Slot
+from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, Transient
+from broker.fulfilment import Clerk, Derivation, Produced
+from broker.model.commit import Edge
+from broker.model.names import DatasetId
+from broker.model.request import PRIORITIES, State
+from broker.parts import Parts
+from broker.producers import Producers
+from broker.requests import Flight, Member
+from workers.child import flight_to_json
+from workers.supervisor import Result, Supervisor
+
+READ_COUNT: Final = 100
+LINE_LENGTH: Final = 64
+"""Flights a worker holds before it stops reading: what it cannot start soon, others may."""
+LOW_EVERY: Final = 10
+DISCOVER_SECONDS: Final = 1.0
+STEAL_SECONDS: Final = 5.0
+
+
+@dataclass
+class Held:
+    """A flight this worker holds, with what it knows so far. `members` None: not closed yet."""
+
+    flight: Flight
+    members: list[Member] | None = None
+    produced: Produced | None = None
+    orders: list[Derivation] = field(default_factory=list)
+
+
+@dataclass
+class Counts:
+    """What the role has done since it started."""
+
+    claimed: int = 0
+    answered: int = 0
+    retried: int = 0
+    failed_attempts: int = 0
+    taken_over: int = 0
+    fenced: int = 0
+
+
+class Line:
+    """Flights waiting for a child. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Flight]] = []
+        self._ticket, self._lock, self._taken = count(), Lock(), 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def put(self, flight: Flight) -> None:
+        with self._lock:
+            heapq.heappush(self._heap, (PRIORITIES.index(flight.priority), next(self._ticket), flight))
+
+    def take(self) -> Flight | None:
+        """The oldest of the highest priority; every tenth time the oldest of the lowest, so that none starves."""
+        with self._lock:
+            if not self._heap:
+                return None
+            self._taken += 1
+            if self._taken % LOW_EVERY:
+                return heapq.heappop(self._heap)[2]
+            item = min(self._heap, key=lambda item: (-item[0], item[1]))
+            self._heap.remove(item)
+            heapq.heapify(self._heap)
+            return item[2]
+
+
+class Producing:
+    """One worker process' producer role. Each method that a loop calls is one pass."""
+
+    def __init__(self, parts: Parts, producers: Producers, supervisor: Supervisor) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
+        self._parts, self._producers, self._supervisor = parts, producers, supervisor
+        self._requests = parts.requests
+        self._clerk = Clerk(parts.catalog, parts.requests, parts.derived, parts.settings, parts.on_step)
+        self._line, self._held, self._lock = Line(), dict[str, Held](), Lock()
+        self._streams: dict[bytes, Slot] = {}
+        self._reader: GroupReader | None = None
+        self._discovered = self._stolen = 0.0
+        self.counts = Counts()
+
+    @property
+    def busy(self) -> int:
+        """Flights held."""
+        return len(self._held)
+
+    # --- intake
+
+    def intake(self, block_seconds: float) -> int:
+        """Read what there is (waiting at most `block_seconds`), claim it, start what can start. -> entries read"""
+        self._discover()
+        self._dispatch()
+        if self._reader is None or len(self._line) >= LINE_LENGTH:
+            time.sleep(min(block_seconds, 0.01))
+            return 0
+        try:
+            entries = self._reader.read(READ_COUNT, min(int(block_seconds * 1000), BLOCK_MAX_MS))
+        except NotFound:
+            self._streams = {}  # the groups are gone with Redis' memory
+            self._discovered = 0.0
+            return 0
+        self._claim(entries)
+        return len(entries)
+
+    def _claim(self, entries: list[Entry]) -> None:
+        for slot in {slot.name: slot for slot in (self._streams[entry.stream] for entry in entries)}.values():
+            of_slot = [entry for entry in entries if self._streams[entry.stream].name == slot.name]
+            claimed = self._clerk.claim(slot, self.name, of_slot, self._serves)
+            for flight in claimed.flights:
+                self._hold(flight)
+        self._dispatch()
+
+    def _hold(self, flight: Flight) -> None:
+        with self._lock:
+            self._held[flight.id] = Held(flight)
+        self.counts.claimed += 1
+        self._line.put(flight)
+
+    def _serves(self, dataset: DatasetId) -> bool:
+        try:
+            self._producers.match(dataset)
+        except NotFound:
+            return False
+        return True
+
+    def _discover(self) -> None:
+        """The request streams of datasets this worker serves; looked for once a second."""
+        if time.monotonic() - self._discovered < DISCOVER_SECONDS:
+            return
+        index, streams = self._parts.index, dict[bytes, Slot]()
+        for priority in PRIORITIES:
+            for slot in index.slots():
+                for name in sorted({dataset.name for dataset in index.datasets(slot) if self._serves(dataset)}):
+                    streams[slot.requests(name, priority)] = slot
+        if streams.keys() != self._streams.keys():
+            for stream in streams:
+                self._parts.redis.create_group(stream, PRODUCERS)
+            if self._reader:
+                self._reader.close()
+            self._reader = GroupReader(self._parts.redis, list(streams), PRODUCERS, self.name.encode()) if streams else None
+            self._streams = streams
+        self._discovered = time.monotonic()
+
+    def _dispatch(self) -> None:
+        while self._supervisor.idle and (flight := self._line.take()) is not None:
+            held = self._held.get(flight.id)
+            if held is None:
+                continue
+            if flight.kind == "derive":
+                self._guarded(held, self._prepare_answer)
+            else:
+                self._guarded(held, self._start_production)
+
+    def _start_production(self, held: Held) -> None:
+        try:
+            since = self._clerk.since(held.flight)
+        except BrokerError:
+            self._guarded(held, lambda held: self._fail(held, error))
+            return
+        told = {"version": since.version, "position": since.position} if since else None
+        message = {"do": "produce", "flight": flight_to_json(held.flight), "members": 1, "since": told}
+        if not self._supervisor.run(held.flight.id, message):
+            self._line.put(held.flight)
+
+    # --- outcome
+
+    def outcome(self, timeout: float) -> int:
+        """Take children's answers and go on with their flights. -> how many"""
+        results = self._supervisor.wait(timeout)
+        for result in results:
+            held = self._held.get(result.task.subject)
+            if held is not None:
+                self._guarded(held, lambda held, result=result: self._continue(held, result))
+        self._dispatch()
+        return len(results)
+
+    def _continue(self, held: Held, result: Result) -> None:
+        if result.error is not None:
+            self._fail(held, result.error)
+        elif result.task.message["do"] == "produce":
+            held.produced = Produced.model_validate(result.ok)
+            self._prepare_answer(held)
+        else:
+            for order, edge in zip(held.orders, result.ok, strict=True):
+                self._clerk.keep(order, Edge.model_validate(edge))
+            self._answer(held)
+
+    def _prepare_answer(self, held: Held) -> None:
+        """Close the flight; have files made if any member needs them, else answer."""
+        flight = held.flight
+        if held.produced is None:
+            state = self._parts.catalog.state(flight.dataset)
+            held.produced = Produced(version=state.version, changed=False, confirmed_at=state.confirmed_at)
+        held.members = self._clerk.close(flight)
+        held.orders = list(self._clerk.orders(held.members, held.produced.version).values())
+        if not held.orders:
+            self._answer(held)
+            return
+        message = {"do": "derive", "orders": [order.model_dump(mode="json") for order in held.orders]}
+        if not self._supervisor.run(flight.id, message):
+            self._line.put(flight)
+
+    def _answer(self, held: Held) -> None:
+        assert held.members is not None
+        assert held.produced is not None
+        answered = self._clerk.complete(held.flight, held.members, held.produced)
+        self.counts.answered += answered.ended
+        self.counts.retried += answered.retried
+        self._release(held)
+
+    def _fail(self, held: Held, error: BrokerError) -> None:
+        self.counts.failed_attempts += 1
+        members = held.members if held.members is not None else self._clerk.close(held.flight)
+        answered = self._clerk.fail(held.flight, members, error)
+        self.counts.answered += answered.ended
+        self.counts.retried += answered.retried
+        self._release(held)
+
+    def _guarded(self, held: Held, step: Any) -> None:
+        """A step of a flight: losing it is no harm, silence of Redis leaves it to whoever finds it lapsed."""
+        try:
+            step(held)
+        except Fenced:
+            self.counts.fenced += 1
+            self._release(held)
+        except Transient:
+            self._release(held)
+        except BrokerError as error:
+            if held.members is None or held.produced is None:
+                self._guarded_fail(held, error)
+            else:
+                self._release(held)
+
+    def _guarded_fail(self, held: Held, error: BrokerError) -> None:
+        try:
+            self._fail(held, error)
+        except BrokerError:
+            self._release(held)
+
+    def _release(self, held: Held) -> None:
+        with self._lock:
+            self._held.pop(held.flight.id, None)
+
+    # --- watch
+
+    def beat(self) -> None:
+        """Hold every flight for another lease; let go of what was lost, kill what nobody waits for any more."""
+        for held in list(self._held.values()):
+            try:
+                wanted = self._requests.beat(held.flight)
+            except Fenced:
+                self.counts.fenced += 1
+                self._release(held)
+                self._supervisor.abort(held.flight.id, "the flight went to another worker")
+            except Transient:
+                continue
+            else:
+                if not wanted:
+                    self._supervisor.abort(held.flight.id, "cancelled")
+
+    def watch(self) -> None:
+        """Limits of attempts, and what is due in every slot."""
+        self._supervisor.inspect()
+        for slot in {slot.name: slot for slot in self._streams.values()}.values():
+            due = self._requests.tick(slot)
+            for id in due.expired:
+                self._requests.end(id, State.EXPIRED)
+            self._requests.unpark(slot, [id for id, dataset in due.parked if self._serves(dataset)])
+            for id, dataset in due.lapsed:
+                if id not in self._held and self._serves(dataset):
+                    self._take_over(id)
+        if time.monotonic() - self._stolen > STEAL_SECONDS:
+            self._stolen = time.monotonic()
+            self._steal()
+
+    def _take_over(self, id: str) -> None:
+        flight = self._requests.take_over(id, self.name)
+        if flight is None:
+            return
+        self.counts.taken_over += 1
+        if flight.attempt <= self._parts.settings.max_attempts:
+            self._hold(flight)
+            self._supervisor.wake()
+            return
+        held = Held(flight)
+        error = AttemptFailed("poison: every attempt took its worker down", of=flight.id, why=f"{flight.attempt} attempts")
+        self._guarded(held, lambda held: self._fail(held, error))
+
+    def _steal(self) -> None:
+        """Entries that a worker read and never claimed: it died in between."""
+        idle_ms = int(self._parts.settings.lease_seconds * 1000)
+        for stream in list(self._streams):
+            reply = self._parts.redis.run("XAUTOCLAIM", stream, PRODUCERS, self.name, idle_ms, "0", "COUNT", READ_COUNT)
+            entries = [Entry(stream, id, dict(zip(flat[::2], flat[1::2], strict=True))) for id, flat in reply[1] if flat]
+            self._claim(entries)
+
+    def close(self) -> None:
+        """Leave the groups; what is held lapses to others."""
+        if self._reader:
+            self._reader.close()
+        for stream in self._streams:
+            pending = self._parts.redis.run("XPENDING", stream, PRODUCERS, "-", "+", 1, self.name, writes=False)
+            if not pending:
+                self._parts.redis.run("XGROUP", "DELCONSUMER", stream, PRODUCERS, self.name)

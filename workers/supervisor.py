@@ -1,0 +1,208 @@
+"""Children under supervision: spawned, given one attempt at a time, measured, and killed when they must be.
+
+The supervisor knows processes and messages, not requests.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from broker.errors import AttemptFailed, BrokerError, Terminal, from_dict
+from broker.settings import Settings
+from workers.channel import Channel
+
+PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+STOP_SECONDS: Final = 5.0
+"""A child that was told to end and does not is killed after this."""
+
+
+@dataclass
+class Task:
+    """What a child works on: an opaque `subject`, for the caller."""
+
+    subject: Any
+    message: dict[str, Any]
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A task's end: the child's answer, or why there is none."""
+
+    task: Task
+    ok: Any = None
+    error: BrokerError | None = None
+
+
+class ChildProcess:
+    """One child. `task` None: it is idle."""
+
+    def __init__(self, command: list[str]) -> None:
+        mine, theirs = socket.socketpair()
+        with theirs:
+            fd = theirs.fileno()
+            self.process = subprocess.Popen([*command[:3], str(fd), *command[3:]], pass_fds=[fd])
+        self.channel, self.doom, self.ready = Channel(mine), "", False
+        self.task: Task | None = None
+
+    def resident_bytes(self) -> int:
+        """Physical memory it holds; 0 where the platform does not say."""
+        try:
+            return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * PAGE_BYTES
+        except OSError:
+            return 0
+
+    def kill(self, why: str) -> None:
+        """End it at once; its task ends with `why`."""
+        self.doom = self.doom or why
+        self.process.kill()
+
+    def last_words(self) -> str:
+        """How it ended."""
+        code = self.process.wait()
+        if self.doom:
+            return self.doom
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"killed by {name}" + (" (out of memory, perhaps)" if code == -signal.SIGKILL else "")
+        return f"exited with {code}"
+
+
+def revealed(settings: Settings) -> dict[str, Any]:
+    """Settings with their secrets: they go over the socket pair, never over a command line."""
+    fields = settings.model_dump(mode="json")
+    for name in settings.__class__.model_fields:
+        if isinstance(value := getattr(settings, name), SecretStr):
+            fields[name] = value.get_secret_value()
+    return fields
+
+
+class Supervisor:
+    """A pool of children. `run` and `wait` are for one thread each; `inspect` and `abort` for any."""
+
+    def __init__(self, settings: Settings, app: str, processes: int, on_step: str = "") -> None:
+        self._settings = settings
+        self._command = [sys.executable, "-m", "workers.child", app, *([on_step] if on_step else [])]
+        self._lock, self._selector = Lock(), selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        self.children: list[ChildProcess] = []
+        for _ in range(processes):
+            self._spawn()
+
+    @property
+    def idle(self) -> int:
+        """Children without a task."""
+        with self._lock:
+            return sum(child.task is None for child in self.children)
+
+    def run(self, subject: Any, message: dict[str, Any]) -> bool:
+        """Give a task to an idle child. False: none is idle."""
+        with self._lock:
+            child = next((child for child in self.children if child.task is None), None)
+            if child is None:
+                return False
+            child.task = Task(subject, message)
+        child.channel.send(message)  # a child that died meanwhile shows as end of stream in `wait`
+        return True
+
+    def wait(self, timeout: float) -> list[Result]:
+        """Tasks that ended; empty after `timeout` seconds. Dead children are replaced. Raises Terminal if one cannot start."""
+        results: list[Result] = []
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                self._wake_in.recv(1024)
+                continue
+            result = self._receive(key.data)
+            if result is not None:
+                results.append(result)
+        return results
+
+    def wake(self) -> None:
+        """Make a blocked `wait` return."""
+        self._wake_out.send(b".")
+
+    def inspect(self) -> None:
+        """Kill children whose attempt runs too long or holds too much memory."""
+        with self._lock:
+            busy = [child for child in self.children if child.task is not None]
+        for child in busy:
+            task, limits = child.task, self._settings
+            if task is not None and time.monotonic() - task.started > limits.attempt_seconds:
+                child.kill(f"ran longer than attempt_seconds={limits.attempt_seconds:g}")
+            elif (resident := child.resident_bytes()) > limits.attempt_max_bytes:
+                child.kill(f"held {resident} bytes, more than attempt_max_bytes={limits.attempt_max_bytes}")
+
+    def abort(self, subject: Any, why: str) -> None:
+        """Kill the child that works on `subject`."""
+        with self._lock:
+            found = [child for child in self.children if child.task is not None and child.task.subject == subject]
+        for child in found:
+            child.kill(why)
+
+    def stop(self) -> None:
+        """End all children: idle ones by closing their channel, others by signal."""
+        for child in self.children:
+            child.channel.close()
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in self.children:
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill("stopped")
+                child.process.wait()
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _spawn(self) -> None:
+        child = ChildProcess(self._command)
+        child.channel.send({"settings": revealed(self._settings)})
+        with self._lock:
+            self.children.append(child)
+        self._selector.register(child.channel, selectors.EVENT_READ, child)
+
+    def _receive(self, child: ChildProcess) -> Result | None:
+        message = child.channel.receive()
+        if message is None:
+            return self._bury(child)
+        if not child.ready:
+            if "error" in message:
+                raise Terminal(
+                    "a worker's child cannot start", why=str(from_dict(message["error"])), hint="See its settings and app"
+                )
+            child.ready = True
+            return None
+        with self._lock:
+            task, child.task = child.task, None
+        if task is None:
+            return None
+        if "error" in message:
+            return Result(task, error=from_dict(message["error"]))
+        return Result(task, ok=message["ok"])
+
+    def _bury(self, child: ChildProcess) -> Result | None:
+        self._selector.unregister(child.channel)
+        child.channel.close()
+        words = child.last_words()
+        with self._lock:
+            self.children.remove(child)
+        if not child.ready and not child.doom:
+            raise Terminal("a worker's child cannot start", why=words, hint="Its last output is on stderr")
+        self._spawn()
+        if child.task is None:
+            return None
+        error = AttemptFailed("the attempt died", of=str(child.task.subject), why=words, hint="Look at the producer's log")
+        return Result(child.task, error=error)
