@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from broker.columnar.types import arrow_schema
@@ -23,6 +26,7 @@ from broker.sinks.port import nothing
 KINDS = ("memory", "duckdb", "sqlite", "parquet", "postgres")
 DURABLE = KINDS[1:]
 STEPS = ("begun", "cursor", "rows", "committed")
+ROOT = Path(__file__).parents[2]
 _numbers = itertools.count(1)
 
 Row = tuple[Any, ...]
@@ -121,20 +125,77 @@ def child(kind: str, location: str, table: str, step: str, change: str) -> None:
     open_place(kind, location, table, on_step=die).apply("search", batch, expect=at(1), to=at(2))
 
 
+def endless_rows(version: int) -> list[Row]:
+    """What a replica holds at `version` of the endless child: the same 300 keys, all rows of one version."""
+    return sorted(((f"k{number}", version, f"v{version}") for number in range(300)), key=repr)
+
+
+def endless(kind: str, location: str, table: str) -> None:
+    """Apply version after version, telling each, until killed; every fifth is a replacement."""
+    sink = open_place(kind, location, table)
+    cursor = sink.cursor("search")
+    while True:
+        version = cursor.version + 1 if cursor else 1
+        values = endless_rows(version)
+        sink.apply("search", (snapshot if version % 5 == 1 else delta)(SIMPLE, values), expect=cursor, to=at(version))
+        cursor = at(version)
+        print(version, flush=True)  # noqa: T201
+
+
+def run_endless_child(place: Place, versions: int) -> int:
+    """Kill the endless child amid the apply after its first `versions`, and return the last one it told."""
+    command = [sys.executable, "-m", "tests.contracts.sink_places", "endless", place.kind, place.location, place.table]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(versions)]
+        process.kill()
+        told += [int(line) for line in process.stdout if line.endswith("\n")]
+    return told[-1]
+
+
+@contextmanager
+def holding(kind: str, location: str) -> Iterator[None]:
+    """Another process that has the database open for writing (and, but for DuckDB, a transaction on the cursors)."""
+    command = [sys.executable, "-m", "tests.contracts.sink_places", "hold", kind, location]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.stdin.close()
+
+
+def hold(kind: str, location: str) -> None:
+    """Keep a file locked until stdin ends."""
+    if kind == "duckdb":
+        lock: Any = duckdb.connect(location)
+    elif kind == "sqlite":
+        lock = sqlite3.connect(location, isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+    else:
+        lock = (Path(location) / "LOCK").open("ab")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    print("held", flush=True)  # noqa: T201
+    sys.stdin.read()
+    lock.close()
+
+
 def run_child(place: Place, step: str, change: str) -> int:
-    command = [sys.executable, "-m", "tests.contracts.sink_places", place.kind, place.location, place.table, step, change]
-    return subprocess.run(command, timeout=60, check=False, cwd=Path(__file__).parents[2]).returncode
+    command = [
+        sys.executable,
+        "-m",
+        "tests.contracts.sink_places",
+        "child",
+        place.kind,
+        place.location,
+        place.table,
+        step,
+        change,
+    ]
+    return subprocess.run(command, timeout=60, check=False, cwd=ROOT).returncode
 
 
-def hold(path: str, seconds: float) -> None:
-    """Keep a DuckDB file open until told to end."""
-    import duckdb
-
-    with duckdb.connect(path):
-        print("held", flush=True)  # noqa: T201
-        sys.stdin.readline()
-    time.sleep(seconds)
-
+MODES: dict[str, Callable[..., None]] = {"child": child, "endless": endless, "hold": hold}
 
 if __name__ == "__main__":
-    hold(sys.argv[2], 0) if sys.argv[1] == "hold" else child(*sys.argv[1:])
+    MODES[sys.argv[1]](*sys.argv[2:])

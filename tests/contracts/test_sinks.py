@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.columnar.types import arrow_schema
@@ -30,9 +30,11 @@ from tests.contracts.sink_places import (
     Row,
     at,
     delta,
+    endless_rows,
     held,
     rows,
     run_child,
+    run_endless_child,
     schema,
     snapshot,
     spec,
@@ -199,6 +201,18 @@ def test_an_error_on_the_way_leaves_the_old_state(place: Place) -> None:
         assert (place.open().cursor("search"), held(place.open())) == (at(1), OLD)
 
 
+def test_a_crash_at_any_moment_leaves_one_version_whole(place: Place) -> None:
+    if place.kind not in DURABLE:
+        pytest.skip("memory dies with its process")
+    for after_versions in (1, 2, 3):
+        version = run_endless_child(place, after_versions)
+        sink = place.open()
+        cursor = sink.cursor("search")
+        assert cursor is not None
+        assert cursor.version in (version, version + 1)
+        assert held(sink) == endless_rows(cursor.version)
+
+
 # --- order and tombstones
 
 
@@ -278,7 +292,8 @@ ORDERS: dict[str, tuple[dict[str, str], st.SearchStrategy[Row]]] = {
     ),
     "none": ({}, st.just(())),
 }
-SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = {"memory": 60, "sqlite": 25, "duckdb": 6, "parquet": 6, "postgres": 6}
+"""By what one example costs."""
 Changes = list[tuple[bool, dict[str, tuple[str, Row]]]]
 
 
@@ -300,16 +315,23 @@ def _comparable(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("ordered", ORDERS)
-@SLOW
-@given(data=st.data())
-def test_any_history_ends_in_the_state_the_rules_say(place: Place, ordered: str, data: st.DataObject) -> None:
+def test_any_history_ends_in_the_state_the_rules_say(place: Place, ordered: str) -> None:
+    @settings(max_examples=EXAMPLES[place.kind], deadline=None, database=None)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        check_history(place.fresh(), ordered, data)
+
+    check()
+
+
+def check_history(place: Place, ordered: str, data: st.DataObject) -> None:
     types, orders = ORDERS[ordered]
     columns = schema(k="VARCHAR", **types, v="VARCHAR")
     of = spec(columns, order=tuple(types))
     change = st.tuples(st.sampled_from(["upsert", "delete"]), orders)
     batch = st.dictionaries(st.sampled_from(["a", "b'", "É", "日本"]), change, max_size=4)
     history: Changes = data.draw(st.lists(st.tuples(st.integers(0, 4).map(lambda n: n == 0), batch), min_size=1, max_size=6))
-    sink = place.fresh().open()
+    sink = place.open()
     for number, (replace, changes) in enumerate(history):
         upserts = [(key, *order, f"{number}") for key, (what, order) in changes.items() if what == "upsert"]
         deletes = [(key, *order) for key, (what, order) in changes.items() if what == "delete"]
