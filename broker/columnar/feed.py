@@ -10,11 +10,12 @@ from pathlib import Path
 
 from broker.columnar.database import Session
 from broker.columnar.difference import Difference
-from broker.columnar.intake import Accepted, Intake, accept, settled
+from broker.columnar.fetch import Scratch
+from broker.columnar.intake import Intake, accept, settled
 from broker.columnar.intake import opened as opened_intake
 from broker.columnar.keys import duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources, rows_sql, tombstones_sql
-from broker.columnar.parquet import ParquetEncoder
+from broker.columnar.parquet import Hashed, ParquetEncoder
 from broker.columnar.results import shape_of
 from broker.columnar.scan import typed
 from broker.columnar.sql import text_literal
@@ -51,24 +52,21 @@ def opened(data: Intake, spec: DatasetSpec, folder: Path, plain: Callable[[Path]
         yield _in_file(plain(Path(data)), source.names, settled(spec, source))
         return
     taken = accept(data, spec)
-    path = folder / f"{uuid.uuid4().hex}.parquet"
+    scratch = Scratch(folder / f"{uuid.uuid4().hex}.parquet")
+    sink = Hashed(scratch)
     try:
-        _spool(taken, path)
-        yield _in_file(path, taken.schema.names, taken.schema)
+        encoder = ParquetEncoder(sink, taken.columns, bound="")
+        for batch in taken.batches:
+            encoder.write(batch)
+        encoder.close()
+        scratch.close()
+        yield _in_file(scratch.path, taken.schema.names, taken.schema)
     finally:
-        path.unlink(missing_ok=True)
+        sink.drop()
 
 
 def _in_file(path: Path, names: list[str] | tuple[str, ...], schema: Schema) -> Feed:
     return Feed(typed(schema, names, f"read_parquet({text_literal(str(path))})"), schema)
-
-
-def _spool(taken: Accepted, path: Path) -> None:
-    with path.open("xb") as file:
-        encoder = ParquetEncoder(file, taken.columns, bound="")
-        for batch in taken.batches:
-            encoder.write(batch)
-        encoder.close()
 
 
 def compare(session: Session, spec: DatasetSpec, feed: Feed, sources: Sources) -> Found:

@@ -35,16 +35,27 @@ class Encoder(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """What an upload does before its commit."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+    def abort(self) -> None: ...
+
+
 class Hashed:
-    """An upload as the file object pyarrow writes to."""
+    """An upload, or the like, as the file object pyarrow writes to."""
 
     closed = False
 
-    def __init__(self, upload: Upload) -> None:
+    def __init__(self, upload: Sink) -> None:
         self._upload, self._digest, self.bytes = upload, hashlib.sha256(), 0
+        self._dropped = False
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
+        if self._dropped:
+            return view.nbytes
         self._upload.write(view)
         self._digest.update(view)
         self.bytes += view.nbytes
@@ -58,6 +69,11 @@ class Hashed:
 
     def close(self) -> None:
         self.closed = True
+
+    def drop(self) -> None:
+        """Abort the upload; what an abandoned encoder still writes when it is collected goes nowhere."""
+        self._dropped = True
+        self._upload.abort()
 
     @property
     def sha256(self) -> str:
@@ -124,7 +140,7 @@ class Outbox:
 
     def __init__(self, store: ObjectStore, max_file_rows: int) -> None:
         self._store, self._max_rows = store, max_file_rows
-        self._uploads: list[Upload] = []
+        self._sinks: list[Hashed] = []
         self._files: list[tuple[Upload, File]] = []
 
     def write(self, target: Target, batches: Iterable[pa.RecordBatch], *, even_empty: bool = False) -> int:
@@ -153,8 +169,8 @@ class Outbox:
     def _open(self, target: Target) -> _Open:
         key = target.new_key()
         upload = self._store.upload(key)
-        self._uploads.append(upload)
         sink = Hashed(upload)
+        self._sinks.append(sink)
         return _Open(target, key, upload, sink, target.encoder(sink, target.columns))
 
     def _close(self, done: _Open) -> None:
@@ -169,8 +185,8 @@ class Outbox:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for upload in self._uploads:
-            upload.abort()
+        for sink in self._sinks:
+            sink.drop()
 
 
 @dataclass
