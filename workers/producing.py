@@ -176,11 +176,7 @@ class Producing:
                 self._guarded(held, self._start_production)
 
     def _start_production(self, held: Held) -> None:
-        try:
-            since = self._clerk.since(held.flight)
-        except BrokerError:
-            self._guarded(held, lambda held: self._fail(held, error))
-            return
+        since = self._clerk.since(held.flight)
         told = {"version": since.version, "position": since.position} if since else None
         message = {"do": "produce", "flight": flight_to_json(held.flight), "members": 1, "since": told}
         if not self._supervisor.run(held.flight.id, message):
