@@ -16,6 +16,7 @@ from broker.requests import Requests
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
 from broker.stores.port import ObjectStore
+from broker.stores.probe import Promise, probe
 
 STORE_FOLDER = "store"
 
@@ -51,15 +52,23 @@ def store_url(settings: Settings) -> str:
     return settings.store or str(home_folder(settings) / STORE_FOLDER)
 
 
+def probed_store(settings: Settings) -> tuple[ObjectStore, Promise]:
+    """The store, told what the probe found it may promise."""
+    url = store_url(settings)
+    store = open_store(url, settings)
+    promise = probe(store)
+    return (store if promise.conditional_put else open_store(url, settings, conditional=False)), promise
+
+
 def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     """Build everything. Raises InvalidSettings, Unavailable, Unsupported (no Redis to be had)."""
     redis = RedisClient.open(redis_url(settings))
-    store = open_store(store_url(settings), settings)
+    store, promise = probed_store(settings)
     index, leases = Index(redis, settings.shards), Leases(redis, settings.lease_seconds)
     catalog = Catalog(index, store, settings, on_step)
     engine = Engine(store, settings)
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
-        publication=Publication(catalog, engine, leases, on_step=on_step), requests=Requests(redis, settings),
+        publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step), requests=Requests(redis, settings),
         derived=Derived(redis, index, settings.result_seconds), on_step=on_step,
     )  # fmt: skip

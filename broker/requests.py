@@ -27,7 +27,7 @@ from broker.errors import (
     RequestLost,
 )
 from broker.model.commit import Fence
-from broker.model.event import Event, rfc3339
+from broker.model.event import EventType, envelope
 from broker.model.names import DatasetId
 from broker.model.request import Completion, Priority, Request, State, born_at, new_id, slot_of
 from broker.rules.publishing import Lease
@@ -114,14 +114,18 @@ class Status:
     completion: Completion | None = None
 
 
+TERMINAL_EVENTS: Final[dict[State, EventType]] = {
+    State.COMPLETED: "broker.request.completed",
+    State.FAILED: "broker.request.failed",
+    State.CANCELLED: "broker.request.cancelled",
+    State.EXPIRED: "broker.request.expired",
+}
+
+
 def completion_event(completion: Completion) -> str:
     """The terminal event, as JSON: its id is the request's, so a redelivery shows."""
-    data = completion.model_dump(mode="json", exclude_defaults=True)
-    state = completion.state
-    return Event(
-        id=completion.request, source=f"broker/{completion.dataset.domain}", type=f"broker.request.{state}",
-        subject=completion.dataset, time=rfc3339(time.time()), correlationid=completion.request, data=data | {"state": state},
-    ).model_dump_json()  # fmt: skip
+    data = completion.model_dump_json(exclude_defaults=True)
+    return envelope(completion.request, TERMINAL_EVENTS[completion.state], completion.dataset, time.time(), data)
 
 
 def completion_of(event: bytes | str) -> Completion:

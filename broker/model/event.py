@@ -18,7 +18,7 @@ EventType = Literal[
 
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as CloudEvents' `time`: UTC, milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 class Event(Frozen):
@@ -33,3 +33,11 @@ class Event(Frozen):
     datacontenttype: Literal["application/json"] = "application/json"
     correlationid: str | None = None
     data: Annotated[dict[str, Any], Field(default_factory=dict)]
+
+
+def envelope(id: str, type: EventType, subject: DatasetId, seconds: float, data: str) -> str:
+    """The JSON of an Event whose `data` is JSON already. Its other fields are of characters that JSON needs no escapes for."""
+    return (
+        f'{{"specversion":"1.0","id":"{id}","source":"broker/{subject.domain}","type":"{type}","subject":"{subject}",'
+        f'"time":"{rfc3339(seconds)}","datacontenttype":"application/json","correlationid":"{id}","data":{data}}}'
+    )

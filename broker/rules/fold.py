@@ -132,6 +132,8 @@ class State:
     def __init__(self, dataset: str, tables: Tables | None = None) -> None:
         self.dataset = dataset
         self.tables: Tables = tables or {name: {} for name in TABLES}
+        self.plans: dict[tuple[int | None, int, str | None], Any] = {}
+        """The planner's answers for this state."""
 
     @property
     def head(self) -> dict[str, str]:
@@ -191,6 +193,11 @@ class State:
         if text is None:
             raise NotFound("no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}")
         return VersionInfo.model_validate_json(text)
+
+    def edge_to(self, version: int) -> Edge | None:
+        """The edge the version was made with; None when it is retired. Raises NotFound for an unknown version."""
+        text = self.tables["edges"].get(edge_field(self.info(version).base, version))
+        return Edge.model_validate_json(text) if text else None
 
     def made_by(self, production: str) -> int | None:
         """The version a production ended in, if it did."""

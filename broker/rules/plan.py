@@ -92,6 +92,10 @@ def reset_of(state: State, cursor: Cursor | None, selection: Selection, asked: b
 
 
 def plan_for(state: State, cursor: Cursor | None, selection: Selection, want: int | None = None, asked: bool = False) -> Plan:
-    """The plan for a consumer of `state`; `want` None: the newest version."""
-    target = state.version if want is None else want
-    return plan(state.edges, cursor.version if cursor else None, target, reset_of(state, cursor, selection, asked))
+    """The plan for a consumer of `state`; `want` None: the newest version. Remembered for as long as the state is."""
+    held, target = cursor.version if cursor else None, state.version if want is None else want
+    reset = reset_of(state, cursor, selection, asked)
+    known = state.plans.get((held, target, reset))
+    if known is None:
+        known = state.plans[held, target, reset] = plan(state.edges, held, target, reset)
+    return known
