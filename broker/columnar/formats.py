@@ -149,8 +149,11 @@ def scan_sql(paths: Sequence[str], form: Format, schema: Schema, names: Iterable
         return f"read_parquet({listing})"
     if form == "arrow":
         return bound_name(paths)
-    types = schema.types
-    columns = ", ".join(f"{text_literal(name)}: {text_literal(cast_type(types.get(name, 'VARCHAR')))}" for name in names)
+    types = {name: cast_type(kind) for name, kind in schema.types.items()}
+    if form == "jsonl":
+        # DuckDB would read a decimal by way of a double, and a blob without its escapes: both are cast from their text instead.
+        types = {name: "VARCHAR" if kind.startswith(("DECIMAL", "BLOB")) else kind for name, kind in types.items()}
+    columns = ", ".join(f"{text_literal(name)}: {text_literal(types.get(name, 'VARCHAR'))}" for name in names)
     if form == "jsonl":
         return (
             f"read_json({listing}, format = 'newline_delimited', columns = {{{columns}}}, "
