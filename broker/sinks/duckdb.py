@@ -82,6 +82,7 @@ class DuckDB(SqlSink):
         if not write and not self.path.exists():
             yield None
             return
+        tx = None
         try:
             with self._connect(write=write) as connection:
                 connection.execute(f"SET memory_limit = '{self._memory}B'")
@@ -90,10 +91,11 @@ class DuckDB(SqlSink):
                 connection.execute("BEGIN")
                 if write:
                     connection.execute(CREATE_CURSORS)
-                yield DuckDBTransaction(connection)
+                tx = DuckDBTransaction(connection)
+                yield tx
                 connection.execute("COMMIT")
         except duckdb.Error as error:
-            raise mapped(error, self.place) from error
+            raise (tx and tx.source_error) or mapped(error, self.place) from error
 
     def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
         if write:
@@ -160,7 +162,7 @@ class DuckDBTransaction(Transaction):
 
     def _create_as(self, target: str, schema: Schema, rows: pa.RecordBatchReader) -> int:
         present = rows.schema.names
-        self.connection.register(INCOMING, rows)
+        self.connection.register(INCOMING, self.watched(rows))
         try:
             return self.run(f"CREATE OR REPLACE {target} AS SELECT {projection(schema, present)} FROM {INCOMING}")
         finally:

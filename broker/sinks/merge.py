@@ -7,7 +7,7 @@ lie in temporary tables; the order rules prune the stage, and what is left is ap
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,6 +55,19 @@ class Transaction(ABC):
     """One open transaction: all an implementation has to offer. Table names arrive unquoted except the temporary stages."""
 
     for_update = ""
+    source_error: Exception | None = None
+
+    def watched(self, rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
+        """The same stream; its error is kept in `source_error`, since a driver that reads it makes text of its own of it."""
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from rows
+            except Exception as error:
+                self.source_error = error
+                raise
+
+        return pa.RecordBatchReader.from_batches(rows.schema, batches())
 
     @abstractmethod
     def run(self, sql: str) -> int:

@@ -166,7 +166,10 @@ class ParquetDirectory:
             if held is not None and before is not None and not batch.replace:
                 for table, schema in _tables(before):
                     tx.load(table, schema, [self.folder / held.generation / f"{table}.parquet"])
-            applied = merge.replace(batch, None, after) if batch.replace else merge.change(batch, before, after)
+            try:
+                applied = merge.replace(batch, None, after) if batch.replace else merge.change(batch, before, after)
+            except duckdb.Error as error:
+                raise tx.source_error or error from error
             for table, schema in _tables(after):
                 rows = tx.connection.sql(f"SELECT * FROM {quoted(table)}").to_arrow_reader(BATCH_ROWS)
                 _write_file(self.folder / generation / f"{table}.parquet", schema, rows)

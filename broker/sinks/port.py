@@ -26,6 +26,8 @@ from broker.errors import Conflict, Fenced, InvalidSettings, NotFound, StaleBase
 from broker.model.dataset import DatasetSpec, Schema
 
 TOMBSTONES: Final = "__tombstones"
+STEPS: Final = ("begun", "cursor", "rows", "committed")
+"""What an `on_step` of an implementation is told, in this order but for Parquet, whose cursor comes behind the rows."""
 RESERVED: Final = ("broker_", "sqlite_", "pg_", "duckdb_")
 MAX_TABLE_BYTES: Final = 63 - len(TOMBSTONES)
 """Postgres cuts longer names without a word; the same limit everywhere keeps a replica movable."""

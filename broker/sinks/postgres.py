@@ -100,7 +100,7 @@ class Postgres(SqlSink):
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[Transaction | None]:
         driver = _driver()
-        committing = False
+        tx, committing = None, False
         try:
             with driver.connect(self._dsn) as connection, connection.cursor() as cursor:
                 tx = PostgresTransaction(cursor, write=write)
@@ -111,7 +111,7 @@ class Postgres(SqlSink):
                 committing = write
                 connection.commit()
         except driver.Error as error:
-            known = mapped(error, self.place)
+            known = (tx and tx.source_error) or mapped(error, self.place)
             if committing and isinstance(known, Unavailable):
                 raise OutcomeUnknown(
                     "the commit was not answered", of=self.place, why=known.why, hint="Read the cursor: it tells"
@@ -179,7 +179,7 @@ class PostgresTransaction(Transaction):
             pa.RecordBatch.from_arrays([_encoded(array) for array in batch.columns], schema=wire)
             for batch in conformed(rows, arrow_schema(schema), ())
         )
-        reader = pa.RecordBatchReader.from_batches(wire, batches)
+        reader = self.watched(pa.RecordBatchReader.from_batches(wire, batches))
         count = int(self._cursor.adbc_ingest(stage, reader, mode="create", temporary=True))
         self.run(f"ANALYZE {stage}")
         return count

@@ -19,13 +19,13 @@ import duckdb
 import pyarrow as pa
 
 from broker.columnar.types import arrow_schema
+from broker.errors import StaleBase
 from broker.model.dataset import Column, DatasetSpec, Schema
 from broker.sinks import Batch, DuckDB, Memory, ParquetDirectory, Postgres, Sink, SinkCursor, SQLite
 from broker.sinks.port import nothing
 
 KINDS = ("memory", "duckdb", "sqlite", "parquet", "postgres")
 DURABLE = KINDS[1:]
-STEPS = ("begun", "cursor", "rows", "committed")
 ROOT = Path(__file__).parents[2]
 _numbers = itertools.count(1)
 
@@ -137,7 +137,11 @@ def endless(kind: str, location: str, table: str) -> None:
     while True:
         version = cursor.version + 1 if cursor else 1
         values = endless_rows(version)
-        sink.apply("search", (snapshot if version % 5 == 1 else delta)(SIMPLE, values), expect=cursor, to=at(version))
+        try:
+            sink.apply("search", (snapshot if version % 5 == 1 else delta)(SIMPLE, values), expect=cursor, to=at(version))
+        except StaleBase:  # the Postgres backend of the child before has committed only now
+            cursor = sink.cursor("search")
+            continue
         cursor = at(version)
         print(version, flush=True)  # noqa: T201
 

@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.columnar.types import arrow_schema
-from broker.errors import BrokerError, Busy, Conflict, Fenced, SchemaConflict, StaleBase
+from broker.errors import BrokerError, Busy, Conflict, Corrupt, Fenced, SchemaConflict, StaleBase
 from broker.model.dataset import DatasetSpec, Schema
 from broker.sinks import Applied, Batch, Sink, SinkCursor
+from broker.sinks.port import STEPS
 from tests.contracts.sink_places import (
     DURABLE,
     KINDS,
     NEW,
     OLD,
     SIMPLE,
-    STEPS,
     Place,
     Row,
     at,
@@ -184,19 +184,19 @@ def test_a_crash_leaves_the_old_or_the_new_state_whole(place: Place, step: str, 
     assert (sink.cursor("search"), held(place.open())) == (at(2), NEW)
 
 
-def test_an_error_on_the_way_leaves_the_old_state(place: Place) -> None:
+def test_an_error_of_the_source_comes_out_as_it_is_and_leaves_the_old_state(place: Place) -> None:
     put(place.open(), snapshot(SIMPLE, OLD), 1)
 
     def broken() -> Iterator[pa.RecordBatch]:
         yield from rows(SIMPLE.columns or schema(), NEW)
-        raise ValueError("the network went away")
+        raise Corrupt("the source's own error")
 
     columns = SIMPLE.columns
     assert columns is not None
-    for replace in (True, False):
+    for field in ("rows", "tombstones", "upserts", "deletes"):
         reader = pa.RecordBatchReader.from_batches(arrow_schema(columns), broken())
-        batch = Batch(SIMPLE, columns, replace, **{"rows" if replace else "upserts": reader})
-        with pytest.raises((BrokerError, ValueError, pa.ArrowException)):
+        batch = Batch(SIMPLE, columns, field in ("rows", "tombstones"), **{field: reader})
+        with pytest.raises(Corrupt, match="the source's own error"):
             place.open().apply("search", batch, expect=at(1), to=at(2))
         assert (place.open().cursor("search"), held(place.open())) == (at(1), OLD)
 
@@ -207,10 +207,11 @@ def test_a_crash_at_any_moment_leaves_one_version_whole(place: Place) -> None:
     for after_versions in (1, 2, 3):
         version = run_endless_child(place, after_versions)
         sink = place.open()
-        cursor = sink.cursor("search")
-        assert cursor is not None
-        assert cursor.version in (version, version + 1)
-        assert held(sink) == endless_rows(cursor.version)
+        before, found, after = sink.cursor("search"), held(sink), sink.cursor("search")
+        assert before is not None
+        assert after is not None
+        assert version <= before.version <= after.version <= version + 1  # a Postgres backend may outlive its client's commit
+        assert found in (endless_rows(before.version), endless_rows(after.version))
 
 
 # --- order and tombstones
