@@ -1,7 +1,8 @@
 """The four formats of files: how each is written, and how DuckDB reads it back with the dataset's types, never sniffed.
 
 Parquet is canonical; the others are derived. In CSV an empty field is NULL and `""` an empty text, as RFC 4180 readers that
-care can tell; nested values and blobs are DuckDB's text of them. JSON Lines: NaN and infinities, which JSON lacks, are texts.
+care can tell; nested values and blobs are DuckDB's text of them. JSON Lines: NaN and infinities, which JSON lacks, are texts,
+and so are decimals of more than 15 digits, which most readers would round.
 Arrow: IPC file format (Feather 2), zstd.
 """
 
@@ -27,6 +28,7 @@ from broker.errors import Corrupt
 from broker.model.dataset import Schema
 from broker.model.request import Format
 
+EXACT_DIGITS: Final = 15  # of a double
 MAX_LINE_BYTES: Final = 16 << 20  # DuckDB's readers hold twice this per thread
 
 
@@ -94,9 +96,16 @@ def rendered(sql: str, schema: Schema, form: Format) -> tuple[str, pa.Schema]:
 
 def _json(name: str, kind: str) -> str:
     column = quoted(name)
+    if _wide_decimal(cast_type(kind)):
+        return f"CAST({column} AS VARCHAR)"
     if kind not in ("FLOAT", "DOUBLE"):
         return column
     return f"CASE WHEN isfinite({column}) THEN to_json({column}) ELSE to_json(CAST({column} AS VARCHAR)) END"
+
+
+def _wide_decimal(kind: str) -> bool:
+    """Whether a decimal has more digits than the double which a JSON reader makes of a number."""
+    return kind.startswith("DECIMAL(") and int(kind[8:].partition(",")[0]) > EXACT_DIGITS
 
 
 def _plain(kind: str) -> bool:
@@ -151,8 +160,8 @@ def scan_sql(paths: Sequence[str], form: Format, schema: Schema, names: Iterable
         return bound_name(paths)
     types = {name: cast_type(kind) for name, kind in schema.types.items()}
     if form == "jsonl":
-        # DuckDB would read a decimal by way of a double, and a blob without its escapes: both are cast from their text instead.
-        types = {name: "VARCHAR" if kind.startswith(("DECIMAL", "BLOB")) else kind for name, kind in types.items()}
+        # DuckDB's JSON reader would leave a blob's escapes as they are; a cast from text resolves them.
+        types = {name: "VARCHAR" if kind == "BLOB" or _wide_decimal(kind) else kind for name, kind in types.items()}
     columns = ", ".join(f"{text_literal(name)}: {text_literal(types.get(name, 'VARCHAR'))}" for name in names)
     if form == "jsonl":
         return (

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from broker.model.commit import File, Role
@@ -19,6 +20,7 @@ from broker.stores.port import ObjectStore, Upload
 ROW_GROUP_ROWS: Final = 524_288
 ROW_GROUP_BYTES: Final = 64 << 20  # of Arrow memory: what huge values may hold back, and far below Arrow's 2 GiB of text
 MAX_BOUND_CHARACTERS: Final = 200
+SAMPLE_ROWS: Final = 8192
 
 
 Bounds: TypeAlias = tuple[str | None, str | None]
@@ -85,8 +87,8 @@ class ParquetEncoder:
 
     def __init__(self, sink: Any, columns: pa.Schema, bound: str) -> None:
         self._index = columns.get_field_index(bound)
-        self._schema, self._metadata = columns, list[pq.FileMetaData]()
-        self._writer = pq.ParquetWriter(sink, columns, compression="zstd", metadata_collector=self._metadata)
+        self._sink, self._schema, self._metadata = sink, columns, list[pq.FileMetaData]()
+        self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
@@ -98,14 +100,34 @@ class ParquetEncoder:
             self._flush()
 
     def close(self) -> Bounds:
-        if self._held:
+        if self._held or not self._writer:
             self._flush()
+        assert self._writer
         self._writer.close()
         return _bounds(self._metadata[0], self._index)
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=ROW_GROUP_ROWS)
+        table = pa.Table.from_batches(self._held, self._schema)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self._sink,
+                self._schema,
+                compression="zstd",
+                use_dictionary=repetitive(table),
+                metadata_collector=self._metadata,
+            )
+        if table.num_rows:
+            self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._held, self._rows, self._bytes = [], 0, 0
+
+
+def repetitive(table: pa.Table) -> bool | list[str]:
+    """Columns worth a dictionary, judged by the first rows: one that hardly repeats costs a tenth of the time and some bytes."""
+    sample = table.slice(0, SAMPLE_ROWS)
+    if sample.num_rows < SAMPLE_ROWS:
+        return True
+    flat = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    return [name for name in flat if pc.count_distinct(sample[name]).as_py() < SAMPLE_ROWS // 2]
 
 
 def _bounds(metadata: pq.FileMetaData, column: int) -> Bounds:
