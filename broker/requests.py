@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from broker.backend.client import Argument, Entry, RedisClient
+from broker.backend.client import Entry, RedisClient
+from broker.backend.lanes import Argument
 from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot, flight_lease
 from broker.errors import (
@@ -36,6 +37,18 @@ from broker.settings import Settings
 TICK_LIMIT: Final = 1_000
 """Requests one tick moves at most, so that a tick stays short for Redis."""
 Kind = Literal["produce", "derive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request on its way in. `answer`: what to answer at once, if the head is still `seq` and fresh enough."""
+
+    id: str
+    slot: Slot
+    request: Request
+    derivation: str
+    answer: Completion | None = None
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,33 +156,37 @@ class Requests:
 
     # --- the asking side
 
-    def submit(
-        self, slot: Slot, request: Request, derivation: str, answer: Completion | None = None, seq: int = 0
-    ) -> Submitted:
-        """Queue a request, or answer it at once with `answer`, if the dataset's head is still `seq` and fresh enough.
+    def submit(self, orders: Sequence[Order]) -> list[Submitted | BrokerError]:
+        """Queue requests, or answer those at once whose `answer` still holds, in one round trip; in the order given.
 
-        Raises NotFound, Conflict (idempotency key), Overloaded, RequestExpired, Reconciling (bring the index up first).
+        An error stands for its request alone: NotFound, Conflict (idempotency key), Overloaded, RequestExpired, Reconciling
+        (bring the index up first).
         """
-        id = answer.request if answer else new_id(slot.name)
-        keys = [slot.meta, slot.head(request.dataset)]
-        args = self._submit_args(id, request, derivation, answer, seq)
+        calls = [([order.slot.meta, order.slot.head(order.request.dataset)], self._submit_args(order)) for order in orders]
         try:
-            reply = self._redis.call(self._scripts["submit"], keys, args)
+            replies = self._redis.call_many(self._scripts["submit"], calls)
         except OutcomeUnknown:
-            reply = self._redis.call(self._scripts["submit"], keys, args)  # the id makes it the same submission
+            replies = self._redis.call_many(self._scripts["submit"], calls)  # the ids make it the same submissions
+        return [self._submitted(order, reply) for order, reply in zip(orders, replies, strict=True)]
+
+    def _submitted(self, order: Order, reply: Any) -> Submitted | BrokerError:
+        if isinstance(reply, BrokerError):
+            return reply
         how, known, head_seq = reply[0].decode(), reply[1].decode(), int(reply[2])
         if how in ("queued", "backlog", "answered", "same"):
             return Submitted(known, how, head_seq)
-        raise self._refusal(how, request, known)
+        return self._refusal(how, order.request, known)
 
-    def _submit_args(self, id: str, request: Request, derivation: str, answer: Completion | None, seq: int) -> list[Argument]:
-        s, dataset = self._settings, request.dataset
+    def _submit_args(self, order: Order) -> list[Argument]:
+        s, request, answer = self._settings, order.request, order.answer
+        dataset = request.dataset
         staleness, deadline = request.max_staleness, request.deadline
         keyed = request.idempotency_key
         return [
-            id, request.model_dump_json(exclude_defaults=True), dataset, dataset.tenant, dataset.name, request.priority,
+            order.id, request.model_dump_json(exclude_defaults=True), dataset, dataset.tenant, dataset.name, request.priority,
             request.target, keyed or "", request.body_hash if keyed else "", "" if deadline is None else int(deadline * 1000),
-            "" if staleness is None else int(staleness * 1000), derivation, completion_event(answer) if answer else "", seq,
+            "" if staleness is None else int(staleness * 1000), order.derivation,
+            completion_event(answer) if answer else "", order.seq,
             s.tenant_inflight, s.tenant_backlog, s.max_unread_responses, int(s.max_memory_ratio * 100), s.history_seconds,
         ]  # fmt: skip
 

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import cast
 
-from broker.backend.client import Argument, RedisClient
+from broker.backend.client import RedisClient
+from broker.backend.lanes import Argument
 from broker.backend.keys import SLOTS, Slot, slot_for
 from broker.errors import OutcomeUnknown
 from broker.model.names import DatasetId
