@@ -59,6 +59,7 @@ def opened(data: Intake, spec: DatasetSpec, folder: Path, plain: Callable[[Path]
         for batch in taken.batches:
             encoder.write(batch)
         encoder.close()
+        sink.flush()
         scratch.close()
         yield _in_file(scratch.path, taken.schema.names, taken.schema)
     finally:

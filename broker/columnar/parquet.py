@@ -21,6 +21,7 @@ ROW_GROUP_ROWS: Final = 524_288
 ROW_GROUP_BYTES: Final = 64 << 20  # of Arrow memory: what huge values may hold back, and far below Arrow's 2 GiB of text
 MAX_BOUND_CHARACTERS: Final = 200
 SAMPLE_ROWS: Final = 8192
+WRITE_BYTES: Final = 1 << 20
 
 
 Bounds: TypeAlias = tuple[str | None, str | None]
@@ -46,30 +47,34 @@ class Sink(Protocol):
 
 
 class Hashed:
-    """An upload, or the like, as the file object pyarrow writes to."""
+    """An upload, or the like, as the file object pyarrow writes to. Small writes (a Parquet file has many) go out together."""
 
     closed = False
 
     def __init__(self, upload: Sink) -> None:
         self._upload, self._digest, self.bytes = upload, hashlib.sha256(), 0
-        self._dropped = False
+        self._held, self._dropped = bytearray(), False
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        if self._dropped:
-            return view.nbytes
-        self._upload.write(view)
-        self._digest.update(view)
-        self.bytes += view.nbytes
+        if not self._dropped:
+            self.bytes += view.nbytes
+            self._held += view
+            if len(self._held) >= WRITE_BYTES:
+                self.flush()
         return view.nbytes
 
     def tell(self) -> int:
         return self.bytes
 
     def flush(self) -> None:
-        """Nothing is held back here."""
+        if self._held and not self._dropped:
+            self._digest.update(self._held)
+            self._upload.write(memoryview(self._held))
+            self._held = bytearray()
 
     def close(self) -> None:
+        self.flush()
         self.closed = True
 
     def drop(self) -> None:
@@ -79,6 +84,7 @@ class Hashed:
 
     @property
     def sha256(self) -> str:
+        """Of everything written, once flushed."""
         return self._digest.hexdigest()
 
 
@@ -122,7 +128,7 @@ class ParquetEncoder:
 
 
 def repetitive(table: pa.Table) -> bool | list[str]:
-    """Columns worth a dictionary, judged by the first rows: one that hardly repeats costs a tenth of the time and some bytes."""
+    """Columns worth a dictionary, judged by the first rows: for those that hardly repeat it costs a tenth of the time."""
     sample = table.slice(0, SAMPLE_ROWS)
     if sample.num_rows < SAMPLE_ROWS:
         return True
@@ -197,6 +203,7 @@ class Outbox:
 
     def _close(self, done: _Open) -> None:
         low, high = done.encoder.close()
+        done.sink.flush()
         file = File(
             role=done.target.role, key=done.key, sha256=done.sink.sha256, bytes=done.sink.bytes, rows=done.rows,
             format=done.target.format, low=low, high=high,
