@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias
@@ -22,6 +23,7 @@ ROW_GROUP_BYTES: Final = 64 << 20  # of Arrow memory: what huge values may hold 
 MAX_BOUND_CHARACTERS: Final = 200
 SAMPLE_ROWS: Final = 8192
 WRITE_BYTES: Final = 1 << 20
+COMMIT_THREADS: Final = 8
 
 
 Bounds: TypeAlias = tuple[str | None, str | None]
@@ -190,8 +192,11 @@ class Outbox:
         return total
 
     def commit(self) -> tuple[File, ...]:
-        for upload, _ in self._files:
-            upload.commit()
+        if len(self._files) > 1:  # each waits for a disk or a server: together they wait once
+            with ThreadPoolExecutor(min(len(self._files), COMMIT_THREADS)) as pool:
+                list(pool.map(lambda done: done[0].commit(), self._files))
+        elif self._files:
+            self._files[0][0].commit()
         return tuple(file for _, file in self._files)
 
     def _open(self, target: Target) -> _Open:
