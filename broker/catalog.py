@@ -160,7 +160,7 @@ class Catalog:
     def reconcile(self, dataset: DatasetId) -> None:
         """Bring the index up to the log after a loss or restart of Redis; nothing to do when it is current."""
         self._index.announce(dataset)
-        self._drive(dataset, protocol.reconcile(uuid4().hex, time.time))
+        self._drive(dataset, protocol.reconcile())
 
     def help(self, dataset: DatasetId, older_than_seconds: float) -> bool:
         """Finish a reservation whose writer is gone, publish what the log holds behind the head, catch up on notify."""

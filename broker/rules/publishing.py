@@ -173,7 +173,7 @@ def commit(draft: Draft) -> Generator[Effect, Any, State]:
     for _ in range(MAX_ROUNDS):
         view: HeadView = yield ReadHead()
         if not view.current:
-            yield from reconcile(draft.write_id, draft.now)
+            yield from reconcile()
             continue
         if view.reservation is not None:
             yield from settle(*view.reservation)
@@ -222,7 +222,7 @@ def publish(seq: int, data: bytes) -> Step:
     raise Reconciling("the head does not follow the log", of=f"log {seq}", hint="Is Redis restarting again and again?")
 
 
-def reconcile(write_id: str, now: Callable[[], float]) -> Step:
+def reconcile() -> Step:
     """Bring the projection of another incarnation up to the log, then close the log to that incarnation's writers.
 
     The barrier takes the next free seq, so a writer that had reserved it before the loss finds a foreign record there and
@@ -235,20 +235,31 @@ def reconcile(write_id: str, now: Callable[[], float]) -> Step:
         state = yield from _walk(view.state)
         if state.seq == 0 and view.reservation is None:
             yield Install(state, adopt=view.run_id)
-            continue
-        if view.reservation is not None and view.reservation[0] == state.seq + 1:
+        elif view.reservation is not None and view.reservation[0] == state.seq + 1:
             yield Seal(*view.reservation)
-            continue
-        body = Barrier(run_id=view.run_id, epoch=view.epoch)
-        seq = state.seq + 1
-        barrier = Record(seq=seq, previous=state.sha, write_id=write_id, time=now(), producer="reconcile", body=body)
-        yield Seal(seq, barrier.to_bytes())
-        found: bytes | None = yield ReadLog(seq)
-        if found is not None:
-            yield Publish(seq, found)
+        elif state.seq == view.state.seq:
+            yield from _close_log(view)
+        # Else the walk moved the head, perhaps over this incarnation's barrier: writers may be at work, so look again.
     raise Reconciling(
         "the index does not come to rest", why=f"{MAX_ROUNDS} rounds", hint="Is Redis restarting again and again?"
     )
+
+
+def _close_log(view: HeadView) -> Step:
+    """Seal the barrier of the view's incarnation behind its head.
+
+    Its bytes follow from the view alone. Everybody who reconciles one incarnation seals the same ones, so that a store
+    without put-if-absent survives a restart of Redis that several processes notice at once.
+    """
+    seq = view.state.seq + 1
+    barrier = Record(
+        seq=seq, previous=view.state.sha, write_id=view.run_id, time=view.epoch / 1000, producer="reconcile",
+        body=Barrier(run_id=view.run_id, epoch=view.epoch),
+    )  # fmt: skip
+    yield Seal(seq, barrier.to_bytes())
+    found: bytes | None = yield ReadLog(seq)
+    if found is not None:
+        yield Publish(seq, found)
 
 
 def _walk(state: State) -> Generator[Effect, Any, State]:

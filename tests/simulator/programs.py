@@ -203,7 +203,7 @@ def janitor(world: World, me: Process) -> Program:
 def janitor_pass(world: World, me: Process) -> Program:
     view: HeadView = yield ReadHead()
     if not view.current:
-        yield from reconcile(f"{me.owner}.{world.steps}", lambda: world.redis.now)
+        yield from reconcile()
     elif view.reservation is not None:
         world.counters["helped reservation"] += 1
         yield from settle(*view.reservation)

@@ -198,6 +198,5 @@ class ModelRedis:
 
 
 def identity(run: str, epoch: str) -> str:
-    """What `incarnation()` of prelude.lua answers first."""
-    del epoch
-    return run
+    """What `incarnation()` of prelude.lua answers first. The epoch belongs to it: FLUSHALL keeps the run id."""
+    return f"{run}:{epoch}"

@@ -56,12 +56,17 @@ READS: Final = (ReadLog, ReadCheckpoint, Verify, ListFiles)
 CALM_STEPS: Final = 3000
 """Within so many steps after the last fault every job must be answered."""
 LEAPS: Final = (15.0, 15.0, 15.0, 13 * 3600.0, 30 * 3600.0)
-WORLD_FAULTS: Final = ("crash", "pause", "leap", "restart", "rollback", "wipe", "flush")
+REDIS_FAULTS: Final = ("restart", "rollback", "wipe", "flush")
+WORLD_FAULTS: Final = ("crash", "pause", "leap", *REDIS_FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What may happen in a schedule. Rates are per step; `faults` are the kinds that may befall the world."""
+    """What may happen in a schedule. Rates are per step; `faults` are the kinds that may befall the world.
+
+    `nap_rate`: of suspensions between a reservation and its seal, where most promises are at stake. `landing`: a delayed
+    write takes about four times so many steps.
+    """
 
     jobs: tuple[Job, ...]
     workers: int
@@ -69,6 +74,8 @@ class Plan:
     stormy_steps: int
     network_rate: float
     fault_rate: float
+    nap_rate: float
+    landing: int
     faults: tuple[str, ...]
     conditional: bool
 
@@ -79,10 +86,13 @@ def plan_of(seed: int) -> Plan:
     kinds = ("delta", "diff", "delta", "hold", "diff", "snapshot")
     jobs = tuple(Job(f"{kind}{i}", kind) for i, kind in enumerate(kinds[pick(6)] for _ in range(2 + pick(4))))  # type: ignore[arg-type]
     conditional = pick(4) > 0
+    # Without put-if-absent only Redis keeps two writers apart: it may restart, not forget; and a barrier that is on its way
+    # while Redis restarts again may meet the next one (a known limit, see DESIGN.md, section 2), so once only.
     possible = WORLD_FAULTS if conditional else ("crash", "pause", "leap", "restart")
     return Plan(
         jobs=jobs, workers=1 + pick(3), helpers=tuple(h for h in ("janitor", "sweeper", "checkpointer") if pick(3)),
         stormy_steps=30 + pick(120), network_rate=(0.0, 0.03, 0.1, 0.25)[pick(4)], fault_rate=(0.0, 0.01, 0.03, 0.08)[pick(4)],
+        nap_rate=(0.0, 0.0, 0.1, 0.4)[pick(4)], landing=(1, 10)[pick(2)],
         faults=tuple(kind for kind in possible if pick(2)), conditional=conditional,
     )  # fmt: skip
 
@@ -97,6 +107,7 @@ class Process:
     program: Program | None = None
     doing: Doing | None = None
     half_sealed: bool = False
+    sealed: tuple[int, bytes] | None = None
     asleep_until: int = 0
 
     @property
@@ -255,7 +266,18 @@ class World:
         process.half_sealed = False
         outcome = self.apply(process.owner, effect)
         self.say(f"{process.owner}: {_brief(effect)} -> {_brief(outcome)}")
+        if isinstance(effect, Reserve) and outcome.kind == "reserved":
+            self._nap(process)
         return outcome
+
+    def _nap(self, process: Process) -> None:
+        """Between reserve and seal a process may sleep long, and Redis may forget meanwhile."""
+        if self.calm or not self.plan.nap_rate or not self.choices.happens(self.plan.nap_rate):
+            return
+        self._suspend(process)
+        forgets = [fault for fault in self.plan.faults if fault in REDIS_FAULTS]
+        if forgets and self.choices.below(2):
+            self._befall(forgets[self.choices.below(len(forgets))])
 
     def _land(self) -> None:
         owner, effect = self.in_flight.pop(self.choices.below(len(self.in_flight)))
@@ -349,24 +371,32 @@ class World:
     # --- what befalls the world
 
     def _weather(self) -> None:
-        if self.in_flight and self.choices.below(4) == 1:
+        if self.in_flight and self.choices.below(4 * self.plan.landing) == 1:
             self._land()
         if not self.plan.faults or not self.plan.fault_rate or not self.choices.happens(self.plan.fault_rate):
             return
         fault = self.plan.faults[self.choices.below(len(self.plan.faults))]
-        self.counters[f"fault {fault}"] += 1
-        if fault == "crash":
+        self._befall(fault)
+
+    def _befall(self, fault: str) -> None:
+        if fault in REDIS_FAULTS:
+            if self.plan.conditional or self.redis.runs == 1:
+                self._redis_fault(fault)
+        elif fault == "crash":
+            self.counters["fault crash"] += 1
             self._crash(self._victim())
         elif fault == "pause":
-            victim = self._victim()
-            victim.asleep_until = self.steps + 10 + self.choices.below(60)
-            self.say(f"{victim.owner} is suspended")
-        elif fault == "leap":
+            self._suspend(self._victim())
+        else:
             seconds = LEAPS[self.choices.below(len(LEAPS))]
             self.redis.now += seconds
+            self.counters["fault leap"] += 1
             self.say(f"{seconds:.0f} seconds pass")
-        else:
-            self._redis_fault(fault)
+
+    def _suspend(self, victim: Process) -> None:
+        victim.asleep_until = self.steps + 10 + self.choices.below(60)
+        self.counters["fault pause"] += 1
+        self.say(f"{victim.owner} is suspended")
 
     def _victim(self) -> Process:
         return self.processes[self.choices.below(len(self.processes))]
@@ -377,9 +407,10 @@ class World:
             victim.program.close()
         victim.life += 1
         victim.program = victim.doing = None
-        victim.half_sealed = False
+        victim.half_sealed, victim.sealed = False, None
 
     def _redis_fault(self, fault: str) -> None:
+        self.counters[f"fault {fault}"] += 1
         match fault:
             case "restart":
                 self.redis.restart()
@@ -404,7 +435,7 @@ class World:
         self._compare("P9", told)
         self.redis.wipe()
         self.checker.restarted()
-        self._drive(reconcile("last-rebuild", lambda: self.redis.now))
+        self._drive(reconcile())
         again = replay(DATASET, [self.store.log[number] for number in range(1, len(self.store.log) + 1)])
         self._compare("P8", again)
         if [table for table in TABLES if table != "head" and again.tables[table] != told.tables[table]]:
