@@ -56,9 +56,12 @@ class Catalog:
     # --- reading
 
     def state(self, dataset: DatasetId) -> State:
-        """The dataset as of now. Raises NotFound; a Redis that lost its memory is brought up to the log first."""
+        """The dataset as of now. Raises NotFound; a Redis that restarted or lost its memory is brought up to the log first.
+
+        Else a Redis rolled back to an older copy would show versions that are no longer the newest.
+        """
         view = self._head(dataset)
-        if not view.state.exists and not view.current and self._sealed(dataset):
+        if not view.current and (view.state.exists or self._sealed(dataset)):
             self.reconcile(dataset)
             view = self._head(dataset)
         if not view.state.exists:

@@ -142,8 +142,7 @@ class Clerk:
             self.requests.park(slot, foreign)
         mine = [entry for entry, dataset in zip(entries, datasets, strict=True) if not dataset or serves(dataset)]
         claimed = self.requests.claim(slot, worker, mine)
-        for id in claimed.expired:
-            self.requests.end(id, State.EXPIRED)
+        self.requests.expire(claimed.expired)
         self._on_step("claimed")
         return claimed
 
@@ -157,20 +156,18 @@ class Clerk:
         self._on_step("closed")
         return members
 
-    def orders(self, members: Iterable[Member], version: int) -> dict[str, Derivation]:
-        """Derivations that the members need and nobody has made yet, by fingerprint."""
-        wanted: dict[str, Derivation] = {}
+    def orders(self, flight: Flight, members: Iterable[Member], version: int) -> list[Derivation]:
+        """Derivations that the members need and nobody has made yet, one a fingerprint."""
+        state, wanted = self.catalog.state(flight.dataset), dict[str, Derivation]()
         for member in members:
-            request = member.request
+            request, fingerprint = member.request, derivation_of(member.request)
             try:
-                state = self.catalog.state(request.dataset)
                 needed = needs_files(road(state, request, version), request)
             except BrokerError:
                 continue  # answered with its error in `complete`
-            fingerprint = derivation_of(request)
             if needed and fingerprint not in wanted and self._derived.get(request.dataset, fingerprint, version) is None:
                 wanted[fingerprint] = Derivation(request=request, version=version)
-        return wanted
+        return list(wanted.values())
 
     def keep(self, order: Derivation, edge: Edge) -> None:
         """Remember derived files for whoever asks the same of the same version."""
@@ -179,9 +176,10 @@ class Clerk:
 
     def complete(self, flight: Flight, members: Sequence[Member], produced: Produced) -> Answered:
         """Answer all members at `produced.version`. Raises Fenced."""
+        state = self.catalog.state(flight.dataset)
         confirmed = produced.confirmed_at if flight.kind == "produce" else None
         return self._answer(
-            flight, [self._completion(member, produced.version) for member in members], confirmed, produced.position
+            flight, [self._completion(state, member, produced.version) for member in members], confirmed, produced.position
         )
 
     def fail(self, flight: Flight, members: Sequence[Member], error: BrokerError) -> Answered:
@@ -199,10 +197,9 @@ class Clerk:
         self._on_step("answered")
         return Answered(count, sum(isinstance(answer, Retry) for answer in answers))
 
-    def _completion(self, member: Member, version: int) -> Completion | Retry:
+    def _completion(self, state: DatasetState, member: Member, version: int) -> Completion | Retry:
         request = member.request
         try:
-            state = self.catalog.state(request.dataset)
             found = road(state, request, version)
             expires_at = time.time() + self._settings.result_seconds
             if needs_files(found, request):

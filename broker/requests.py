@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from broker.backend.client import Entry, RedisClient
-from broker.backend.lanes import Argument
 from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot, flight_lease
+from broker.backend.lanes import Argument
 from broker.errors import (
     BrokerError,
     Conflict,
@@ -248,6 +249,12 @@ class Requests:
         args: list[Argument] = [self._settings.history_seconds, id, state.value, completion_event(completion)]
         return bool(self._redis.call(self._scripts["end_requests"], [Slot(slot_of(id)).meta], args))
 
+    def expire(self, ids: Iterable[str]) -> None:
+        """End requests whose deadline passed; those that Redis forgot meanwhile need no answer."""
+        for id in ids:
+            with suppress(RequestLost, NotFound):
+                self.end(id, State.EXPIRED)
+
     # --- the answering side
 
     def claim(self, slot: Slot, worker: str, entries: Sequence[Entry]) -> Claimed:
@@ -261,9 +268,9 @@ class Requests:
         for outcome in self._redis.call(self._scripts["claim"], [slot.meta], args):
             if outcome[0] == b"lead":
                 _, _, body, attempts, id, epoch, counter, kind = outcome
-                dataset = Request.model_validate_json(body).dataset
+                request, fence = Request.model_validate_json(body), Fence(int(epoch), int(counter))
                 flights.append(
-                    Flight(id.decode(), dataset, kind.decode(), worker, Fence(int(epoch), int(counter)), int(attempts))
+                    Flight(id.decode(), request.dataset, kind.decode(), worker, fence, int(attempts), request.priority)
                 )
             elif outcome[0] == b"expired":
                 expired.append(outcome[1].decode())
@@ -320,7 +327,7 @@ class Requests:
         pairs = [item.decode() for item in parked]
         return Due(
             tuple(item.decode() for item in expired),
-            tuple((id, DatasetId(of)) for id, of in zip(texts[::2], texts[1::2], strict=True) if of),
+            tuple((id, DatasetId(of)) for id, of in zip(texts[::2], texts[1::2], strict=True)),
             tuple((id, DatasetId(of)) for id, of in zip(pairs[::2], pairs[1::2], strict=True)),
         )
 

@@ -7,12 +7,15 @@ Whatever a producer does to its process (raise, exit, hang, crash, swell), the p
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 from broker.catalog import nothing
@@ -77,6 +80,27 @@ class Child:
         return [self._maker.derive(order, self._settings.result_seconds).model_dump(mode="json") for order in orders]
 
 
+class Orphanage:
+    """Context manager around an attempt: ends this process when the parent dies, since nobody is left to kill a hanging one."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel, self._at_work = channel, Lock()
+        Thread(target=self._watch, name="orphanage", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._at_work.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._at_work.release()
+
+    def _watch(self) -> None:
+        hangup = select.poll()
+        hangup.register(self._channel.fileno(), 0)  # errors and hang-ups are reported without being asked for
+        hangup.poll()
+        if self._at_work.locked():
+            os._exit(1)
+
+
 def main(argv: list[str]) -> int:
     channel = Channel(socket.socket(fileno=int(argv[0])))
     # The parent decides about the end: Ctrl-C in its terminal reaches this process too.
@@ -95,8 +119,11 @@ def main(argv: list[str]) -> int:
         channel.send({"error": error.to_dict()})
         return 1
     channel.send({"ok": "ready"})
+    watch = Orphanage(channel)
     while (message := channel.receive()) is not None:
-        channel.send(child.answer(message))
+        with watch:
+            answer = child.answer(message)
+        channel.send(answer)
     parts.close()
     return 0
 

@@ -11,6 +11,8 @@ import heapq
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Lock
@@ -20,11 +22,11 @@ from uuid import uuid4
 from broker.backend.client import BLOCK_MAX_MS, Entry
 from broker.backend.group_reader import GroupReader
 from broker.backend.keys import PRODUCERS, Slot
-from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, Transient
+from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, RequestCancelled, Transient
 from broker.fulfilment import Clerk, Derivation, Produced
 from broker.model.commit import Edge
 from broker.model.names import DatasetId
-from broker.model.request import PRIORITIES, State
+from broker.model.request import PRIORITIES
 from broker.parts import Parts
 from broker.producers import Producers
 from broker.requests import Flight, Member
@@ -117,22 +119,36 @@ class Producing:
         if self._reader is None or len(self._line) >= LINE_LENGTH:
             time.sleep(min(block_seconds, 0.01))
             return 0
+        found = 0
+        for entries in self._batches(min(int(block_seconds * 1000), BLOCK_MAX_MS)):
+            self._claim(entries, self._streams)
+            found += len(entries)
+        self._dispatch()
+        return found
+
+    def _batches(self, block_ms: int) -> Iterator[list[Entry]]:
+        """Entries until none is left: requests alike that wait already join one flight before it starts."""
+        entries = self._read(block_ms)
+        while entries:
+            yield entries
+            enough = len(entries) < READ_COUNT or len(self._line) >= LINE_LENGTH
+            entries = [] if enough else self._read(0)
+
+    def _read(self, block_ms: int) -> list[Entry]:
+        assert self._reader is not None
         try:
-            entries = self._reader.read(READ_COUNT, min(int(block_seconds * 1000), BLOCK_MAX_MS))
+            return self._reader.read(READ_COUNT, block_ms)
         except NotFound:
             self._streams = {}  # the groups are gone with Redis' memory
             self._discovered = 0.0
-            return 0
-        self._claim(entries)
-        return len(entries)
+            return []
 
-    def _claim(self, entries: list[Entry]) -> None:
-        for slot in {slot.name: slot for slot in (self._streams[entry.stream] for entry in entries)}.values():
-            of_slot = [entry for entry in entries if self._streams[entry.stream].name == slot.name]
+    def _claim(self, entries: list[Entry], slots: dict[bytes, Slot]) -> None:
+        for slot in {slot.name: slot for slot in (slots[entry.stream] for entry in entries)}.values():
+            of_slot = [entry for entry in entries if slots[entry.stream].name == slot.name]
             claimed = self._clerk.claim(slot, self.name, of_slot, self._serves)
             for flight in claimed.flights:
                 self._hold(flight)
-        self._dispatch()
 
     def _hold(self, flight: Flight) -> None:
         with self._lock:
@@ -170,7 +186,7 @@ class Producing:
             held = self._held.get(flight.id)
             if held is None:
                 continue
-            if flight.kind == "derive":
+            if flight.kind == "derive" or held.produced is not None:
                 self._guarded(held, self._prepare_answer)
             else:
                 self._guarded(held, self._start_production)
@@ -179,7 +195,7 @@ class Producing:
         since = self._clerk.since(held.flight)
         told = {"version": since.version, "position": since.position} if since else None
         message = {"do": "produce", "flight": flight_to_json(held.flight), "members": 1, "since": told}
-        if not self._supervisor.run(held.flight.id, message):
+        if not self._supervisor.run(held.flight, message):
             self._line.put(held.flight)
 
     # --- outcome
@@ -188,8 +204,9 @@ class Producing:
         """Take children's answers and go on with their flights. -> how many"""
         results = self._supervisor.wait(timeout)
         for result in results:
-            held = self._held.get(result.task.subject)
-            if held is not None:
+            held = self._held.get(result.task.subject.id)
+            # The same flight under another fence is another attempt: this one's end says nothing about it.
+            if held is not None and held.flight == result.task.subject:
                 self._guarded(held, lambda held, result=result: self._continue(held, result))
         self._dispatch()
         return len(results)
@@ -212,12 +229,12 @@ class Producing:
             state = self._parts.catalog.state(flight.dataset)
             held.produced = Produced(version=state.version, changed=False, confirmed_at=state.confirmed_at)
         held.members = self._clerk.close(flight)
-        held.orders = list(self._clerk.orders(held.members, held.produced.version).values())
+        held.orders = self._clerk.orders(flight, held.members, held.produced.version)
         if not held.orders:
             self._answer(held)
             return
         message = {"do": "derive", "orders": [order.model_dump(mode="json") for order in held.orders]}
-        if not self._supervisor.run(flight.id, message):
+        if not self._supervisor.run(flight, message):
             self._line.put(flight)
 
     def _answer(self, held: Held) -> None:
@@ -246,10 +263,7 @@ class Producing:
         except Transient:
             self._release(held)
         except BrokerError as error:
-            if held.members is None or held.produced is None:
-                self._guarded_fail(held, error)
-            else:
-                self._release(held)
+            self._guarded_fail(held, error)
 
     def _guarded_fail(self, held: Held, error: BrokerError) -> None:
         try:
@@ -271,20 +285,19 @@ class Producing:
             except Fenced:
                 self.counts.fenced += 1
                 self._release(held)
-                self._supervisor.abort(held.flight.id, "the flight went to another worker")
+                self._supervisor.abort(held.flight, "the flight went to another worker")
             except Transient:
                 continue
             else:
-                if not wanted:
-                    self._supervisor.abort(held.flight.id, "cancelled")
+                if not wanted and not self._supervisor.abort(held.flight, "cancelled"):
+                    self._guarded(held, lambda held: self._fail(held, RequestCancelled("cancelled", of=held.flight.id)))
 
     def watch(self) -> None:
         """Limits of attempts, and what is due in every slot."""
         self._supervisor.inspect()
         for slot in {slot.name: slot for slot in self._streams.values()}.values():
             due = self._requests.tick(slot)
-            for id in due.expired:
-                self._requests.end(id, State.EXPIRED)
+            self._requests.expire(due.expired)
             self._requests.unpark(slot, [id for id, dataset in due.parked if self._serves(dataset)])
             for id, dataset in due.lapsed:
                 if id not in self._held and self._serves(dataset):
@@ -309,16 +322,22 @@ class Producing:
     def _steal(self) -> None:
         """Entries that a worker read and never claimed: it died in between."""
         idle_ms = int(self._parts.settings.lease_seconds * 1000)
-        for stream in list(self._streams):
-            reply = self._parts.redis.run("XAUTOCLAIM", stream, PRODUCERS, self.name, idle_ms, "0", "COUNT", READ_COUNT)
+        slots = dict(self._streams)
+        for stream in slots:
+            try:
+                reply = self._parts.redis.run("XAUTOCLAIM", stream, PRODUCERS, self.name, idle_ms, "0", "COUNT", READ_COUNT)
+            except NotFound:
+                return  # Redis lost its memory: the next intake makes the groups anew
             entries = [Entry(stream, id, dict(zip(flat[::2], flat[1::2], strict=True))) for id, flat in reply[1] if flat]
-            self._claim(entries)
+            self._claim(entries, slots)
+        self._supervisor.wake()
 
     def close(self) -> None:
         """Leave the groups; what is held lapses to others."""
         if self._reader:
             self._reader.close()
-        for stream in self._streams:
-            pending = self._parts.redis.run("XPENDING", stream, PRODUCERS, "-", "+", 1, self.name, writes=False)
-            if not pending:
-                self._parts.redis.run("XGROUP", "DELCONSUMER", stream, PRODUCERS, self.name)
+        with suppress(Transient, NotFound):
+            for stream in self._streams:
+                pending = self._parts.redis.run("XPENDING", stream, PRODUCERS, "-", "+", 1, self.name, writes=False)
+                if not pending:
+                    self._parts.redis.run("XGROUP", "DELCONSUMER", stream, PRODUCERS, self.name)

@@ -26,6 +26,8 @@ from workers.channel import Channel
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 STOP_SECONDS: Final = 5.0
 """A child that was told to end and does not is killed after this."""
+START_TRIES: Final = 2
+"""Children in a row that may die while they start (the kernel may choose one of them) before the worker gives up."""
 
 
 @dataclass
@@ -99,6 +101,7 @@ class Supervisor:
         self._wake_in, self._wake_out = socket.socketpair()
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
         self.children: list[ChildProcess] = []
+        self._failed_starts = 0
         for _ in range(processes):
             self._spawn()
 
@@ -136,21 +139,23 @@ class Supervisor:
 
     def inspect(self) -> None:
         """Kill children whose attempt runs too long or holds too much memory."""
-        with self._lock:
-            busy = [child for child in self.children if child.task is not None]
-        for child in busy:
-            task, limits = child.task, self._settings
-            if task is not None and time.monotonic() - task.started > limits.attempt_seconds:
-                child.kill(f"ran longer than attempt_seconds={limits.attempt_seconds:g}")
-            elif (resident := child.resident_bytes()) > limits.attempt_max_bytes:
-                child.kill(f"held {resident} bytes, more than attempt_max_bytes={limits.attempt_max_bytes}")
+        limits = self._settings
+        with self._lock:  # held over the kill: an idle child may get another's attempt meanwhile
+            for child in self.children:
+                if child.task is None:
+                    continue
+                if time.monotonic() - child.task.started > limits.attempt_seconds:
+                    child.kill(f"ran longer than attempt_seconds={limits.attempt_seconds:g}")
+                elif (resident := child.resident_bytes()) > limits.attempt_max_bytes:
+                    child.kill(f"held {resident} bytes, more than attempt_max_bytes={limits.attempt_max_bytes}")
 
-    def abort(self, subject: Any, why: str) -> None:
-        """Kill the child that works on `subject`."""
+    def abort(self, subject: Any, why: str) -> bool:
+        """Kill the child that works on `subject`. False: none does."""
         with self._lock:
             found = [child for child in self.children if child.task is not None and child.task.subject == subject]
-        for child in found:
-            child.kill(why)
+            for child in found:
+                child.kill(why)
+        return bool(found)
 
     def stop(self) -> None:
         """End all children: idle ones by closing their channel, others by signal."""
@@ -183,7 +188,7 @@ class Supervisor:
                 raise Terminal(
                     "a worker's child cannot start", why=str(from_dict(message["error"])), hint="See its settings and app"
                 )
-            child.ready = True
+            child.ready, self._failed_starts = True, 0
             return None
         with self._lock:
             task, child.task = child.task, None
@@ -199,7 +204,8 @@ class Supervisor:
         words = child.last_words()
         with self._lock:
             self.children.remove(child)
-        if not child.ready and not child.doom:
+        self._failed_starts += not child.ready and not child.doom
+        if self._failed_starts > START_TRIES:
             raise Terminal("a worker's child cannot start", why=words, hint="Its last output is on stderr")
         self._spawn()
         if child.task is None:

@@ -35,7 +35,7 @@ class Index:
 
     def __init__(self, redis: RedisClient, shards: int) -> None:
         self.redis, self._shards = redis, shards
-        self._read_head, self._load = redis.script("read_head"), redis.script("load", writes=False)
+        self._read_head, self._load = redis.script("read_head", writes=False), redis.script("load", writes=False)
         self._reserve, self._publish, self._install = map(redis.script, ("reserve", "publish", "install"))
 
     def slot(self, dataset: DatasetId) -> Slot:

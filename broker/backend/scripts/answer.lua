@@ -1,7 +1,9 @@
--- Touches: meta, head:<dataset> (KEYS[2]), flight:<id>, members:<id>, parts:<id>, flights, waiting:…, lapse, and for each member what `finish` touches.
+-- Touches: meta, head:<dataset> (KEYS[2]), flight:<id>, members:<id>, parts:<id>, flights, waiting:…, lapse,
+--   requests:…, delayed, and for each member what `finish` touches.
 -- ARGV: 1 flight, 2 epoch, 3 counter, 4 confirmed at (seconds, '' as it was), 5 position (JSON, '' as it was), 6 '1': the flight is over,
---       7 history (seconds), then triples: request id, terminal state, event | request id, 'queued', due (ms from now)
+--       7 history (seconds), then triples: request id, terminal state, event | request id, 'queued', due (ms from now) + ' ' + cause (JSON)
 -- -> 'fenced' | how many became terminal. Members that are terminal already (cancelled, expired) stay as they are.
+-- A member without an answer goes back into its stream when the flight is over: no request is ever left behind.
 local key = prefix .. 'flight:' .. ARGV[1]
 if not holds(key, ARGV[2], ARGV[3]) then return 'fenced' end
 local flight = redis.call('HMGET', key, 'dataset', 'slot')
@@ -14,7 +16,9 @@ for i = 8, #ARGV, 3 do
       redis.call('HSET', request, 'state', 'queued')
       redis.call('HDEL', request, 'flight')
       redis.call('SREM', prefix .. 'members:' .. ARGV[1], id)
-      redis.call('ZADD', prefix .. 'delayed', int(now + ARGV[i + 2]), id)
+      local due, cause = string.match(ARGV[i + 2], '^(%d+) ?(.*)$')
+      if cause ~= '' then note_cause(id, cause) end
+      redis.call('ZADD', prefix .. 'delayed', int(now + due), id)
     end
   else
     ended = ended + finish(id, ARGV[i + 1], ARGV[i + 2], ARGV[7])
@@ -24,5 +28,8 @@ if ARGV[4] ~= '' and tonumber(ARGV[4]) > (tonumber(redis.call('HGET', KEYS[2], '
   redis.call('HSET', KEYS[2], 'confirmed_at', ARGV[4])
 end
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[2], 'position', ARGV[5]) end
-if ARGV[6] == '1' then end_flight(ARGV[1], flight[1], flight[2]) end
+if ARGV[6] == '1' then
+  for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'members:' .. ARGV[1])) do requeue(id) end
+  end_flight(ARGV[1], flight[1], flight[2])
+end
 return ended

@@ -6,5 +6,8 @@ local till = int(now_ms() + ARGV[4])
 redis.call('HSET', key, 'until', till)
 if ARGV[5] ~= '' then redis.call('HSET', key, 'progress', ARGV[5]) end
 redis.call('ZADD', prefix .. 'lapse', till, ARGV[1])
-if redis.call('SCARD', prefix .. 'members:' .. ARGV[1]) == 0 then return 'deserted' end
+if redis.call('SCARD', prefix .. 'members:' .. ARGV[1]) == 0 then
+  redis.call('HSET', key, 'state', 'closed') -- it is about to be killed: nobody may join and suffer from that
+  return 'deserted'
+end
 return 'held'

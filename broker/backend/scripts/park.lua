@@ -7,8 +7,10 @@ for i = 2, #ARGV, 4 do
     redis.call('XDEL', ARGV[i], ARGV[i + 1])
     if redis.call('HGET', prefix .. 'request:' .. ARGV[i + 2], 'state') == 'queued' then
       redis.call('HSET', prefix .. 'parked', ARGV[i + 2], ARGV[i + 3])
+      redis.call('HSET', prefix .. 'request:' .. ARGV[i + 2], 'wait', 'no-producer')
     end
   elseif redis.call('HDEL', prefix .. 'parked', ARGV[i + 2]) == 1 then
+    redis.call('HDEL', prefix .. 'request:' .. ARGV[i + 2], 'wait')
     ring(ARGV[i + 2])
   end
 end

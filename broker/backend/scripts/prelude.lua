@@ -36,6 +36,22 @@ local function ring(id)
   end
 end
 
+-- A running request goes back to its stream.
+local function requeue(id)
+  local key = prefix .. 'request:' .. id
+  if redis.call('HGET', key, 'state') ~= 'running' then return end
+  redis.call('HSET', key, 'state', 'queued')
+  redis.call('HDEL', key, 'flight')
+  ring(id)
+end
+
+-- Why an attempt of a request failed (JSON), for the dead letters: the list is kept as text, comma by comma.
+local function note_cause(id, cause)
+  local key = prefix .. 'request:' .. id
+  local known = redis.call('HGET', key, 'causes')
+  redis.call('HSET', key, 'causes', known and known .. ',' .. cause or cause)
+end
+
 -- One request of the tenant left: the next of its line may go.
 local function admit_next(tenant)
   if redis.call('HINCRBY', prefix .. 'inflight', tenant, -1) <= 0 then redis.call('HDEL', prefix .. 'inflight', tenant) end
@@ -61,12 +77,19 @@ local function finish(id, state, event, history_seconds)
   redis.call('HDEL', key, 'flight', 'wait')
   redis.call('EXPIRE', key, history_seconds)
   redis.call('XADD', prefix .. 'responses:' .. r[3], '*', 'e', event)
-  if state == 'failed' then redis.call('XADD', prefix .. 'dead', '*', 'e', event) end
+  if state == 'failed' then
+    local kept = redis.call('HMGET', key, 'body', 'causes')
+    redis.call('XADD', prefix .. 'dead', '*', 'e', event, 'b', kept[1], 'c', '[' .. (kept[2] or '') .. ']')
+  end
   redis.call('ZREM', prefix .. 'deadlines', id)
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('HDEL', prefix .. 'parked', id)
   if r[5] then redis.call('SREM', prefix .. 'members:' .. r[5], id) end
-  if r[4] ~= 'backlog' then admit_next(r[2]) end
+  if r[4] == 'backlog' then
+    redis.call('LREM', prefix .. 'backlog:' .. r[2], 1, id)
+  else
+    admit_next(r[2])
+  end
   return 1
 end
 

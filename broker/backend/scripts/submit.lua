@@ -17,7 +17,7 @@ if idem then
 end
 if ARGV[10] ~= '' and tonumber(ARGV[10]) <= 0 then return { 'expired', '', seq } end
 local submits = redis.call('HINCRBY', KEYS[1], 'submits', 1)
-if submits % 64 == 1 then
+if submits % 64 == 1 or redis.call('HGET', KEYS[1], 'full') == '1' then
   local memory = redis.call('INFO', 'memory')
   local used, limit = tonumber(string.match(memory, 'used_memory:(%d+)')), tonumber(string.match(memory, 'maxmemory:(%d+)'))
   redis.call('HSET', KEYS[1], 'full', (limit > 0 and used * 100 > limit * ARGV[18]) and '1' or '0')

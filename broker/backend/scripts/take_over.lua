@@ -1,5 +1,6 @@
 -- Touches: meta, flight:<id>, members:<id>, request:<id> of the members, lapse.
 -- ARGV: flight, worker, lease (ms)  -> {epoch, counter, kind, dataset, attempts of the most tried member} | nothing when it is held or over
+-- A closed flight stays closed: its version may be sealed already, and who asks now must not get what was made before.
 local _, epoch = incarnation()
 local key, now = prefix .. 'flight:' .. ARGV[1], now_ms()
 local f = redis.call('HMGET', key, 'epoch', 'until', 'kind', 'dataset')
@@ -9,7 +10,7 @@ if not f[1] then
 end
 if f[1] == epoch and tonumber(f[2]) > now then return nil end
 local counter = int(redis.call('HINCRBY', KEYS[1], 'counter', 1))
-redis.call('HSET', key, 'owner', ARGV[2], 'epoch', epoch, 'counter', counter, 'until', int(now + ARGV[3]), 'state', 'open')
+redis.call('HSET', key, 'owner', ARGV[2], 'epoch', epoch, 'counter', counter, 'until', int(now + ARGV[3]))
 redis.call('ZADD', prefix .. 'lapse', int(now + ARGV[3]), ARGV[1])
 local most = 0
 for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'members:' .. ARGV[1])) do

@@ -9,8 +9,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now
 end
 local lapsed = {}
 local function add(flight)
-  lapsed[#lapsed + 1] = flight
-  lapsed[#lapsed + 1] = redis.call('HGET', prefix .. 'flight:' .. flight, 'dataset') or ''
+  local dataset = redis.call('HGET', prefix .. 'flight:' .. flight, 'dataset')
+  if not dataset then return redis.call('ZREM', prefix .. 'lapse', flight) end
+  lapsed[#lapsed + 1], lapsed[#lapsed + 2] = flight, dataset
 end
 if redis.call('HGET', KEYS[1], 'lapsed_epoch') ~= epoch then
   -- Redis restarted: every lease is void at once, not only those whose time is over.
