@@ -46,8 +46,8 @@ SEAMS: Final = {
 }
 """Driver -> the only modules (with what is below them, and `s3_*` beside `s3`) that import it, and map its errors."""
 
-LAZY: Final = ("broker", "broker.cli.program")
-"""Modules that resolve names of this project by a table of strings."""
+LAZY: Final = ("broker", "broker.cli.__main__", "broker.cli.program", "broker.cli.face")
+"""The two lazy places, the package's table of public names and the start of the CLI: `broker --version` stays light."""
 
 BY_NAME: Final = ("broker.producers", "workers.child")
 """Modules that import a user's module by the name they are given."""
@@ -189,6 +189,8 @@ def drivers_stay_behind_their_seam(modules: Tree) -> Iterator[str]:
 def lazy_imports_only_in_two_tables(modules: Tree) -> Iterator[str]:
     """Imports stand at the top; names as strings are resolved only where the plan says."""
     for module in modules.values():
+        if module.name in LAZY:
+            continue
         for function in functions(module):
             for node in ast.walk(function):
                 if isinstance(node, ast.Import | ast.ImportFrom):
@@ -196,7 +198,7 @@ def lazy_imports_only_in_two_tables(modules: Tree) -> Iterator[str]:
                     foreign = [name for name in names if name.partition(".")[0] not in EXTRAS]
                     if foreign:
                         yield f"{module.name}:{node.lineno}: {foreign[0]} is imported inside {function.name}()"
-        if module.name in LAZY + BY_NAME:
+        if module.name in BY_NAME:
             continue
         for node in ast.walk(module.tree):
             called = node.func if isinstance(node, ast.Call) else None
@@ -345,7 +347,7 @@ BROKEN: Final = [
     (one_edge_upwards, tree(broker__cli__main="x = 'workers.loop:Loop'"), "names workers"),
     (the_environment_is_read_in_settings, tree(broker__catalog="import os\nos.environ['X']"), "os.environ"),
     (the_environment_is_read_in_settings, tree(workers__loop="from os import getenv"), "getenv"),
-    (modules_can_be_read_at_one_sitting, tree(broker__catalog=LONG), "351 lines"),
+    (modules_can_be_read_at_one_sitting, tree(broker__replica=LONG), "351 lines"),
     (functions_are_short, tree(broker__catalog=LONG_FUNCTION), "51 lines"),
     (functions_are_short, tree(broker__catalog=MEDIUM_FUNCTION), "median"),
     (functions_take_few_parameters, tree(broker__catalog="def f(a, b, c, d, *, e, f, g): ..."), "7 parameters"),
