@@ -71,13 +71,14 @@ class Checker:
 
     def redis_changed(self, before: int) -> None:
         """After each script: the head moved only over what is sealed, and the projection is what the log says."""
-        for number in range(before + 1, self.redis.seq + 1):
+        seq = self.redis.seq
+        for number in range(before + 1, seq + 1):
             if number > len(self.chain):
                 raise Violation("P1", f"record {number} was published and is not sealed")
             self._files_complete(self.chain[number - 1].record)
-        if self.redis.seq and self.redis.get("head", "sha") != self.chain[self.redis.seq - 1].sha:
-            raise Violation("P9", f"the head at {self.redis.seq} is not what the log holds there")
-        if self.redis.current and self.open_since != self.incarnation:
+        if seq and self.redis.get("head", "sha") != self.chain[seq - 1].sha:
+            raise Violation("P9", f"the head at {seq} is not what the log holds there")
+        if self.open_since != self.incarnation and self.redis.current:
             self.open_since = self.incarnation
             self.counters["reconciled"] += 1
 
@@ -134,6 +135,7 @@ class Checker:
         if work not in self.works or state.seq > len(self.chain):
             raise Violation("P9", f"{work} was acknowledged and is not in the log")
         self.acknowledged.add(work)
+        self.counters["acknowledged"] += 1
 
     def rest(self) -> None:
         """Everything stands still: log, store and projection agree."""

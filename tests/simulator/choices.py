@@ -7,7 +7,7 @@ from random import Random
 
 
 class Choices:
-    """Small integers, 0 always the harmless one: a record cut short or zeroed is a simpler schedule, which is how it shrinks."""
+    """Small integers, 0 always the harmless one: a record cut short or zeroed is a simpler schedule."""
 
     def __init__(self, seed: int, replay: Sequence[int] | None = None) -> None:
         self._random = Random(seed).random

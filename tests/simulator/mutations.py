@@ -28,12 +28,14 @@ class Mutation(StrEnum):
 class _Unfenced(ModelRedis):
     def holds(self, lease: Lease) -> bool:
         """Whoever once held the lease may write."""
+        del lease
         return True
 
 
 class _Headless(ModelRedis):
     def head_expected(self, wish: Reserve) -> bool:
         """A reservation is made whatever the head, and over an open one."""
+        del wish
         return True
 
 
@@ -82,8 +84,10 @@ class _Barrierless(World):
         return None
 
 
-def mutant(mutation: Mutation, seed: int, plan: Plan | None = None, choices: list[int] | None = None, traced: bool = False) -> World:
-    """The schedule of a seed under a mutation. Read-back and put-if-absent show on stores that honour, or should, the condition."""
+def mutant(
+    mutation: Mutation, seed: int, plan: Plan | None = None, choices: list[int] | None = None, traced: bool = False
+) -> World:
+    """The schedule of a seed under a mutation."""
     plan = plan or plan_of(seed)
     redis = {
         Mutation.FENCE: _Unfenced, Mutation.EXPECTED_HEAD: _Headless, Mutation.RUN_ID: _Forgetful,

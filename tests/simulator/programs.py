@@ -109,7 +109,7 @@ Program = Generator[Doing, Any, None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`delta`: takes base = head at reserve. `diff`: valid for one base only. `hold`: no files, no lease. `snapshot`: an edge."""
+    """`delta`: takes base = head at reserve. `diff`: valid for one base only. `hold`: no files or lease. `snapshot`: an edge."""
 
     name: str
     kind: Literal["delta", "diff", "hold", "snapshot"]
@@ -216,7 +216,7 @@ def janitor_pass(world: World, me: Process) -> Program:
 
 
 def sweeper(world: World, me: Process) -> Program:
-    """Deletes files older than a day that no record names. Candidates first, then names: what is reserved meanwhile is young."""
+    """Deletes files older than a day that no record names. Candidates first, then names: what comes between is young."""
     while True:
         try:
             yield from _sweep(world, me)

@@ -13,7 +13,7 @@ class StoredFile:
 
 @dataclass(slots=True)
 class ModelStore:
-    """`conditional`: it honours put-if-absent. Else a seal is a GET and then a plain PUT, which may replace what came between."""
+    """`conditional`: it honours put-if-absent. Else a seal is a GET and then a plain PUT, which may replace another."""
 
     conditional: bool = True
     log: dict[int, bytes] = field(default_factory=dict)
