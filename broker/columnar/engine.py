@@ -5,8 +5,6 @@ Nothing a method wrote is visible when it raises. A producer's own exception pas
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from broker.columnar.database import Database, Session
 from broker.columnar.fetch import Fetcher
 from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rendered
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
-from broker.columnar.keys import KeyCheck
+from broker.columnar.keys import KeyCheck, duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources
 from broker.columnar.parquet import Outbox, Target
 from broker.columnar.results import (
@@ -34,6 +32,8 @@ from broker.columnar.results import (
     upserts_result,
 )
 from broker.columnar.scan import sources_of
+from broker.columnar.scratch import PrivateFolder
+from broker.columnar.sql import listed
 from broker.columnar.types import arrow_schema
 from broker.model.commit import Edge, File, Role
 from broker.model.dataset import DatasetSpec, Schema
@@ -67,9 +67,9 @@ class Engine:
 
     def __init__(self, store: ObjectStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
-        self._folder = Path(tempfile.mkdtemp(prefix="broker-", dir=settings.temp_folder))
-        self._database = Database(settings.memory_limit_bytes, self._folder / "spill")
-        self._fetcher = Fetcher(store, self._folder / "cache")
+        self._folder = PrivateFolder(settings.temp_folder)
+        self._database = Database(settings.memory_limit_bytes, self._folder.path / "spill")
+        self._fetcher = Fetcher(store, self._folder.path / "cache")
 
     def write_snapshot(self, spec: DatasetSpec, data: Intake) -> Written:
         """The whole dataset as files of role `rows`: at least one, even for no rows.
@@ -101,7 +101,7 @@ class Engine:
 
         Rows older than the row, or the delete, that stands are `stale` and dropped. Raises as `write_snapshot`.
         """
-        with self._plan(spec, current) as plan, feed.opened(data, spec, self._folder, self._fetcher.plain) as taken:
+        with self._plan(spec, current) as plan, feed.opened(data, spec, self._folder.path, self._fetcher.plain) as taken:
             found = feed.compare(plan.session, spec, taken, plan.sources(taken.schema))
             results = [
                 Result("upserts", found.upserts, taken.schema),
@@ -150,6 +150,15 @@ class Engine:
         """Re-read an object. Raises Corrupt when its length or SHA-256 differ, NotFound."""
         self._fetcher.verify(file)
 
+    def check_keys(self, spec: DatasetSpec, edge: Edge) -> None:
+        """Whether each key stands once in all the edge's rows, upserts and deletes together. Raises DuplicateKey."""
+        with self._plan(spec, [edge]) as plan:
+            sources, key = plan.sources(schema_of_spec(spec)), listed(spec.key)
+            relations = [*sources.rows, *(part.relation for part in sources.changes)]
+            keys = " UNION ALL ".join(f"SELECT {key} FROM ({relation})" for relation in relations)
+            if found := plan.session.rows(duplicates_sql(spec.key, f"({keys})")):
+                raise duplicate_key(spec.key, found, str(spec.dataset))
+
     def fetch(self, file: File) -> Path:
         """A verified local copy, to be opened at once: a later fetch may drop it. Raises Corrupt, NotFound, Unavailable."""
         return self._fetcher.fetch(file)
@@ -157,7 +166,7 @@ class Engine:
     def close(self) -> None:
         """End DuckDB and remove the private folder; idempotent."""
         self._database.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def __enter__(self) -> Self:
         return self

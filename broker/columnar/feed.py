@@ -10,7 +10,6 @@ from pathlib import Path
 
 from broker.columnar.database import Session
 from broker.columnar.difference import Difference
-from broker.columnar.fetch import Scratch
 from broker.columnar.intake import Intake, accept, settled
 from broker.columnar.intake import opened as opened_intake
 from broker.columnar.keys import duplicate_key, duplicates_sql
@@ -18,6 +17,7 @@ from broker.columnar.merge import Sources, rows_sql, tombstones_sql
 from broker.columnar.parquet import Hashed, ParquetEncoder
 from broker.columnar.results import shape_of
 from broker.columnar.scan import typed
+from broker.columnar.scratch import Scratch
 from broker.columnar.sql import text_literal
 from broker.errors import BadData, NullKey
 from broker.model.dataset import DatasetSpec, Schema

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import threading
 import uuid
@@ -12,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from broker.errors import Corrupt, NotFound, Overloaded, Unavailable
+from broker.columnar.scratch import Scratch
+from broker.errors import Corrupt, NotFound
 from broker.model.commit import File
 from broker.stores.port import ObjectStore
 
@@ -20,43 +20,6 @@ CHUNK_BYTES: Final = 1 << 20
 CACHE_BYTES: Final = 8 << 30  # a plan in use may exceed it; what no plan uses goes first
 LOCATE_SECONDS: Final = 60
 GLOB_CHARACTERS: Final = frozenset("*?[]{}")
-
-
-class Scratch:
-    """A private file on this machine's disk. Raises Overloaded when the disk is full, Unavailable for its other errors."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with _disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = path.open("xb")
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        with _disk(self.path):
-            return self._file.write(data)
-
-    def close(self) -> None:
-        with _disk(self.path):
-            self._file.close()
-
-    def abort(self) -> None:
-        """Remove it, if it still has its name; never raises."""
-        with suppress(OSError):
-            self._file.close()
-        with suppress(OSError):
-            self.path.unlink()
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        kind = Overloaded if full else Unavailable
-        raise kind(
-            "a temporary file failed", of=str(path), why=str(error), hint="Give BROKER_TEMP_FOLDER a disk with room"
-        ) from error
 
 
 class Fetcher:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
@@ -19,6 +21,7 @@ from pydantic import BaseModel
 from broker.columnar.engine import Engine
 from broker.columnar.intake import reader_of
 from broker.columnar.keys import SMALL_ROWS
+from broker.columnar.scratch import LOCK, PREFIX
 from broker.columnar.types import arrow_schema, schema_of
 from broker.errors import BadData, Corrupt, DuplicateKey, Invalid, InvalidPredicate, NotFound, NullKey, SchemaConflict
 from broker.model.commit import Edge, File
@@ -424,6 +427,26 @@ def test_work_beyond_the_memory_limit_spills_and_is_right(store: MemoryStore, tm
         assert (written.upserts, written.deletes, written.unchanged) == (100_000, 0, 500_000)
 
 
+def test_what_a_killed_process_left_goes_with_the_next_one_and_what_lives_stays(store: MemoryStore, tmp_path: Path) -> None:
+    settings = Settings(temp_folder=tmp_path)
+    dead, old = tmp_path / f"{PREFIX}dead", start_of(2020)
+    dead.mkdir()
+    (dead / LOCK).touch()
+    os.utime(dead / LOCK, (old, old))
+    with Engine(store, settings) as living:
+        (lock,) = [path for path in tmp_path.glob(f"*/{LOCK}") if path.parent != dead]
+        os.utime(lock, (old, old))
+        assert not dead.exists()
+        with Engine(store, settings):
+            published(living, SPEC, rows(SMALL_ROWS + 1))
+            assert lock.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def start_of(year: int) -> float:
+    return datetime(year, 1, 1, tzinfo=UTC).timestamp()
+
+
 def test_closing_twice_and_closing_unused_is_fine(store: MemoryStore) -> None:
     engine = Engine(store, Settings())
     engine.close()
@@ -431,8 +454,6 @@ def test_closing_twice_and_closing_unused_is_fine(store: MemoryStore) -> None:
 
 
 def test_a_file_that_is_not_parquet_is_corrupt_even_with_the_right_hash(engine: Engine, store: MemoryStore) -> None:
-    import hashlib
-
     store.put("t/d/x/data/0.parquet", b"not parquet")
     file = File(role="rows", key="t/d/x/data/0.parquet", sha256=hashlib.sha256(b"not parquet").hexdigest(), bytes=11, rows=1)
     spec = SPEC.model_copy(update={"columns": schema_of(rows(1).schema)})
