@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -13,11 +13,12 @@ import pyarrow as pa
 from broker.columnar.database import Database, Session
 from broker.columnar.merge import own_name
 from broker.columnar.sql import listed, quoted
-from broker.errors import BrokerError, DuplicateKey
+from broker.errors import DuplicateKey
 
 SMALL_ROWS: Final = 50_000  # below it Arrow's grouping is quicker than a thread and a query
 QUEUED_BATCHES: Final = 16
 SHOWN_KEYS: Final = 5
+THREAD_NAME: Final = "broker-key-check"
 
 
 def duplicates_sql(key: Sequence[str], source: str) -> str:
@@ -116,21 +117,17 @@ class _Worker:
     def __init__(self, database: Database, columns: pa.Schema, sql: str, of: str) -> None:
         self._database, self._columns, self._sql, self._of = database, columns, sql, of
         self._queue: queue.Queue[pa.RecordBatch | None] = queue.Queue(QUEUED_BATCHES)
-        self._found: list[tuple[Any, ...]] = []
-        self._error: BrokerError | None = None
         self._session: Session | None = None
         self._sent_last = self._took_last = False
-        self._thread = threading.Thread(target=self._run, name="broker-key-check", daemon=True)
-        self._thread.start()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME)
+        self._answer = self._pool.submit(self._run)
 
     def put(self, batch: pa.RecordBatch) -> None:
         self._queue.put(batch)
 
     def finish(self) -> list[tuple[Any, ...]]:
         self._last()
-        if self._error:
-            raise self._error
-        return self._found
+        return self._answer.result()
 
     def stop(self) -> None:
         """End without an answer; nothing happens after `finish`."""
@@ -142,16 +139,14 @@ class _Worker:
         if not self._sent_last:
             self._sent_last = True
             self._queue.put(None)
-        self._thread.join()
+        self._pool.shutdown()
 
-    def _run(self) -> None:
+    def _run(self) -> list[tuple[Any, ...]]:
         try:
             with self._database.session(self._of) as session:
                 self._session = session
                 session.bind("keys", pa.RecordBatchReader.from_batches(self._columns, self._taken()))
-                self._found = session.rows(self._sql)
-        except BrokerError as error:
-            self._error = error
+                return session.rows(self._sql)
         finally:
             self._session = None
             for _ in self._taken():  # the writer must never wait for a reader that has gone

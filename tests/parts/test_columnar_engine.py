@@ -18,12 +18,23 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import BaseModel
 
+from broker.columnar.database import Session
 from broker.columnar.engine import Engine
 from broker.columnar.intake import reader_of
-from broker.columnar.keys import SMALL_ROWS
+from broker.columnar.keys import SMALL_ROWS, THREAD_NAME
 from broker.columnar.scratch import LOCK, PREFIX
 from broker.columnar.types import arrow_schema, schema_of
-from broker.errors import BadData, Corrupt, DuplicateKey, Invalid, InvalidPredicate, NotFound, NullKey, SchemaConflict
+from broker.errors import (
+    BadData,
+    Corrupt,
+    DuplicateKey,
+    Invalid,
+    InvalidPredicate,
+    NotFound,
+    NullKey,
+    Overloaded,
+    SchemaConflict,
+)
 from broker.model.commit import Edge, File
 from broker.model.dataset import Column, DatasetSpec, Schema
 from broker.model.names import derived_key
@@ -306,7 +317,19 @@ def test_a_producers_exception_passes_through_unchanged_and_nothing_is_committed
             work()  # type: ignore[no-untyped-call]
         assert caught.value is boom
     assert stored(store) == []
-    assert not [thread for thread in threading.enumerate() if thread.name == "broker-key-check"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+
+
+def test_a_key_check_that_fails_is_an_error_and_never_an_all_clear(
+    engine: Engine, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: Session, sql: str) -> list[tuple[Any, ...]]:
+        raise Overloaded("no memory", of=sql[:6])
+
+    monkeypatch.setattr(Session, "rows", fail)
+    with pytest.raises(Overloaded):
+        engine.write_snapshot(SPEC, (rows(SMALL_ROWS, start=n * SMALL_ROWS) for n in range(40)))
+    assert stored(store) == []
 
 
 def test_a_key_stands_once_in_both_sides_of_a_delta(engine: Engine) -> None:
