@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob as globbing
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ class Files:
                 with _file_errors(scan.path, seen):
                     _note_keys(engine, spec.key, columns, (number, scan))
             engine.execute(f"CREATE TEMP TABLE winners AS SELECT max(file) AS file, {listed(spec.key)} FROM seen GROUP BY ALL")
-            empty = pa.RecordBatch.from_pylist([], schema=_reader(engine, spec.key, columns, (0, scans[0])).schema)
+            empty = pa.RecordBatch.from_pylist([], schema=_schema(engine, columns))
             yield from (empty, empty)
             for number, scan in enumerate(scans):
                 with _file_errors(scan.path, seen):
@@ -112,6 +112,15 @@ class Files:
                 scans.append(scan_of(engine, file.path, self.format or format_of(file.path), known, folder))
         settled = _settled(scans) | known
         return [scan.retyped(settled) for scan in scans]
+
+
+def rows_of(spec: DatasetSpec, paths: Iterable[Path], format: FileFormat | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of exactly these files, read and checked as `Files` does: the later file wins per key. Raises as it does."""
+    listed_files = list(paths)
+    seen = tuple(file for path in listed_files if (file := _stat(path)) is not None)
+    if len(seen) < len(listed_files) or not seen:
+        raise NotFound("no such file", of=", ".join(str(path) for path in listed_files if _stat(path) is None)[:500])
+    return Files("given", format)._rows(spec, seen)
 
 
 def _stat(path: Path) -> _Seen | None:
@@ -165,7 +174,8 @@ def _settled(scans: list[Scan]) -> dict[str, str]:
     settled: dict[str, str] = {}
     for scan in scans:
         for name, kind in scan.columns.items():
-            settled[name] = _wider(settled.get(name, kind), kind)
+            if name not in scan.valueless:
+                settled[name] = _wider(settled.get(name, kind), kind)
     return settled
 
 
@@ -194,6 +204,11 @@ def _unified(spec: DatasetSpec, scans: list[Scan]) -> dict[str, str]:
                 )
             columns[name] = (_wider(before, kind), where)
     return {name: kind for name, (kind, _) in columns.items()}
+
+
+def _schema(engine: duckdb.DuckDBPyConnection, columns: dict[str, str]) -> pa.Schema:
+    chosen = ", ".join(f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
+    return engine.sql(f"SELECT {chosen} LIMIT 0").to_arrow_reader(BATCH_ROWS).schema
 
 
 def _note_keys(

@@ -23,6 +23,8 @@ try:
 except ImportError:  # the [postgres] extra
     adbc = None
 
+BATCH_BYTES: Final = 4 << 20
+"""ADBC's own default is 16 MiB; several batches are in flight between source and file."""
 _PASSING: Final = ("08", "40", "53", "55", "57", "58")
 """SQLSTATE classes (Postgres manual, appendix A) that may pass: connection, rollback, resources, locks, operator, system."""
 
@@ -68,7 +70,9 @@ class _Postgres:
 
     def select(self, query: str, since: tuple[str, Mark] | None = None) -> Iterator[pa.RecordBatch]:
         with _postgres_errors(), self._connection.cursor() as cursor:
-            cursor.execute(wrapped(query, self._condition(query, cursor, since)))
+            condition = self._condition(query, cursor, since)
+            cursor.adbc_statement.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
+            cursor.execute(wrapped(query, condition))
             reader = cursor.fetch_record_batch()
             schema = _plain_schema(reader.schema)
             yield empty(schema)

@@ -23,18 +23,22 @@ FileFormat = Literal["csv", "jsonl", "parquet"]
 _SUFFIXES: Final[dict[str, FileFormat]] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _CSV: Final = "header = true, delim = ',', quote = '\"', escape = '\"', nullstr = '', skip = 0"
 _JSON: Final = "format = 'newline_delimited'"
-_AS_TEXT: Final = ("UUID", "JSON")
-"""Guesses that are text with a form: the text is what was written."""
+_AS_TEXT: Final = ("UUID", "JSON", '"NULL"')
+"""Guesses that are text with a form, where the text is what was written, or no guess at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One file, where to read it (a packed Parquet file is read elsewhere), and its columns: name -> type."""
+    """One file, where to read it (a packed Parquet file is read elsewhere), and its columns: name -> type.
+
+    `valueless`: columns without any value, which say nothing of a type.
+    """
 
     path: Path
     readable: Path
     format: FileFormat
     columns: dict[str, str]
+    valueless: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> list[str]:
@@ -77,7 +81,7 @@ def scan_of(engine: duckdb.DuckDBPyConnection, path: Path, kind: FileFormat, kno
             return _csv(engine, path, known)
         case "jsonl":
             sniffing = f"read_json(?, {_JSON}, {_compression(path)}, sample_size = -1, dateformat = '%Y-%m-%d')"
-            return Scan(path, path, kind, _described(engine, sniffing, path)).retyped(known)
+            return _checked(engine, Scan(path, path, kind, _described(engine, sniffing, path)).retyped(known), known)
         case "parquet":
             readable = _unpacked(path, folder) if path.suffix == ".gz" else path
             return Scan(path, readable, kind, _described(engine, "read_parquet(?)", readable))
@@ -93,7 +97,17 @@ def _csv(engine: duckdb.DuckDBPyConnection, path: Path, known: dict[str, str]) -
     if list(found) != header:
         raise BadData("rows do not fit the header", of=str(path), why=f"header {header}, rows read as {list(found)}"[:500])
     guessed = [name for name, type_name in found.items() if name not in known and type_name.startswith("TIMESTAMP")]
-    return as_text.retyped(found | known | _not_iso(engine, as_text, guessed))
+    return _checked(engine, as_text.retyped(found | known | _not_iso(engine, as_text, guessed)), known)
+
+
+def _checked(engine: duckdb.DuckDBPyConnection, scan: Scan, known: dict[str, str]) -> Scan:
+    """The scan with its valueless columns told apart from those of text: a sniffer calls both VARCHAR."""
+    names = [name for name, kind in scan.columns.items() if kind == "VARCHAR" and name not in known]
+    if not names:
+        return scan
+    counts = ", ".join(f"count({quoted(name)})" for name in names)
+    answer = engine.execute(f"SELECT {counts} FROM {scan.sql}", scan.parameters).fetchone() or ()
+    return replace(scan, valueless=frozenset(name for name, values in zip(names, answer, strict=True) if not values))
 
 
 def _not_iso(engine: duckdb.DuckDBPyConnection, as_text: Scan, names: list[str]) -> dict[str, str]:
