@@ -109,7 +109,7 @@ Program = Generator[Doing, Any, None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`delta`: takes base = head at reserve. `diff`: valid for one base only. `hold`: no files or lease. `snapshot`: an edge."""
+    """`delta`: takes base = head at reserve. `diff`: valid for one base. `hold`: no files or lease. `snapshot`: an edge."""
 
     name: str
     kind: Literal["delta", "diff", "hold", "snapshot"]
