@@ -7,7 +7,9 @@ Nested values become JSONB, HUGEINT and UBIGINT become NUMERIC; a TIMESTAMP_NS w
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +92,9 @@ class Postgres(SqlSink):
         on_step: Callable[[str], None] = nothing,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._connection: Any = None
+        self._inherited: Any = None  # a parent's connection: closing it here would end it there
+        self._owner, self._lock = 0, threading.RLock()
         super().__init__(table, on_step, clock)
         self._dsn, self._lock_seconds = dsn, lock_seconds
 
@@ -97,26 +102,49 @@ class Postgres(SqlSink):
     def place(self) -> str:
         return f"{re.sub(r'//[^@/]*@', '//', self._dsn).partition('?')[0]}, table {self.table}"
 
+    def close(self) -> None:
+        if self._connection is not None and self._owner == os.getpid():
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def __del__(self) -> None:
+        self.close()
+
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[Transaction | None]:
         driver = _driver()
-        tx, committing = None, False
-        try:
-            with driver.connect(self._dsn) as connection, connection.cursor() as cursor:
-                tx = PostgresTransaction(cursor, write=write)
-                if write:
-                    tx.run(f"SET LOCAL lock_timeout = '{round(self._lock_seconds * 1000)}ms'")
-                    tx.prepare()
-                yield tx
-                committing = write
-                connection.commit()
-        except driver.Error as error:
-            known = (tx and tx.source_error) or mapped(error, self.place)
-            if committing and isinstance(known, Unavailable):
-                raise OutcomeUnknown(
-                    "the commit was not answered", of=self.place, why=known.why, hint="Read the cursor: it tells"
-                ) from error
-            raise known from error
+        tx, committing, done = None, False, False
+        with self._lock:
+            try:
+                connection = self._connected(driver)
+                with connection.cursor() as cursor:
+                    tx = PostgresTransaction(cursor, write=write)
+                    if write:
+                        tx.run(f"SET LOCAL lock_timeout = '{round(self._lock_seconds * 1000)}ms'")
+                        tx.prepare()
+                    yield tx
+                    committing = write
+                    connection.commit()
+                    done = True
+            except driver.Error as error:
+                raise (tx and tx.source_error) or self._mapped(error, committing=committing) from error
+            finally:
+                if not done:  # rolls back, whatever state the connection is in
+                    self.close()
+
+    def _connected(self, driver: Any) -> Any:
+        """One connection is kept, since opening one costs more than a small delta; a forked child opens its own."""
+        if self._connection is not None and self._owner != os.getpid():
+            self._inherited, self._connection = self._connection, None
+        if self._connection is None:
+            self._connection, self._owner = driver.connect(self._dsn), os.getpid()
+        return self._connection
+
+    def _mapped(self, error: Exception, *, committing: bool) -> BrokerError:
+        known = mapped(error, self.place)
+        if committing and isinstance(known, Unavailable):
+            return OutcomeUnknown("the commit was not answered", of=self.place, why=known.why, hint="Read the cursor: it tells")
+        return known
 
     def _select(self, tx: Transaction, columns: Sequence[str], shape: Shape) -> pa.Table:
         assert isinstance(tx, PostgresTransaction)
@@ -179,6 +207,7 @@ class PostgresTransaction(Transaction):
             pa.RecordBatch.from_arrays([_encoded(array) for array in batch.columns], schema=wire)
             for batch in conformed(rows, arrow_schema(schema), ())
         )
+        self.run(f"DROP TABLE IF EXISTS pg_temp.{stage}")
         reader = self.watched(pa.RecordBatchReader.from_batches(wire, batches))
         count = int(self._cursor.adbc_ingest(stage, reader, mode="create", temporary=True))
         self.run(f"ANALYZE {stage}")

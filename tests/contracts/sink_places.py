@@ -62,10 +62,11 @@ class Place:
         return Place(self.kind, self.location, self.now, table)
 
     def open(self, on_step: Callable[[str], None] = nothing) -> Sink:
-        """A sink as another process would open it; the dict of `memory` is the same one each time."""
-        if self.kind != "memory":
-            return open_place(self.kind, self.location, self.table, on_step=on_step, clock=lambda: self.now)
-        self.kept = self.kept or Memory(on_step=on_step, clock=lambda: self.now)
+        """A sink as another process would open it; `memory` is one dict, and a Postgres connection is dear."""
+        if self.kept is None:
+            sink = open_place(self.kind, self.location, self.table, on_step=on_step, clock=lambda: self.now)
+            self.kept = sink if self.kind in ("memory", "postgres") else None
+            return sink
         return self.kept
 
 

@@ -150,7 +150,7 @@ def test_of_two_appliers_at_once_one_wins(place: Place) -> None:
 
     def apply(who: str) -> None:
         batch = delta(SIMPLE, [("a", 5, who), (who, 5, who)])
-        sink = place.open()
+        sink = place.open() if place.kind == "memory" else place.named(place.table).open()
         together.wait()
         try:
             outcomes[who] = sink.apply("search", batch, expect=at(1), to=at(2))
@@ -168,11 +168,10 @@ def test_of_two_appliers_at_once_one_wins(place: Place) -> None:
     assert held(place.open()) == [("a", 5, winners[0]), ("b", 1, "old"), (winners[0], 5, winners[0])]
 
 
+@pytest.mark.parametrize("place", DURABLE, indirect=True)
 @pytest.mark.parametrize("change", ["snapshot", "delta"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_crash_leaves_the_old_or_the_new_state_whole(place: Place, step: str, change: str) -> None:
-    if place.kind not in DURABLE:
-        pytest.skip("memory dies with its process")
     put(place.open(), snapshot(SIMPLE, OLD), 1)
     assert run_child(place, step, change) == -signal.SIGKILL
     sink = place.open()
@@ -201,9 +200,8 @@ def test_an_error_of_the_source_comes_out_as_it_is_and_leaves_the_old_state(plac
         assert (place.open().cursor("search"), held(place.open())) == (at(1), OLD)
 
 
+@pytest.mark.parametrize("place", DURABLE, indirect=True)
 def test_a_crash_at_any_moment_leaves_one_version_whole(place: Place) -> None:
-    if place.kind not in DURABLE:
-        pytest.skip("memory dies with its process")
     for after_versions in (1, 2, 3):
         version = run_endless_child(place, after_versions)
         sink = place.open()
