@@ -32,9 +32,13 @@ REBASES: Final = 5
 
 @dataclass(frozen=True)
 class Note:
-    """What goes into the record beside the files. `position` is called when the data was read to its end."""
+    """What goes into the record beside the files. `position` is called when the data was read to its end.
+
+    `started`: when the source was first asked, seconds since the epoch; None: when the publication begins.
+    """
 
     production: str = field(default_factory=lambda: uuid4().hex)
+    started: float | None = None
     lease: Lease | None = None
     position: Callable[[], Any] = lambda: None
     attributes: dict[str, str] = field(default_factory=dict)
@@ -112,6 +116,23 @@ class Publication:
         sealing = _Sealing(note, note.lease, started, uploaded_at)
         return self._seal(dataset, written, state.version if base is None else base, sealing, rebase=base is None)
 
+    def assembled(self, dataset: DatasetId, written: Written, note: Note, head: int) -> Published:
+        """Files written and verified elsewhere since `note.started`, as one edge that fits only `head` (0: a snapshot, else a delta).
+
+        Raises StaleBase, SchemaConflict, Fenced. The caller saw to it that keys are unique over all files.
+        """
+        started = note.started or time.time()
+        self._fit(dataset, written)
+        sealing = _Sealing(note, note.lease, started, time.monotonic() - (time.time() - started), head)
+        return self._seal(dataset, written, head or None, sealing)
+
+    def verify(self, written: Written) -> None:
+        """Files complete and as recorded (P1). Raises Corrupt."""
+        self._on_step("upload")
+        if not self._trusted:
+            for file in written.files:
+                self._engine.verify(file)
+
     # --- steps
 
     def _writing(self, dataset: DatasetId, note: Note) -> _Writing:
@@ -119,11 +140,11 @@ class Publication:
         return _Writing(self._leases, self._catalog, dataset, note)
 
     def _prepare(self, dataset: DatasetId, written: Written) -> None:
-        """Files complete and as recorded (P1), and the schema that they need."""
-        self._on_step("upload")
-        if not self._trusted:
-            for file in written.files:
-                self._engine.verify(file)
+        self.verify(written)
+        self._fit(dataset, written)
+
+    def _fit(self, dataset: DatasetId, written: Written) -> None:
+        """The schema that the files need."""
         if written.files and written.schema != self._catalog.state(dataset).spec.columns:
             self._catalog.alter(dataset, written.schema)
 
@@ -136,9 +157,10 @@ class Publication:
         def body(state: State) -> Body | None:
             if state.made_by(sealing.note.production) is not None:
                 return None
-            if base is not None and state.version != base and not rebase:
+            fits = base if sealing.head is None else sealing.head
+            if fits is not None and state.version != fits and not rebase:
                 raise StaleBase(
-                    "the head moved", of=dataset, why=f"made for version {base}, now at {state.version}", hint="Again"
+                    "the head moved", of=dataset, why=f"made for version {fits}, now at {state.version}", hint="Again"
                 )
             return sealing.body(state, written, None if base is None else state.version)
 
@@ -149,19 +171,23 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class _Sealing:
-    """What one seal needs besides the files. `started` is seconds since the epoch, `uploaded_at` monotonic."""
+    """What one seal needs besides the files. `started` is seconds since the epoch, `uploaded_at` monotonic.
+
+    `head`: the only version it may follow, where that is not the edge's base.
+    """
 
     note: Note
     lease: Lease | None
     started: float
     uploaded_at: float
+    head: int | None = None
 
     def body(self, state: State, written: Written, base: int | None) -> NewVersion:
         edge, note = Edge(base=base, version=state.version + 1, files=written.files), self.note
         system = {"producer": note.kind, "kind": edge.kind, "rows": str(edge.rows), "bytes": str(edge.bytes)}
         return NewVersion(
             edge=edge, rows_total=written.rows if base is None else None, position=note.position(), production=note.production,
-            confirmed_at=self.started, schema_id=written.schema.id, system=system, custom=note.attributes,
+            confirmed_at=note.started or self.started, schema_id=written.schema.id, system=system, custom=note.attributes,
         )  # fmt: skip
 
 
