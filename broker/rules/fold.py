@@ -67,6 +67,10 @@ class Patch:
         )
 
 
+_FORGOTTEN: Final = {"position": "null", "confirmed_at": "0"}
+"""A new session has no data yet: what the old one noted and confirmed says nothing about it."""
+
+
 def edge_field(base: int | None, version: int) -> str:
     return f"{'' if base is None else base}-{version}"
 
@@ -76,10 +80,10 @@ def patch_of(record: Record, sha: str) -> Patch:
     head = {"seq": str(record.seq), "sha": sha, "time": repr(record.time)}
     match record.body:
         case Create(session=session, spec=spec):
-            head |= {"session": session, "spec": spec.model_dump_json(), "dropped": "", "position": "null"}
+            head |= {"session": session, "spec": spec.model_dump_json(), "dropped": ""} | _FORGOTTEN
             return Patch(clear=("edges", "holds"), put={"head": head})
         case Alter(spec=spec, session=session):
-            head |= {"spec": spec.model_dump_json()} | ({"session": session, "position": "null"} if session else {})
+            head |= {"spec": spec.model_dump_json()} | ({"session": session} | _FORGOTTEN if session else {})
             return Patch(clear=("edges",) if session else (), put={"head": head})
         case Drop():
             return Patch(clear=("edges", "holds"), put={"head": head | {"dropped": "1"}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, Literal
 
 from broker.errors import NotFound
@@ -11,8 +12,7 @@ from broker.model.commit import Edge
 from broker.model.request import Cursor, ResetReason, Selection
 from broker.rules.fold import State
 
-NOTHING: Final = -1
-"""The node a snapshot starts from."""
+_BY_VERSION: Final = attrgetter("version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +40,27 @@ def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, 
 
     Edges lead forward only, so one pass by target version is a shortest path. O(edges).
     """
-    best: dict[int, tuple[int, int, int, Edge | None]] = {NOTHING: (0, 0, 1, None)}
+    best: dict[int | None, tuple[int, int, int]] = {None: (0, 0, 1)}
+    last: dict[int, Edge] = {}
     if held is not None:
-        best[held] = (0, 0, 0, None)
-    for edge in sorted(edges, key=lambda edge: edge.version):
-        start = best.get(NOTHING if edge.base is None else edge.base)
-        if start is None or edge.version > want or edge.version == held:
+        best[held] = (0, 0, 0)
+    for edge in sorted(edges, key=_BY_VERSION):
+        version = edge.version
+        if version > want:
+            break
+        start = best.get(edge.base)
+        if start is None or version == held:
             continue
-        road = (start[0] + edge.bytes, start[1] + 1, start[2], edge)
-        if edge.version not in best or road[:3] < best[edge.version][:3]:
-            best[edge.version] = road
+        road = (start[0] + edge.bytes, start[1] + 1, start[2])
+        if version not in best or road < best[version]:
+            best[version], last[version] = road, edge
     if want not in best:
         return None
     road_back: list[Edge] = []
-    step = best[want][3]
-    while step is not None:
-        road_back.append(step)
-        step = best[NOTHING if step.base is None else step.base][3]
+    at: int | None = want
+    while at is not None and at in last:
+        road_back.append(last[at])
+        at = last[at].base
     return tuple(reversed(road_back))
 
 

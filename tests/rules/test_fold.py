@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import Corrupt, NotFound
-from broker.model.commit import GENESIS, Create, Edge, NewVersion, Record, digest, parse_record
+from broker.model.commit import GENESIS, Alter, Body, Create, Drop, Edge, NewVersion, Record, digest, parse_record
 from broker.rules.fold import TABLES, Checkpoint, Patch, State, Tables, apply, fold, patch_of, replay
 from tests.rules.logs import DATASET, SPEC, file_of, logs
 
@@ -103,6 +103,14 @@ def test_a_production_is_found_by_its_name_and_a_stranger_is_not() -> None:
     assert (state.made_by("run-1"), state.made_by("run-2"), state.position) == (1, None, {"lsn": 812})
 
 
+def test_a_new_session_forgets_what_the_old_one_noted_and_confirmed() -> None:
+    version = NewVersion(edge=Edge(version=1, files=(file_of("a", 5),)), position=7, confirmed_at=99.0)
+    for end in ([Drop(), Create(session="t", spec=SPEC)], [Alter(spec=SPEC, session="t")]):
+        state = replay(DATASET, _sealed(Create(session="s", spec=SPEC), version, *end))
+        assert (state.session, state.version, state.edges) == ("t", 1, ())
+        assert (state.position, state.confirmed_at) == (None, 0.0)
+
+
 def test_a_new_dataset_has_no_spec_to_give() -> None:
     with pytest.raises(NotFound):
         State(DATASET).spec  # noqa: B018 - the property raises
@@ -113,7 +121,7 @@ def test_an_empty_patch_changes_nothing() -> None:
     assert apply(tables, Patch()) == tables
 
 
-def _sealed(*bodies: Create | NewVersion) -> list[bytes]:
+def _sealed(*bodies: Body) -> list[bytes]:
     previous, log = GENESIS, list[bytes]()
     for seq, body in enumerate(bodies, 1):
         log.append(Record(seq=seq, previous=previous, write_id="w", time=1.0, body=body).to_bytes())
