@@ -5,7 +5,9 @@ Public names are resolved on first use, so that importing the package stays ligh
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -53,3 +55,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+class _Package(ModuleType):
+    """Keeps the import system from binding the module broker.connect over the function of that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType) and _WHERE[name]):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
