@@ -21,15 +21,19 @@ class Loop:
     """Runs passes in threads until told to stop. An error of a pass that is not transient stops the whole worker."""
 
     def __init__(self) -> None:
-        self.stopping, self.failure = Event(), list[BaseException]()
+        self.stopping, self.ended, self.failure = Event(), Event(), list[BaseException]()
         self._threads: list[Thread] = []
 
-    def every(self, name: str, seconds: float, work: Callable[[], object]) -> None:
-        """Run `work` every `seconds` in a thread of its own; 0: again at once (it waits by itself)."""
+    def every(self, name: str, seconds: float, work: Callable[[], object], drains: bool = False) -> None:
+        """Run `work` every `seconds` in a thread of its own; 0: again at once (it waits by itself).
+
+        `drains`: it goes on after the signal to stop, until what is held has ended.
+        """
+        over = self.ended if drains else self.stopping
 
         def passes() -> None:
             failures = 0
-            while not self.stopping.is_set():
+            while not over.is_set():
                 try:
                     work()
                     failures = 0
@@ -37,13 +41,14 @@ class Loop:
                     failures += 1
                     pause = min(BACK_OFF_MAX_SECONDS, BACK_OFF_SECONDS * 2 ** min(failures, 10))
                     log.warning("%s: %s; again in %.1f s", name, error, pause)
-                    self.stopping.wait(pause)
+                    over.wait(pause)
                 except Exception as error:
                     log.exception("%s failed", name)
                     self.failure.append(error)
                     self.stopping.set()
+                    self.ended.set()
                 if seconds:
-                    self.stopping.wait(seconds)
+                    over.wait(seconds)
 
         self._threads.append(Thread(target=passes, name=name, daemon=True))
 
@@ -59,8 +64,14 @@ class Loop:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
 
-    def run(self, done: Callable[[], bool] | None = None, poll_seconds: float = 0.05) -> None:
-        """Until a signal, a failure, or `done()`. Raises the failure."""
+    def run(
+        self,
+        done: Callable[[], bool] | None = None,
+        poll_seconds: float = 0.05,
+        drained: Callable[[], bool] = lambda: True,
+        drain_seconds: float = 0.0,
+    ) -> None:
+        """Until a signal, a failure, or `done()`; then until `drained()`, at most `drain_seconds`. Raises the failure."""
         for thread in self._threads:
             thread.start()
         while not self.stopping.is_set():
@@ -68,20 +79,11 @@ class Loop:
                 break
             self.stopping.wait(poll_seconds if done else 1.0)
         self.stopping.set()
+        deadline = time.monotonic() + drain_seconds
+        while not self.ended.is_set() and not drained() and time.monotonic() < deadline:
+            self.ended.wait(poll_seconds)
+        self.ended.set()
         for thread in self._threads:
             thread.join()
         if self.failure:
             raise self.failure[0]
-
-
-def drained(quiet_for_seconds: float, busy: Callable[[], bool]) -> Callable[[], bool]:
-    """For burst mode: whether nothing was to be done for a while."""
-    since = time.monotonic()
-
-    def done() -> bool:
-        nonlocal since
-        if busy():
-            since = time.monotonic()
-        return time.monotonic() - since >= quiet_for_seconds
-
-    return done

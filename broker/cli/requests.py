@@ -1,0 +1,326 @@
+"""Requests and responses: request, requests …, responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
+
+import click
+
+from broker.cli.exits import Exit
+from broker.cli.face import Command, Face, columns, fields_of, names, pairs, pass_face
+from broker.cli.words import bytes_text, span_text, time_text
+from broker.connect import Broker, Handle
+from broker.errors import Conflict
+from broker.inquiry import DeadLetter, Inquiry, find_request
+from broker.model.request import PRIORITIES, Completion, State
+from broker.received import Received
+from broker.requests import Status
+from broker.responses import Response
+
+POLL_SECONDS: Final = 0.2
+FOREVER: Final = "forever"
+
+
+def _cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    del ctx, param
+    return int(value) if value is not None and value.isascii() and value.isdigit() else value
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
+    del ctx
+    if value is None or value == FOREVER:
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no number of seconds", param=param) from None
+
+
+@click.command(
+    "request", cls=Command,
+    examples="""
+    broker request shop/catalog/offers --target search
+    broker request shop/catalog/offers --target search --since 7 --where "price < 50" --columns sku,price --wait 30 --to incoming/
+    broker request shop/catalog/offers --target search --max-staleness 60 --idempotency-key job-17 --attribute why=nightly
+    """,
+)  # fmt: skip
+@click.argument("name")
+@click.option("--target", required=True, help="The system that asks: owner of the response stream.")
+@click.option("--since", callback=_cursor, metavar="N|CURSOR", help="What the target holds: a version, or a completion's cursor.")
+@click.option("--where", help="SQL condition on the rows.")
+@click.option("--columns", "column_names", help="Columns wanted, a,b; key and order columns always come.")
+@click.option("--format", "form", type=click.Choice(["parquet", "jsonl", "csv", "arrow"]), default="parquet", show_default=True)
+@click.option("--mode", type=click.Choice(["auto", "snapshot", "delta"]), default="auto", show_default=True)
+@click.option("--max-staleness", type=float, metavar="SECONDS", help="Take a version confirmed within this time; else the producer is asked.")
+@click.option("--deadline", type=float, metavar="SECONDS", help="Expire if not answered within this time from now.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@click.option("--idempotency-key", help="The same key and request again gives the same request.")
+@click.option("--attribute", "attributes", multiple=True, metavar="K=V")
+@click.option("--wait", callback=_seconds, is_flag=False, flag_value=FOREVER, metavar="[SECONDS]", help="Wait for the answer; without a number, as long as it takes.")
+@click.option("--to", "folder", type=click.Path(file_okay=False), help="Download the files, verified, into this folder; implies --wait.")
+@pass_face
+def request(
+    face: Face, name: str, column_names: str | None, form: str, attributes: tuple[str, ...], wait: float | str | None, folder: str | None, **fields: Any
+) -> None:
+    """Ask for data of dataset NAME; prints the request's id, or with --wait the answer."""
+    given = {field: value for field, value in fields.items() if value is not None}
+    with face.connect() as broker:
+        handle = broker.request(name, columns=names(column_names), format=form, attributes=pairs(attributes), **given)
+        if wait is None and folder is None:
+            face.emit({"request": handle.id, "dataset": name, "target": handle.target}, handle.id)
+            return
+        face.say(f"request {handle.id}")
+        received = _waited(face, handle, None if wait is None or wait == FOREVER else float(wait))
+        paths = [str(path) for path in received.download(folder)] if folder else []
+        value = completion_value(received.completion) | {"paths": paths}
+        face.emit(value, paths if paths else completion_lines(received.completion))
+        if paths:
+            face.say(completion_text(received.completion))
+
+
+def _waited(face: Face, handle: Handle, seconds: float | None) -> Received:
+    with face.progress(f"wait for {handle.id}", unit="rows"):
+        return handle.wait(seconds)
+
+
+@click.group("requests")
+def requests() -> None:
+    """List, show, watch, cancel and retry requests."""
+
+
+@requests.command("list", cls=Command, examples="broker requests list --state running --dataset shop/catalog/offers")
+@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only these.")
+@click.option("--dataset", help="Only of this dataset.")
+@click.option("--target", help="Only of this target.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@pass_face
+def list_(face: Face, state: str | None, dataset: str | None, target: str | None, limit: int) -> None:
+    """The newest requests Redis remembers."""
+    with face.connect() as broker:
+        chosen = (
+            status for status in _newest(broker)
+            if (not state or status.state == state) and (not dataset or status.request.dataset == dataset) and (not target or status.request.target == target)
+        )  # fmt: skip
+        found = list(islice(chosen, limit))
+        idle = {s.request.dataset for s in found if s.state is State.QUEUED and not _served(broker, s)}
+    value = [status_value(status, status.request.dataset in idle) for status in found]
+    heads = ("request", "state", "dataset", "target", "attempts", "created")
+    rows = [[time_text(item[head]) if head == "created" else item[head] for head in heads] for item in value]
+    face.emit(value, columns(heads, rows))
+
+
+def _newest(broker: Broker) -> Iterator[Status]:
+    slots, inquiry = broker.parts.index.slots(), inquiry_of(broker)
+    if len(slots) == 1:
+        return inquiry.recent(slots[0])
+    everything = [status for slot in slots for status in inquiry.recent(slot)]
+    return iter(sorted(everything, key=lambda status: -status.created))
+
+
+@requests.command("show", cls=Command, examples="broker requests show catalog.0.0193…")
+@click.argument("id")
+@pass_face
+def show(face: Face, id: str) -> None:
+    """One request: state, attempts, progress, and its answer once there is one."""
+    with face.connect() as broker:
+        status = broker.parts.requests.status(id)
+        unserved = status.state is State.QUEUED and not _served(broker, status)
+    face.emit(status_value(status, unserved), status_lines(status, unserved))
+
+
+@requests.command("watch", cls=Command, examples="broker requests watch catalog.0.0193… --timeout 60")
+@click.argument("id")
+@click.option("--timeout", type=click.FloatRange(0), default=None, help="Stop looking after this many seconds (exit 5).")
+@pass_face
+def watch(face: Face, id: str, timeout: float | None) -> int:
+    """A line for each change of a request until it ends; exit 1 unless it completed."""
+    with face.connect() as broker:
+        handle = broker.submitted(id)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        shown: dict[str, Any] | None = None
+        while True:
+            status = handle.status()
+            unserved = status.state is State.QUEUED and not _served(broker, status)
+            value = status_value(status, unserved)
+            if value != shown:
+                face.emit(value, _change(status, unserved))
+                shown = value
+            if status.state.terminal:
+                return Exit.OK if status.state is State.COMPLETED else Exit.FAILED
+            if deadline is not None and time.monotonic() > deadline:
+                return Exit.TIMED_OUT
+            time.sleep(POLL_SECONDS)
+
+
+def _change(status: Status, unserved: bool) -> str:
+    progress = " ".join(f"{name}={value}" for name, value in status.progress.items())
+    state = f"{status.state} (no-producer)" if unserved else str(status.state)
+    return f"{time_text(time.time())}  {state}  attempt {status.attempts}" + (f"  {progress}" if progress else "")
+
+
+@requests.command("cancel", cls=Command, examples="broker requests cancel catalog.0.0193…")
+@click.argument("id")
+@pass_face
+def cancel(face: Face, id: str) -> None:
+    """End a request as cancelled; a version already on its way lands all the same. Exit 4 when it had ended."""
+    with face.connect() as broker:
+        if not broker.submitted(id).cancel():
+            raise Conflict("the request had ended already", of=id, hint=f"See: broker requests show {id}")
+    face.emit({"request": id, "state": "cancelled"}, f"cancelled {id}")
+
+
+@requests.command("dead", cls=Command, examples="broker requests dead --limit 5")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@pass_face
+def dead(face: Face, limit: int) -> None:
+    """Requests that failed for good, newest first, with every attempt's cause."""
+    with face.connect() as broker:
+        letters = [letter for slot in broker.parts.index.slots() for letter in inquiry_of(broker).dead(slot, limit)]
+    letters = sorted(letters, key=lambda letter: letter.entry, reverse=True)[:limit]
+    face.emit([_dead_value(letter) for letter in letters], [line for letter in letters for line in _dead_lines(letter)])
+
+
+@requests.command("retry", cls=Command, examples="broker requests retry catalog.0.0193…")
+@click.argument("id")
+@pass_face
+def retry(face: Face, id: str) -> None:
+    """Ask the same again as a new request, without its idempotency key, and drop the dead letter."""
+    with face.connect() as broker:
+        inquiry = inquiry_of(broker)
+        body = find_request(inquiry, broker.parts.requests, id)
+        letter = inquiry.dead_letter(id)
+        if letter is None and not broker.parts.requests.status(id).state.terminal:
+            raise Conflict("the request has not ended", of=id, hint=f"See: broker explain request {id}")
+        fields = body.model_dump(exclude={"dataset", "target", "idempotency_key"})
+        handle = broker.request(body.dataset, target=body.target, **fields)
+        if letter is not None:
+            broker.parts.requests.forget_dead(broker.parts.index.slot(body.dataset), letter.entry)
+    face.emit({"request": handle.id, "instead_of": id}, handle.id)
+
+
+@click.command(
+    "responses", cls=Command,
+    examples="""
+    broker responses search
+    broker responses search --follow --ack --json
+    """,
+)  # fmt: skip
+@click.argument("target")
+@click.option("--follow", is_flag=True, help="Go on as they come, until Ctrl-C.")
+@click.option("--ack", is_flag=True, help="Take them: each is acknowledged behind its line. Without it they are only looked at.")
+@click.option("--limit", type=click.IntRange(1), default=1_000, show_default=True, help="Look at no more at once.")
+@pass_face
+def responses(face: Face, target: str, follow: bool, ack: bool, limit: int) -> None:
+    """Completions of a target, one line each (with --json one JSON object each), oldest first."""
+    with face.connect() as broker:
+        try:
+            for response in _taken(broker, target, follow) if ack else _peeked(broker, target, follow, limit):
+                face.emit(completion_value(response.completion), completion_text(response.completion))
+                if ack:
+                    response.ack()
+        except KeyboardInterrupt:
+            face.say("stopped")
+
+
+def _taken(broker: Broker, target: str, follow: bool) -> Iterator[Response]:
+    reader = broker.responses(target)
+    if follow:
+        yield from reader.listen()
+    while found := reader.read():
+        yield from found
+    reader.close()
+
+
+def _peeked(broker: Broker, target: str, follow: bool, limit: int) -> Iterator[Response]:
+    reader, seen = broker.responses(target), set[tuple[bytes, bytes]]()
+    while True:
+        unread = reader.peek(limit)
+        keys = {(response.entry.stream, response.entry.id) for response in unread}
+        for response in unread:
+            if (response.entry.stream, response.entry.id) not in seen:
+                yield response
+        seen = keys
+        if not follow:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def inquiry_of(broker: Broker) -> Inquiry:
+    return Inquiry(broker.parts.redis, broker.parts.requests)
+
+
+def _served(broker: Broker, status: Status) -> bool:
+    dataset = status.request.dataset
+    return bool(inquiry_of(broker).serving(dataset, broker.parts.index.slot(dataset)))
+
+
+def status_value(status: Status, unserved: bool = False) -> dict[str, Any]:
+    """The documented JSON of a request. `waits`: backlog, no-producer, or null."""
+    return {
+        "request": status.id, "state": str(status.state), "dataset": str(status.request.dataset), "target": status.request.target,
+        "attempts": status.attempts, "created": status.created, "waits": "no-producer" if unserved else status.waits, "flight": status.flight,
+        "progress": status.progress, "body": status.request.model_dump(mode="json", exclude_defaults=True),
+        "completion": completion_value(status.completion) if status.completion else None,
+    }  # fmt: skip
+
+
+def status_lines(status: Status, unserved: bool = False) -> list[str]:
+    asked = status.request
+    lines = fields_of({
+        "request": status.id, "state": str(status.state), "waits for": "a worker (no-producer)" if unserved else status.waits, "dataset": asked.dataset,
+        "target": asked.target, "since": asked.since, "where": asked.where, "columns": ", ".join(asked.columns or ()), "attempts": str(status.attempts),
+        "created": time_text(status.created), "age": span_text(time.time() - status.created), "flight": status.flight,
+        "progress": " ".join(f"{name}={value}" for name, value in status.progress.items()),
+    })  # fmt: skip
+    return lines + (["", *completion_lines(status.completion)] if status.completion else [])
+
+
+def completion_value(done: Completion) -> dict[str, Any]:
+    """The documented JSON of a completion."""
+    return done.model_dump(mode="json") | {
+        "files": [file.model_dump(mode="json") for file in done.files], "rows": done.rows, "bytes": done.bytes,
+    }  # fmt: skip
+
+
+def completion_text(done: Completion) -> str:
+    """A completion in one line."""
+    if done.state is not State.COMPLETED:
+        return f"{done.request}  {done.state}  {done.dataset}  {(done.error or {}).get('what', '')}".rstrip()
+    reset = f" (reset: {done.reset_reason})" if done.reset_reason else ""
+    return f"{done.request}  {done.mode}{reset}  {done.dataset} version {done.version}  {done.rows} rows, {bytes_text(done.bytes)}"
+
+
+def completion_lines(done: Completion) -> list[str]:
+    lines = fields_of({
+        "state": str(done.state), "mode": done.mode, "reset reason": done.reset_reason, "version": done.version, "cursor": done.cursor, "rows": done.rows,
+        "bytes": bytes_text(done.bytes), "expires": time_text(done.expires_at), "error": _error_text(done.error),
+    })  # fmt: skip
+    return lines + [f"file    {file.role}  {file.key}  {file.rows} rows" for file in done.files]
+
+
+def _dead_value(letter: DeadLetter) -> dict[str, Any]:
+    done = letter.completion
+    body = letter.request.model_dump(mode="json", exclude_defaults=True) if letter.request else None
+    return {
+        "request": done.request, "dataset": str(done.dataset), "target": done.target, "attempts": done.attempts, "causes": list(letter.causes), "body": body,
+    }  # fmt: skip
+
+
+def _dead_lines(letter: DeadLetter) -> Iterator[str]:
+    done = letter.completion
+    yield f"{done.request}  {done.dataset}  {done.target}  {done.attempts} attempt(s)"
+    for number, cause in enumerate(letter.causes, 1):
+        yield f"  {number}. {_error_text(cause)}"
+
+
+def _error_text(fields: dict[str, str] | None) -> str:
+    if not fields:
+        return ""
+    of, why = fields.get("of", ""), fields.get("why", "")
+    return f"{fields.get('code', '?')}: {fields.get('what', '')}" + (f" [{of}]" if of else "") + (f": {why}" if why else "")
+
+
+__all__ = ["completion_lines", "completion_text", "inquiry_of", "request", "requests", "responses", "status_lines"]

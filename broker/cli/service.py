@@ -1,0 +1,133 @@
+"""The service itself: up, down, status, doctor, rebuild, demo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from broker.backend import embedded
+from broker.backend.health import describe
+from broker.cli.checks import Finding, examined
+from broker.cli.exits import Exit
+from broker.cli.face import Command, Face, columns, pass_face
+from broker.cli.requests import inquiry_of
+from broker.cli.words import time_text
+from broker.connect import Broker
+from broker.errors import Unsupported
+from broker.parts import store_url
+from broker.rules.patterns import pattern_matches
+from broker.settings import home_folder
+
+
+@click.command("demo", cls=Command, examples="broker demo\nbroker demo --generated")
+@click.option("--generated", is_flag=True, help="A generated catalogue, also where the real one is at hand.")
+@click.option("--keep", is_flag=True, help="Leave the temporary folder for a look.")
+@pass_face
+def demo(face: Face, generated: bool, keep: bool) -> int:
+    """Show the main job in under a minute, in a folder of its own; exit 1 when replica and source differ."""
+    from broker.demo import show
+
+    equal = show(face.say if face.json else click.echo, generated=generated, keep=keep)
+    if face.json:
+        face.emit({"equal": equal}, "")
+    return Exit.OK if equal else Exit.FAILED
+
+
+@click.command("up", cls=Command, examples="broker up\nbroker up --home /srv/broker")
+@pass_face
+def up(face: Face) -> None:
+    """Start the embedded Redis and let it run without clients too."""
+    settings = face.settings()
+    if settings.redis:
+        raise Unsupported("a Redis is configured", of="redis", why="the embedded one is for where none is", hint="Unset BROKER_REDIS, or start yours")
+    home = home_folder(settings)
+    endpoint = embedded.ensure(home, settings)
+    embedded.keep(home)
+    face.emit(asdict(endpoint) | {"home": str(home)}, f"running at {endpoint.url}\nstop it with: broker down")
+
+
+@click.command("down", cls=Command, examples="broker down")
+@pass_face
+def down(face: Face) -> None:
+    """Stop the embedded Redis; what it accepted is on disk. Nothing running is no error."""
+    home = home_folder(face.settings())
+    stopped = embedded.stop(home)
+    face.emit({"home": str(home), "stopped": stopped}, "stopped" if stopped else f"none was running under {home}")
+
+
+@click.command("status", cls=Command, examples="broker status\nbroker status --json")
+@pass_face
+def status(face: Face) -> None:
+    """What runs: Redis, store, datasets with head versions, queues, workers."""
+    with face.connect() as broker:
+        value = _status(broker)
+    face.emit(value, _status_lines(value))
+
+
+def _status(broker: Broker) -> dict[str, Any]:
+    parts, inquiry = broker.parts, inquiry_of(broker)
+    queues = [inquiry.queues(slot, parts.index.datasets(slot)) for slot in parts.index.slots()]
+    workers = {worker.id: worker for queue in queues for worker in queue.workers}
+    datasets = []
+    for name in broker.datasets():
+        state = broker.dataset(name).state
+        served = sorted(worker.id for worker in workers.values() if any(pattern_matches(p, name) for p in worker.patterns))
+        datasets.append(
+            {"dataset": name, "version": state.version, "confirmed_at": state.confirmed_at or None, "served_by": served}
+        )
+    return {
+        "redis": {"url": parts.redis.url, "server": describe(parts.redis.servers()[0].info()), "embedded": not parts.settings.redis},
+        "store": {"url": _public(store_url(parts.settings))},
+        "datasets": datasets, "queues": [asdict(queue) | {"workers": len(queue.workers)} for queue in queues],
+        "workers": [asdict(worker) for worker in workers.values()],
+    }  # fmt: skip
+
+
+def _public(url: str) -> str:
+    return url.rpartition("@")[2] if "@" in url else url
+
+
+def _status_lines(value: dict[str, Any]) -> list[str]:
+    redis, store = value["redis"], value["store"]
+    lines = [f"redis   {redis['server']} at {redis['url']}{' (embedded)' if redis['embedded'] else ''}", f"store   {store['url']}", ""]
+    rows = [(d["dataset"], d["version"], time_text(d["confirmed_at"]), ", ".join(d["served_by"]) or "no-producer") for d in value["datasets"]]
+    lines += [*columns(("dataset", "version", "confirmed", "served by"), rows), ""]
+    heads = ("slot", "queued", "flights", "delayed", "parked", "dead", "workers")
+    counts = [[sum(q["queued"].values()) if head == "queued" else q[head] for head in heads] for q in value["queues"]]
+    return [*lines, *columns(heads, counts)]
+
+
+@click.command("doctor", cls=Command, examples="broker doctor\nbroker doctor --json")
+@pass_face
+def doctor(face: Face) -> int:
+    """Check settings, Redis, store, logs, workers and RQ; exit 1 when something is broken."""
+    found: list[Finding] = []
+    with face.progress("doctor", unit="checks") as advance:
+        for finding in examined(face.settings()):
+            found.append(finding)
+            advance(1)
+    broken = [finding for finding in found if finding.verdict == "broken"]
+    lines = [f"{finding.verdict:<6}  {finding.subject}: {finding.text}" for finding in found]
+    face.emit([asdict(finding) for finding in found], [*lines, f"{len(broken)} broken" if broken else "all is well"])
+    return Exit.FAILED if broken else Exit.OK
+
+
+@click.command("rebuild", cls=Command, examples="broker rebuild\nbroker rebuild --prefix shop/")
+@click.option("--prefix", default="", help="Only datasets whose id begins so.")
+@pass_face
+def rebuild(face: Face, prefix: str) -> None:
+    """Restore the index of every dataset in Redis from the store alone. Requests and cursors are not in the store."""
+    with face.connect() as broker, face.progress("rebuild", unit="datasets"):
+        found = broker.parts.catalog.rebuild(prefix)
+        heads = [(str(dataset), broker.parts.catalog.state(dataset)) for dataset in found if _exists(broker, str(dataset))]
+    value = [{"dataset": name, "version": state.version, "records": state.seq} for name, state in heads]
+    face.emit(value, columns(("dataset", "version", "records"), [(item["dataset"], item["version"], item["records"]) for item in value]))
+
+
+def _exists(broker: Broker, name: str) -> bool:
+    return name in broker.datasets(name)
+
+
+__all__ = ["demo", "doctor", "down", "rebuild", "status", "up"]

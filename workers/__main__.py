@@ -1,0 +1,137 @@
+"""`broker worker [module:app]`: a pool of children that run producers, and the duties that keep a deployment tidy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+
+from broker.cli.face import Command, Face, pass_face
+from broker.errors import Invalid, NotFound, Terminal
+from broker.model.names import check_name
+from broker.parts import Parts, open_parts
+from broker.producers import Producers
+from broker.settings import CONFIG_FILE, find_upwards
+from workers.child import producers_of
+from workers.loop import Loop
+from workers.producing import Producing
+from workers.roles import Drained, Presence, add_janitor, add_producing
+from workers.supervisor import Supervisor
+
+log = logging.getLogger("broker.worker")
+DRAIN_SECONDS: Final = 30.0
+"""What runs at a signal may take this long to end; then its child is killed and another worker takes it over."""
+
+
+@click.command(
+    "worker", cls=Command,
+    examples="""
+    broker worker my_module:app --processes 4
+    broker worker --burst
+    broker worker sources/broker.toml
+    """,
+)  # fmt: skip
+@click.argument("app", required=False)
+@click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Attempts that run at once, each in a child process.")
+@click.option("--burst", is_flag=True, help="Stop when nothing is left to do for these producers.")
+@click.option("--name", help="Name in status and logs. Default: host, pid and a random part.")
+@click.option("--drain-seconds", type=click.FloatRange(0), default=DRAIN_SECONDS, show_default=True, help="Time for running attempts at TERM or INT.")
+@pass_face
+def worker(face: Face, app: str | None, processes: int, burst: bool, name: str | None, drain_seconds: float) -> None:
+    """Serve the producers of APP (module:attribute, or a .toml file; default: the sources of broker.toml).
+
+    TERM or INT: takes no more, finishes what runs, ends. A second one ends at once.
+    """
+    log_to_stderr(face.json)
+    target = app or config_here()
+    producers = checked_app(target)
+    parts = open_parts(face.settings())
+    try:
+        run(parts, producers, Supervisor(parts.settings, target, processes), Options(name, processes, burst, drain_seconds))
+    finally:
+        parts.close()
+
+
+class Options:
+    """What the command line says about one run."""
+
+    def __init__(self, name: str | None, processes: int, burst: bool, drain_seconds: float) -> None:
+        self.name = check_name(name, "worker") if name else None
+        self.processes, self.burst, self.drain_seconds = processes, burst, drain_seconds
+
+
+def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Options) -> None:
+    """Until a signal, a failure, or the end of a burst. Raises the failure, SystemExit at a second signal."""
+    role, loop = Producing(parts, producers, supervisor), Loop()
+    role.name = options.name or role.name
+    patterns = tuple(producer.pattern for producer in producers)
+    presence = Presence(parts, role, patterns, options.processes)
+    loop.handle_signals()
+    add_producing(loop, role, parts.settings.lease_seconds)
+    add_janitor(loop, parts, role.name)
+    loop.every("presence", parts.settings.lease_seconds / 3, presence.renew, drains=True)
+    log.info("%s serves %s", role.name, ", ".join(patterns), extra={"patterns": patterns})
+    finished = Drained(parts, producers) if options.burst else None
+    try:
+        loop.run(finished, drained=lambda: not role.busy, drain_seconds=options.drain_seconds)
+    except SystemExit:
+        for child in supervisor.children:
+            child.kill("ended by a second signal")
+        raise
+    finally:
+        supervisor.stop()
+        presence.tell()
+        presence.leave()
+        log.info("%s ended", role.name)
+    role.close()
+
+
+def config_here() -> str:
+    """The nearest broker.toml. Raises NotFound."""
+    found = find_upwards(CONFIG_FILE)
+    if found is None:
+        raise NotFound("nothing to serve", of=CONFIG_FILE, why="no application was named and there is no such file here or above", hint="broker worker my_module:app")
+    return str(found)
+
+
+def checked_app(target: str) -> Producers:
+    """The registry the children will load as well. Raises Terminal, whose exit code is 1, for any fault in it."""
+    try:
+        producers = producers_of(str(Path(target).absolute()) if target.endswith(".toml") else target)
+    except (Invalid, NotFound) as error:
+        raise Terminal(f"the application cannot be used: {error.what}", of=error.of or target, why=error.why, hint=error.hint) from error
+    if not len(producers):
+        raise Terminal("the application serves nothing", of=target, hint="Register with @app.producer(pattern), or add [[sources]] to broker.toml")
+    return producers
+
+
+class JsonLine(logging.Formatter):
+    """One event, one JSON object: time, level, event and what else is known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        known = {name: getattr(record, name) for name in ("counts", "patterns") if hasattr(record, name)}
+        error = {"error": self.formatException(record.exc_info)} if record.exc_info else {}
+        return json.dumps({"time": record.created, "level": record.levelname.lower(), "event": record.getMessage(), **known, **error})
+
+
+def log_to_stderr(as_json: bool) -> None:
+    """One line per event."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    text.converter = time.localtime
+    handler.setFormatter(JsonLine() if as_json else text)
+    root = logging.getLogger("broker")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False
+
+
+if __name__ == "__main__":
+    from broker.cli.__main__ import main
+
+    sys.exit(main(["worker", *sys.argv[1:]]))
