@@ -74,6 +74,11 @@ class Catalog:
         version, position = self._index.fields(dataset, "version", "position")
         return int(version or 0), json.loads(position or b"null")
 
+    def at_least(self, dataset: DatasetId, version: int) -> State:
+        """A state that knows `version`, for answering at it: without asking anybody where one was seen already."""
+        known = self._cache.get(dataset)
+        return known if known is not None and known.exists and known.version >= version else self.state(dataset)
+
     def cached(self, dataset: DatasetId) -> State | None:
         """The newest state this process has seen, without asking anybody."""
         return self._cache.get(dataset)

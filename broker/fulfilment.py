@@ -148,7 +148,7 @@ class Clerk:
 
     def since(self, flight: Flight) -> Since | None:
         """What the producer is told: the newest version and the position noted with it."""
-        version, position = self.catalog.noted(flight.dataset)
+        version, position = flight.noted or self.catalog.noted(flight.dataset)
         return Since(version, position) if version else None
 
     def close(self, flight: Flight) -> list[Member]:
@@ -158,7 +158,7 @@ class Clerk:
 
     def orders(self, flight: Flight, members: Iterable[Member], version: int) -> list[Derivation]:
         """Derivations that the members need and nobody has made yet, one a fingerprint."""
-        state, wanted = self.catalog.state(flight.dataset), dict[str, Derivation]()
+        state, wanted = self.catalog.at_least(flight.dataset, version), dict[str, Derivation]()
         for member in members:
             request, fingerprint = member.request, derivation_of(member.request)
             try:
@@ -176,7 +176,7 @@ class Clerk:
 
     def complete(self, flight: Flight, members: Sequence[Member], produced: Produced) -> Answered:
         """Answer all members at `produced.version`. Raises Fenced."""
-        state = self.catalog.state(flight.dataset)
+        state = self.catalog.at_least(flight.dataset, produced.version)
         confirmed = produced.confirmed_at if flight.kind == "produce" else None
         return self._answer(
             flight, [self._completion(state, member, produced.version) for member in members], confirmed, produced.position
@@ -210,7 +210,7 @@ class Clerk:
 
     def _failure(self, member: Member, error: BrokerError) -> Completion | Retry:
         if isinstance(error, Transient) and member.attempts < self._settings.max_attempts:
-            return Retry(member.id, backoff(self._settings, member.attempts))
+            return Retry(member.id, backoff(self._settings, member.attempts), error)
         return ended(member.id, member.request, State.FAILED, member.attempts, error)
 
     def _with_files(self, found: Plan, request: Request) -> tuple[Plan, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -63,7 +63,10 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """One production or derivation held by this worker. Its id is the production id in the commit record."""
+    """One production or derivation held by this worker. Its id is the production id in the commit record.
+
+    `noted`: the newest version (0: none) and the producer's position, as the claim saw them; None after a take-over.
+    """
 
     id: str
     dataset: DatasetId
@@ -72,6 +75,7 @@ class Flight:
     fence: Fence
     attempt: int
     priority: Priority = "normal"
+    noted: tuple[int, Any] | None = None
 
     @property
     def lease(self) -> Lease:
@@ -107,10 +111,14 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try a member again, `delay_seconds` from now."""
+    """Try a member again, `delay_seconds` from now. `cause`: why this attempt failed, for the dead letter it may become."""
 
     id: str
     delay_seconds: float
+    cause: BrokerError | None = None
+
+    def to_argument(self) -> str:
+        return f"{int(self.delay_seconds * 1000)} {json.dumps(self.cause.to_dict()) if self.cause else ''}"
 
 
 @dataclass(frozen=True)
@@ -223,13 +231,7 @@ class Requests:
         known = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         flight = known["flight"].decode() if "flight" in known else None
         progress = self._redis.run("HGET", slot.flight(flight), "progress", writes=False) if flight else None
-        done = completion_of(known["done"]) if "done" in known else None
-        attempts = int(known["attempts"])
-        return Status(
-            id=id, state=State(known["state"].decode()), request=Request.model_validate_json(known["body"]), attempts=attempts,
-            created=int(known["created"]) / 1000, waits=known["wait"].decode() if "wait" in known else None, flight=flight,
-            progress=json.loads(progress) if progress else {}, completion=done,
-        )  # fmt: skip
+        return status_of(id, known, json.loads(progress) if progress else {})
 
     def outcome(self, id: str) -> Completion | None:
         """The completion, None while it is not there. Raises RequestLost, NotFound."""
@@ -249,6 +251,10 @@ class Requests:
         args: list[Argument] = [self._settings.history_seconds, id, state.value, completion_event(completion)]
         return bool(self._redis.call(self._scripts["end_requests"], [Slot(slot_of(id)).meta], args))
 
+    def forget_dead(self, slot: Slot, entry: bytes) -> bool:
+        """Remove a dead letter. False: it was gone."""
+        return bool(self._redis.run("XDEL", slot.dead, entry))
+
     def expire(self, ids: Iterable[str]) -> None:
         """End requests whose deadline passed; those that Redis forgot meanwhile need no answer."""
         for id in ids:
@@ -267,11 +273,7 @@ class Requests:
         flights, joined, expired = [], 0, []
         for outcome in self._redis.call(self._scripts["claim"], [slot.meta], args):
             if outcome[0] == b"lead":
-                _, _, body, attempts, id, epoch, counter, kind = outcome
-                request, fence = Request.model_validate_json(body), Fence(int(epoch), int(counter))
-                flights.append(
-                    Flight(id.decode(), request.dataset, kind.decode(), worker, fence, int(attempts), request.priority)
-                )
+                flights.append(_flight(worker, outcome))
             elif outcome[0] == b"expired":
                 expired.append(outcome[1].decode())
             joined += outcome[0] == b"join"
@@ -301,7 +303,7 @@ class Requests:
         args.append(self._settings.history_seconds)
         for item in answers:
             if isinstance(item, Retry):
-                args += [item.id, "queued", int(item.delay_seconds * 1000)]
+                args += [item.id, "queued", item.to_argument()]
             else:
                 args += [item.request, item.state.value, completion_event(item)]
         return int(self._fenced("answer", flight, [slot.meta, slot.head(flight.dataset)], args))
@@ -358,6 +360,16 @@ class Requests:
         return reply
 
 
+def _flight(worker: str, outcome: Sequence[Any]) -> Flight:
+    """From a claim's reply about the request that opened the flight."""
+    _, _, body, attempts, id, epoch, counter, kind, version, position = outcome
+    request, fence = Request.model_validate_json(body), Fence(int(epoch), int(counter))
+    return Flight(
+        id=id.decode(), dataset=request.dataset, kind=kind.decode(), owner=worker, fence=fence, attempt=int(attempts),
+        priority=request.priority, noted=(int(version), json.loads(position)),
+    )  # fmt: skip
+
+
 class Watch:
     """Looks at a stream's new entries; what others acknowledge or delete does not matter, it only wakes."""
 
@@ -373,6 +385,16 @@ class Watch:
         """Until something comes behind `position`, at most `milliseconds`."""
         with mapped(self._stream.decode(), writes=False):
             self._redis.blocking.xread({self._stream: position}, count=1, block=milliseconds)
+
+
+def status_of(id: str, known: Mapping[str, bytes], progress: dict[str, Any]) -> Status:
+    """A request's hash, read."""
+    return Status(
+        id=id, state=State(known["state"].decode()), request=Request.model_validate_json(known["body"]),
+        attempts=int(known["attempts"]), created=int(known["created"]) / 1000,
+        waits=known["wait"].decode() if "wait" in known else None, flight=known["flight"].decode() if "flight" in known else None,
+        progress=progress, completion=completion_of(known["done"]) if "done" in known else None,
+    )  # fmt: skip
 
 
 def ended(id: str, request: Request, state: State, attempts: int = 0, error: BrokerError | None = None) -> Completion:

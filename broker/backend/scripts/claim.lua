@@ -1,14 +1,14 @@
 -- Touches: meta, requests:… (the streams in ARGV), request:<id>, head:<dataset>, flights, flight:<id>, members:<id>, waiting:…, lapse.
 -- ARGV: 1 worker, 2 lease (ms), 3 most members of a flight, then for each entry read: stream, entry id, request id, fresh flight id
--- -> for each entry: {'lead'|'join', request, body, attempts, flight, epoch, counter, kind} | {'wait'|'gone'|'expired', request}
+-- -> for each entry: {'lead'|'join', request, body, attempts, flight, epoch, counter, kind, head's version, its position}
+--    | {'wait'|'gone'|'expired', request}
 -- The entry is only a bell: it is acknowledged and deleted here, and from then on the flight's lease keeps the request.
 local _, epoch = incarnation()
 local now, results, heads = now_ms(), {}, {}
-local function confirmed_at(dataset)
-  if heads[dataset] == nil then
+local function head_of(dataset)
+  if not heads[dataset] then
     local tenant, name = string.match(dataset, '^([^/]+)/[^/]+/([^/]+)$')
-    local head = redis.call('HMGET', prefix .. 'head:' .. tenant .. '/' .. name, 'version', 'confirmed_at')
-    heads[dataset] = head[1] and (tonumber(head[2]) or 0) * 1000 or 0
+    heads[dataset] = redis.call('HMGET', prefix .. 'head:' .. tenant .. '/' .. name, 'version', 'position', 'confirmed_at')
   end
   return heads[dataset]
 end
@@ -23,7 +23,8 @@ for i = 4, #ARGV, 4 do
   elseif r[5] and tonumber(r[5]) <= now then
     results[#results + 1] = { 'expired', id }
   else
-    local fresh = r[3] ~= '' and confirmed_at(r[2]) > 0 and now - confirmed_at(r[2]) <= tonumber(r[3])
+    local head = head_of(r[2])
+    local fresh = r[3] ~= '' and head[1] and head[3] and now - head[3] * 1000 <= tonumber(r[3])
     local slot = r[2] .. (fresh and '|derive|' .. r[4] or '|produce')
     local flight = redis.call('HGET', prefix .. 'flights', slot)
     local mine, counter = false, false
@@ -40,7 +41,7 @@ for i = 4, #ARGV, 4 do
       redis.call('SADD', prefix .. 'members:' .. flight, id)
       local attempts = redis.call('HINCRBY', key, 'attempts', 1)
       redis.call('HSET', key, 'state', 'running', 'flight', flight)
-      results[#results + 1] = { mine and 'lead' or 'join', id, r[6], attempts, flight, f[2], f[3], f[4] }
+      results[#results + 1] = { mine and 'lead' or 'join', id, r[6], attempts, flight, f[2], f[3], f[4], head[1] or '0', head[2] or 'null' }
     else
       redis.call('SADD', prefix .. 'waiting:' .. slot, id)
       results[#results + 1] = { 'wait', id }
