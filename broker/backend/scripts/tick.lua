@@ -13,9 +13,11 @@ local function add(flight)
   if not dataset then return redis.call('ZREM', prefix .. 'lapse', flight) end
   lapsed[#lapsed + 1], lapsed[#lapsed + 2] = flight, dataset
 end
-if redis.call('HGET', KEYS[1], 'lapsed_epoch') ~= epoch then
+local seen = redis.call('HGET', KEYS[1], 'lapsed_epoch')
+if seen ~= epoch then
   -- Redis restarted: every lease is void at once, not only those whose time is over.
-  for _, flight in ipairs(redis.call('ZRANGE', prefix .. 'lapse', 0, -1)) do redis.call('ZADD', prefix .. 'lapse', 0, flight) end
+  local void = seen and redis.call('ZRANGE', prefix .. 'lapse', 0, -1) or {}
+  for _, flight in ipairs(void) do redis.call('ZADD', prefix .. 'lapse', 0, flight) end
   redis.call('HSET', KEYS[1], 'lapsed_epoch', epoch)
 end
 for _, flight in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'lapse', '-inf', now, 'LIMIT', 0, ARGV[1])) do add(flight) end

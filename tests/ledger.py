@@ -1,0 +1,112 @@
+"""Fulfilment by hand: a worker whose every step happens when the test says so, in the test's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker import Broker
+from broker.backend.client import Entry
+from broker.backend.keys import PRODUCERS
+from broker.errors import BrokerError
+from broker.fulfilment import Answered, Clerk, Maker, Produced
+from broker.model.names import DatasetId
+from broker.model.request import PRIORITIES, Completion
+from broker.outcomes import ProductionRequest, Since, Snapshot
+from broker.parts import Parts
+from broker.producers import Producers
+from broker.requests import Claimed, Flight
+from tests.servers import wait_until
+
+OFFERS = DatasetId("goodstuff_01/catalog/offers")
+
+
+@dataclass
+class Source:
+    """What the producer reads. `runs` says how often it was asked; `error` is raised instead of an answer."""
+
+    rows: list[dict[str, Any]] = field(default_factory=lambda: [{"sku": "a", "price": 1}, {"sku": "b", "price": 60}])
+    runs: int = 0
+    error: Exception | None = None
+
+    def __call__(self, request: ProductionRequest, since: Since | None) -> Snapshot:
+        del request, since
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+        return Snapshot([dict(row) for row in self.rows], position=self.runs)
+
+
+class Hand:
+    """One worker. `serves` says which datasets it takes; `on_step` is called behind each named step."""
+
+    def __init__(
+        self, parts: Parts, source: Source, name: str = "hand", serves: Callable[[DatasetId], bool] = lambda _: True
+    ) -> None:
+        self.parts, self.source, self.name, self.serves = parts, source, name, serves
+        app = Producers()
+        app.add("*/*/*", source)
+        self.clerk = Clerk(parts.catalog, parts.requests, parts.derived, parts.settings, parts.on_step)
+        self.maker = Maker(parts.catalog, parts.engine, parts.publication, app, parts.on_step)
+
+    def read(self, dataset: DatasetId = OFFERS) -> list[Entry]:
+        """Bells of the dataset's name that nobody has taken yet, high first."""
+        slot, found = self.parts.index.slot(dataset), list[Entry]()
+        for priority in PRIORITIES:
+            stream = slot.requests(dataset.name, priority)
+            self.parts.redis.create_group(stream, PRODUCERS)
+            found += self.parts.redis.wait_entries({stream: b">"}, PRODUCERS, self.name, 10_000, 0)
+        return found
+
+    def claim(self, dataset: DatasetId = OFFERS) -> Claimed:
+        return self.clerk.claim(self.parts.index.slot(dataset), self.name, self.read(dataset), self.serves)
+
+    def lead(self) -> Flight:
+        """The one flight of a claim that must give exactly one."""
+        (flight,) = self.claim().flights
+        return flight
+
+    def produce(self, flight: Flight) -> Produced:
+        return self.maker.produce(flight, 1, self.clerk.since(flight))
+
+    def answer(self, flight: Flight, produced: Produced) -> Answered:
+        members = self.clerk.close(flight)
+        for order in self.clerk.orders(flight, members, produced.version):
+            self.clerk.keep(order, self.maker.derive(order, self.parts.settings.result_seconds))
+        return self.clerk.complete(flight, members, produced)
+
+    def run(self, flight: Flight) -> Answered:
+        """The whole flight, failing its members with what the producer raised."""
+        if flight.kind == "derive":
+            state = self.parts.catalog.state(flight.dataset)
+            return self.answer(flight, Produced(version=state.version, changed=False, confirmed_at=state.confirmed_at))
+        try:
+            produced = self.produce(flight)
+        except BrokerError as error:
+            return self.clerk.fail(flight, self.clerk.close(flight), error)
+        return self.answer(flight, produced)
+
+    def work(self) -> int:
+        """Claim and run what there is. -> flights"""
+        flights = self.claim().flights
+        for flight in flights:
+            self.run(flight)
+        return len(flights)
+
+    def take_over(self, id: str) -> Flight:
+        """Wait until the flight lapses, and hold it."""
+        found: list[Flight] = []
+
+        def taken() -> bool:
+            flight = self.parts.requests.take_over(id, self.name)
+            found.extend([flight] if flight else [])
+            return bool(found)
+
+        wait_until(taken, "a lapsed flight", 10)
+        return found[0]
+
+
+def events(broker: Broker, target: str = "search") -> list[Completion]:
+    """Terminal events in the target's response stream, oldest first."""
+    return [response.completion for response in broker.responses(target).peek(100_000)]
