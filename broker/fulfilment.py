@@ -65,12 +65,16 @@ class Maker:
     def produce(self, flight: Flight, members: int, since: Since | None) -> Produced:
         """Run the producer and publish what it gave. A version that this flight made already is not made again.
 
+        `since`: what the claim saw, if it saw something; the head is looked at anyway, and the newer of both is told.
+
         Raises what the producer raised (typed, or AttemptFailed), BadData, Fenced, StaleBase.
         """
         started = time.time()
         state = self._catalog.state(flight.dataset)
         if (version := state.made_by(flight.id)) is not None:
             return Produced(version=version, changed=True, confirmed_at=state.confirmed_at)
+        if (since.version if since else 0) != state.version:
+            since = Since(*self._catalog.noted(flight.dataset))
         producer = self._producers.match(flight.dataset)
         asked = ProductionRequest(dataset=flight.dataset, spec=state.spec, reason="request", members=members)
         outcome = producer.run(asked, since)
@@ -147,9 +151,8 @@ class Clerk:
         return claimed
 
     def since(self, flight: Flight) -> Since | None:
-        """What the producer is told: the newest version and the position noted with it."""
-        version, position = flight.noted or self.catalog.noted(flight.dataset)
-        return Since(version, position) if version else None
+        """What the claim saw of the dataset: the newest version and the position noted with it."""
+        return Since(*flight.noted) if flight.noted and flight.noted[0] else None
 
     def close(self, flight: Flight) -> list[Member]:
         members = self.requests.close(flight)
