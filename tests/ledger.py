@@ -8,16 +8,15 @@ from typing import Any
 
 from broker import Broker
 from broker.backend.client import Entry
-from broker.backend.keys import PRODUCERS
+from broker.backend.keys import PRODUCERS, Slot
 from broker.errors import BrokerError
 from broker.fulfilment import Answered, Clerk, Maker, Produced
 from broker.model.names import DatasetId
-from broker.model.request import PRIORITIES, Completion
+from broker.model.request import PRIORITIES, Completion, slot_of
 from broker.outcomes import ProductionRequest, Since, Snapshot
 from broker.parts import Parts
 from broker.producers import Producers
 from broker.requests import Claimed, Flight
-from tests.servers import wait_until
 
 OFFERS = DatasetId("goodstuff_01/catalog/offers")
 
@@ -95,16 +94,18 @@ class Hand:
         return len(flights)
 
     def take_over(self, id: str) -> Flight:
-        """Wait until the flight lapses, and hold it."""
-        found: list[Flight] = []
+        """Hold a flight whose lease is over."""
+        let_lapse(self.parts, id)
+        flight = self.parts.requests.take_over(id, self.name)
+        assert flight is not None
+        return flight
 
-        def taken() -> bool:
-            flight = self.parts.requests.take_over(id, self.name)
-            found.extend([flight] if flight else [])
-            return bool(found)
 
-        wait_until(taken, "a lapsed flight", 10)
-        return found[0]
+def let_lapse(parts: Parts, id: str) -> None:
+    """What the clock does in the end: the flight's lease is over."""
+    slot = Slot(slot_of(id))
+    parts.redis.run("HSET", slot.flight(id), "until", 1)
+    parts.redis.run("ZADD", slot.key("lapse"), 1, id)
 
 
 def events(broker: Broker, target: str = "search") -> list[Completion]:
