@@ -88,6 +88,17 @@ class Maker:
         position = None if published.edge else json.dumps(resolve_position(outcome))
         return Produced(version=published.version, changed=published.edge is not None, confirmed_at=started, position=position)
 
+    def parts(self, flight: Flight, members: int) -> tuple[str, ...]:
+        """Names of the parts into which the production is cut. Raises what `values` raised, Invalid when it names none."""
+        producer, spec = self._producers.match(flight.dataset), self._catalog.state(flight.dataset).spec
+        found = producer.parts(ProductionRequest(dataset=flight.dataset, spec=spec, reason="request", members=members))
+        if not found:
+            raise Invalid(
+                "the producer has no parts", of=producer.name, why="its values are empty, which says nothing of the rows",
+                hint="Give at least one value; a part may be an empty Snapshot",
+            )  # fmt: skip
+        return found
+
     def _publish(self, flight: Flight, outcome: Any, since: Since | None) -> Published:
         note = Note(
             production=flight.id, lease=flight.lease, position=lambda: resolve_position(outcome),

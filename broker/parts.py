@@ -47,6 +47,11 @@ def redis_url(settings: Settings) -> str:
     return settings.redis or embedded.ensure(home_folder(settings), settings).url
 
 
+def rq_url(settings: Settings) -> str:
+    """The Redis that RQ uses: the setting, or the broker's own. `Jobs.open` refuses a cluster."""
+    return settings.rq_url or redis_url(settings)
+
+
 def store_url(settings: Settings) -> str:
     """The store to use: the setting, or a folder beside the embedded Redis."""
     return settings.store or str(home_folder(settings) / STORE_FOLDER)

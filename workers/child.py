@@ -52,7 +52,7 @@ def producers_of(app: str) -> Producers:
 
 
 class Child:
-    """Answers one message after the other: {"do": "produce" | "derive", ...} -> {"ok": ...} | {"error": ...}."""
+    """Answers one message after the other: {"do": "produce" | "parts" | "derive", ...} -> {"ok": ...} | {"error": ...}."""
 
     def __init__(self, parts: Parts, producers: Producers) -> None:
         self._settings = parts.settings
@@ -60,7 +60,7 @@ class Child:
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"ok": self._produce(message) if message["do"] == "produce" else self._derive(message)}
+            return {"ok": {"produce": self._produce, "parts": self._parts, "derive": self._derive}[message["do"]](message)}
         except BrokerError as error:
             return {"error": error.to_dict()}
         except Exception as error:  # noqa: BLE001 - the boundary of the process: everything becomes a typed answer
@@ -74,6 +74,9 @@ class Child:
         told = Since(since["version"], since["position"]) if since else None
         made = self._maker.produce(flight_from_json(message["flight"]), message["members"], told)
         return made.model_dump(mode="json")
+
+    def _parts(self, message: dict[str, Any]) -> list[str]:
+        return list(self._maker.parts(flight_from_json(message["flight"]), message["members"]))
 
     def _derive(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         orders = [Derivation.model_validate(order) for order in message["orders"]]

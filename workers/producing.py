@@ -1,20 +1,19 @@
-"""The producer role: reads request streams, runs flights in children, answers. Three threads, one owner each.
+"""The producer role: reads request streams, runs flights in children, answers. Four threads, one owner each.
 
 intake    streams -> claim -> line of flights (by priority, every tenth from the low end) -> an idle child
 outcome   a child's answer -> close, derive, answer
+follow    flights cut into parts: RQ jobs make them, no child (leading.py)
 watch     heartbeats, limits, ticks: overdue, lapsed, delayed, parked
 """
 
 from __future__ import annotations
 
-import heapq
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from threading import Lock
 from typing import Any, Final
 from uuid import uuid4
@@ -22,7 +21,7 @@ from uuid import uuid4
 from broker.backend.client import BLOCK_MAX_MS, Entry
 from broker.backend.group_reader import GroupReader
 from broker.backend.keys import PRODUCERS, Slot
-from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, RequestCancelled, Transient
+from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, RequestCancelled, StaleBase, Transient
 from broker.fulfilment import Clerk, Derivation, Produced
 from broker.model.commit import Edge
 from broker.model.names import DatasetId
@@ -31,24 +30,26 @@ from broker.parts import Parts
 from broker.producers import Producers
 from broker.requests import Flight, Member
 from workers.child import flight_to_json
+from workers.leading import Leading, spent
+from workers.line import Line
 from workers.supervisor import Result, Supervisor
 
 READ_COUNT: Final = 100
 LINE_LENGTH: Final = 64
 """Flights a worker holds before it stops reading: what it cannot start soon, others may."""
-LOW_EVERY: Final = 10
 DISCOVER_SECONDS: Final = 1.0
 STEAL_SECONDS: Final = 5.0
 
 
 @dataclass
 class Held:
-    """A flight this worker holds, with what it knows so far. `members` None: not closed yet."""
+    """A flight this worker holds, with what it knows so far. `members` None: not closed yet; `spent`: no other round."""
 
     flight: Flight
     members: list[Member] | None = None
     produced: Produced | None = None
     orders: list[Derivation] = field(default_factory=list)
+    spent: bool = False
 
 
 @dataclass
@@ -63,34 +64,6 @@ class Counts:
     fenced: int = 0
 
 
-class Line:
-    """Flights waiting for a child. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Flight]] = []
-        self._ticket, self._lock, self._taken = count(), Lock(), 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def put(self, flight: Flight) -> None:
-        with self._lock:
-            heapq.heappush(self._heap, (PRIORITIES.index(flight.priority), next(self._ticket), flight))
-
-    def take(self) -> Flight | None:
-        """The oldest of the highest priority; every tenth time the oldest of the lowest, so that none starves."""
-        with self._lock:
-            if not self._heap:
-                return None
-            self._taken += 1
-            if self._taken % LOW_EVERY:
-                return heapq.heappop(self._heap)[2]
-            item = min(self._heap, key=lambda item: (-item[0], item[1]))
-            self._heap.remove(item)
-            heapq.heapify(self._heap)
-            return item[2]
-
-
 class Producing:
     """One worker process' producer role. Each method that a loop calls is one pass."""
 
@@ -100,6 +73,7 @@ class Producing:
         self._requests = parts.requests
         self._clerk = Clerk(parts.catalog, parts.requests, parts.derived, parts.settings, parts.on_step)
         self._line, self._held, self._lock = Line(), dict[str, Held](), Lock()
+        self._leading = Leading(parts, producers, supervisor.app)
         self._streams: dict[bytes, Slot] = {}
         self._reader: GroupReader | None = None
         self._discovered = self._stolen = 0.0
@@ -192,9 +166,13 @@ class Producing:
                 self._guarded(held, self._start_production)
 
     def _start_production(self, held: Held) -> None:
+        cut = self._leading.cuts(held.flight)
+        if cut and self._leading.resumes(held.flight):
+            return
         since = self._clerk.since(held.flight)
         told = {"version": since.version, "position": since.position} if since else None
-        message = {"do": "produce", "flight": flight_to_json(held.flight), "members": 1, "since": told}
+        do = "parts" if cut else "produce"
+        message = {"do": do, "flight": flight_to_json(held.flight), "members": 1, "since": told}
         if not self._supervisor.run(held.flight, message):
             self._line.put(held.flight)
 
@@ -217,6 +195,8 @@ class Producing:
         elif result.task.message["do"] == "produce":
             held.produced = Produced.model_validate(result.ok)
             self._prepare_answer(held)
+        elif result.task.message["do"] == "parts":
+            self._leading.begin(held.flight, result.ok, result.task.message["since"], result.task.message["members"])
         else:
             for order, edge in zip(held.orders, result.ok, strict=True):
                 self._clerk.keep(order, Edge.model_validate(edge))
@@ -247,7 +227,9 @@ class Producing:
 
     def _fail(self, held: Held, error: BrokerError) -> None:
         self.counts.failed_attempts += 1
+        self._leading.abandon(held.flight)
         members = held.members if held.members is not None else self._clerk.close(held.flight)
+        members = spent(members, self._parts.settings.max_attempts) if held.spent else members
         answered = self._clerk.fail(held.flight, members, error)
         self.counts.answered += answered.ended
         self.counts.retried += answered.retried
@@ -272,8 +254,33 @@ class Producing:
             self._release(held)
 
     def _release(self, held: Held) -> None:
+        self._leading.forget(held.flight)
         with self._lock:
             self._held.pop(held.flight.id, None)
+
+    # --- follow
+
+    def follow(self) -> int:
+        """See after the jobs of the cut flights held here, and go on with those that are done. -> how many are followed"""
+        flights = self._leading.flights
+        for flight in flights:
+            held = self._held.get(flight.id)
+            if held is None or held.flight != flight:
+                self._leading.forget(flight)
+            else:
+                self._guarded(held, self._look)
+        return len(flights)
+
+    def _look(self, held: Held) -> None:
+        try:
+            held.produced = self._leading.look(held.flight)
+        except (AttemptFailed, StaleBase) as error:
+            held.spent = isinstance(error, AttemptFailed)
+            return self._fail(held, error)
+        if held.produced is not None:
+            self._leading.forget(held.flight)
+            self._line.put(held.flight)
+            self._supervisor.wake()
 
     # --- watch
 

@@ -95,7 +95,7 @@ class Supervisor:
     """A pool of children. `run` and `wait` are for one thread each; `inspect` and `abort` for any."""
 
     def __init__(self, settings: Settings, app: str, processes: int, on_step: str = "") -> None:
-        self._settings = settings
+        self._settings, self.app = settings, app
         self._command = [sys.executable, "-m", "workers.child", app, *([on_step] if on_step else [])]
         self._lock, self._selector = Lock(), selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
