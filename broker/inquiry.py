@@ -121,7 +121,12 @@ class Inquiry:
         queued = dict.fromkeys(names, 0)
         for (name, _), size in zip(streams, sizes, strict=True):
             queued[name] += int(size)
-        others = [("ZCARD", slot.key("lapse")), ("ZCARD", slot.key("delayed")), ("HLEN", slot.key("parked")), ("XLEN", slot.dead)]
+        others = [
+            ("ZCARD", slot.key("lapse")),
+            ("ZCARD", slot.key("delayed")),
+            ("HLEN", slot.key("parked")),
+            ("XLEN", slot.dead),
+        ]
         flights, delayed, parked, dead = map(int, self._redis.pipeline(others, slot.name, writes=False))
         return Queues(slot.name, queued, flights, delayed, parked, dead, tuple(self._registry.alive(slot)))
 

@@ -37,10 +37,22 @@ DRAIN_SECONDS: Final = 30.0
     """,
 )  # fmt: skip
 @click.argument("app", required=False)
-@click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Attempts that run at once, each in a child process.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Attempts that run at once, each in a child process.",
+)
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do for these producers.")
 @click.option("--name", help="Name in status and logs. Default: host, pid and a random part.")
-@click.option("--drain-seconds", type=click.FloatRange(0), default=DRAIN_SECONDS, show_default=True, help="Time for running attempts at TERM or INT.")
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(0),
+    default=DRAIN_SECONDS,
+    show_default=True,
+    help="Time for running attempts at TERM or INT.",
+)
 @pass_face
 def worker(face: Face, app: str | None, processes: int, burst: bool, name: str | None, drain_seconds: float) -> None:
     """Serve the producers of APP (module:attribute, or a .toml file; default: the sources of broker.toml).
@@ -95,7 +107,12 @@ def config_here() -> str:
     """The nearest broker.toml. Raises NotFound."""
     found = find_upwards(CONFIG_FILE)
     if found is None:
-        raise NotFound("nothing to serve", of=CONFIG_FILE, why="no application was named and there is no such file here or above", hint="broker worker my_module:app")
+        raise NotFound(
+            "nothing to serve",
+            of=CONFIG_FILE,
+            why="no application was named and there is no such file here or above",
+            hint="broker worker my_module:app",
+        )
     return str(found)
 
 
@@ -104,9 +121,15 @@ def checked_app(target: str) -> Producers:
     try:
         producers = producers_of(str(Path(target).absolute()) if target.endswith(".toml") else target)
     except (Invalid, NotFound) as error:
-        raise Terminal(f"the application cannot be used: {error.what}", of=error.of or target, why=error.why, hint=error.hint) from error
+        raise Terminal(
+            f"the application cannot be used: {error.what}", of=error.of or target, why=error.why, hint=error.hint
+        ) from error
     if not len(producers):
-        raise Terminal("the application serves nothing", of=target, hint="Register with @app.producer(pattern), or add [[sources]] to broker.toml")
+        raise Terminal(
+            "the application serves nothing",
+            of=target,
+            hint="Register with @app.producer(pattern), or add [[sources]] to broker.toml",
+        )
     return producers
 
 
@@ -116,7 +139,9 @@ class JsonLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         known = {name: getattr(record, name) for name in ("counts", "patterns") if hasattr(record, name)}
         error = {"error": self.formatException(record.exc_info)} if record.exc_info else {}
-        return json.dumps({"time": record.created, "level": record.levelname.lower(), "event": record.getMessage(), **known, **error})
+        return json.dumps(
+            {"time": record.created, "level": record.levelname.lower(), "event": record.getMessage(), **known, **error}
+        )
 
 
 def log_to_stderr(as_json: bool) -> None:

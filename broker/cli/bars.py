@@ -22,7 +22,9 @@ from rich.progress import (
 @contextmanager
 def bar(label: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
     """A bar of `total` units (None: it only turns); `unit` is `bytes` or a word such as `rows`."""
-    counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
+    counts: list[ProgressColumn] = (
+        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
+    )
     head: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
     with Progress(*head, *counts, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(label, total=total)

@@ -61,7 +61,9 @@ def _embedded(settings: Settings) -> Iterator[Finding]:
         return
     home = home_folder(settings)
     running = embedded.status(home)
-    yield Finding("ok", "embedded", f"running at {running.url}" if running else f"not running under {home}; it starts when it is used")
+    yield Finding(
+        "ok", "embedded", f"running at {running.url}" if running else f"not running under {home}; it starts when it is used"
+    )
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
@@ -86,7 +88,11 @@ def _workers(broker: Broker) -> Iterator[Finding]:
     for slot in index.slots():
         datasets = index.datasets(slot)
         queues = inquiry.queues(slot, datasets)
-        yield Finding("ok", f"slot {slot.name}", f"{len(queues.workers)} live worker(s), {queues.flights} flight(s), {sum(queues.queued.values())} queued")
+        yield Finding(
+            "ok",
+            f"slot {slot.name}",
+            f"{len(queues.workers)} live worker(s), {queues.flights} flight(s), {sum(queues.queued.values())} queued",
+        )
         if queues.dead:
             yield Finding("note", f"slot {slot.name}", f"{queues.dead} dead letter(s): see broker requests dead")
         for dataset in inquiry.outstanding(slot):
@@ -102,7 +108,11 @@ def _dataset(broker: Broker, dataset: DatasetId) -> Iterator[Finding]:
     (reserved_at,) = index.fields(dataset, "reserved_at")
     age = time.time() - int(reserved_at) / 1000 if head.reservation and reserved_at else 0.0
     if unpublished is not None:
-        yield Finding("broken", dataset, f"log record {state.seq + 1} is sealed and not published: a worker's janitor, or broker rebuild, does it")
+        yield Finding(
+            "broken",
+            dataset,
+            f"log record {state.seq + 1} is sealed and not published: a worker's janitor, or broker rebuild, does it",
+        )
     elif age > settings.reservation_seconds * 5:
         yield Finding("broken", dataset, f"record {state.seq + 1} is reserved since {age:.0f} s: a worker's janitor seals it")
     elif not head.current:

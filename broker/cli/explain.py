@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from broker.cli.face import Command, Face, fields_of, pass_face
-from broker.cli.requests import inquiry_of, status_lines, status_value
+from broker.cli.requests import inquiry_of
+from broker.cli.shown import status_lines, status_value
 from broker.cli.words import bytes_text, time_text
 from broker.connect import Dataset
 from broker.errors import InvalidRequest
@@ -36,25 +37,40 @@ def request(face: Face, id: str) -> None:
 
 def _request_value(found: Whereabouts, made: int | None) -> dict[str, Any]:
     return status_value(found.status) | {
-        "waits_for": found.waits_for, "why": found.why, "flight": asdict(found.flight) if found.flight else None, "sealed_version": made,
+        "waits_for": found.waits_for,
+        "why": found.why,
+        "flight": asdict(found.flight) if found.flight else None,
+        "sealed_version": made,
         "workers": [asdict(worker) for worker in found.workers],
-    }  # fmt: skip
+    }
 
 
 def _request_lines(found: Whereabouts, made: int | None) -> list[str]:
     lines = status_lines(found.status)
     if found.flight:
         flight = found.flight
-        lines += ["", *fields_of({
-            "flight": flight.id, "kind": flight.kind, "state": flight.state, "held by": flight.owner, "since": time_text(flight.started),
-            "lease until": time_text(flight.until), "sealed": f"version {made}: the answer is on its way" if made else None,
-        })]  # fmt: skip
+        lines += [
+            "",
+            *fields_of(
+                {
+                    "flight": flight.id,
+                    "kind": flight.kind,
+                    "state": flight.state,
+                    "held by": flight.owner,
+                    "since": time_text(flight.started),
+                    "lease until": time_text(flight.until),
+                    "sealed": f"version {made}: the answer is on its way" if made else None,
+                }
+            ),
+        ]
     workers = ", ".join(worker.id for worker in found.workers) or "none"
     return [*lines, "", f"waits for  {found.waits_for or 'nothing'}: {found.why}", f"served by  {workers}"]
 
 
 @explain.command(
-    "version", cls=Command, examples="broker explain version shop/catalog/offers 3\nbroker explain version shop/catalog/offers@3"
+    "version",
+    cls=Command,
+    examples="broker explain version shop/catalog/offers 3\nbroker explain version shop/catalog/offers@3",
 )
 @click.argument("name")
 @click.argument("version", type=int, required=False)
@@ -79,19 +95,32 @@ def _record(dataset: Dataset, records: Any) -> tuple[Record, str]:
 
 def _version_value(info: VersionInfo, record: Record, sha: str, road: tuple[Edge, ...]) -> dict[str, Any]:
     return {
-        "version": info.model_dump(mode="json"), "record": record.model_dump(mode="json"), "sha256": sha, "previous": record.previous,
+        "version": info.model_dump(mode="json"),
+        "record": record.model_dump(mode="json"),
+        "sha256": sha,
+        "previous": record.previous,
         "road": [{"base": edge.base, "version": edge.version, "kind": edge.kind, "bytes": edge.bytes} for edge in road],
-    }  # fmt: skip
+    }
 
 
 def _version_lines(name: str, info: VersionInfo, record: Record, sha: str, road: tuple[Edge, ...]) -> list[str]:
     edge: Edge | None = getattr(record.body, "edge", None)
-    lines = fields_of({
-        "version": f"{info.version} of {name}", "record": f"number {record.seq}, sealed {time_text(record.time)}", "sha256": sha, "follows": record.previous,
-        "made by": record.producer, "production": info.production, "fence": "/".join(map(str, record.fence)) if record.fence else None,
-        "edge": f"{edge.kind} from {edge.base or 'nothing'}: {edge.rows} rows, {bytes_text(edge.bytes)}" if edge else None,
-        "position": getattr(record.body, "position", None), "attributes": " ".join(f"{k}={v}" for k, v in info.custom.items()),
-    })  # fmt: skip
-    lines += [f"file    {file.role}  {file.key}  {file.rows} rows, {bytes_text(file.bytes)}" for file in (edge.files if edge else ())]
+    lines = fields_of(
+        {
+            "version": f"{info.version} of {name}",
+            "record": f"number {record.seq}, sealed {time_text(record.time)}",
+            "sha256": sha,
+            "follows": record.previous,
+            "made by": record.producer,
+            "production": info.production,
+            "fence": "/".join(map(str, record.fence)) if record.fence else None,
+            "edge": f"{edge.kind} from {edge.base or 'nothing'}: {edge.rows} rows, {bytes_text(edge.bytes)}" if edge else None,
+            "position": getattr(record.body, "position", None),
+            "attributes": " ".join(f"{k}={v}" for k, v in info.custom.items()),
+        }
+    )
+    lines += [
+        f"file    {file.role}  {file.key}  {file.rows} rows, {bytes_text(file.bytes)}" for file in (edge.files if edge else ())
+    ]
     steps = " -> ".join(str(edge.version) for edge in road)
     return [*lines, f"road    nothing -> {steps}: {bytes_text(sum(edge.bytes for edge in road))}"]

@@ -69,7 +69,7 @@ class Face:
     def progress(self, label: str, total: float | None = None, unit: str = "bytes") -> Iterator[Advance]:
         """A bar on stderr while the block runs, when stderr is a terminal. `advance(n)` moves it by n units."""
         if self.json or not sys.stderr.isatty():
-            yield lambda amount: None
+            yield lambda _amount: None
             return
         from broker.cli.bars import bar
 
@@ -93,7 +93,9 @@ def columns(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[st
     """Aligned lines under a header; numbers to the right."""
     cells = [[("-" if cell is None or cell == "" else str(cell)) for cell in row] for row in rows]
     widths = [max(len(header), *(len(row[i]) for row in cells)) if cells else len(header) for i, header in enumerate(headers)]
-    right = [bool(cells) and all(row[i].replace(".", "").isdigit() or row[i] == "-" for row in cells) for i in range(len(headers))]
+    right = [
+        bool(cells) and all(row[i].replace(".", "").isdigit() or row[i] == "-" for row in cells) for i in range(len(headers))
+    ]
 
     def line(row: Sequence[str]) -> str:
         fitted = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))
@@ -107,6 +109,11 @@ def fields_of(values: Mapping[str, object]) -> list[str]:
     shown = {name: value for name, value in values.items() if value not in (None, "", (), [], {})}
     width = max((len(name) for name in shown), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in shown.items()]
+
+
+def joined(attributes: Mapping[str, str]) -> str:
+    """`a=b c=d`."""
+    return " ".join(f"{name}={value}" for name, value in attributes.items())
 
 
 def pairs(texts: Iterable[str], option: str = "--attribute") -> dict[str, str]:
@@ -136,6 +143,7 @@ class Command(click.Command):
         self.params += common_options()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
         write_examples(formatter, self.examples)
 
 

@@ -21,12 +21,12 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("broker.cli.service:status", "What runs: Redis, store, datasets, queues, workers."),
     "doctor": ("broker.cli.service:doctor", "Check everything and say what cannot be promised."),
     "dataset": ("broker.cli.datasets:dataset", "Create, list, show, alter and drop datasets."),
-    "publish": ("broker.cli.datasets:publish", "Publish files as a new version of a dataset."),
+    "publish": ("broker.cli.publish:publish", "Publish files as a new version of a dataset."),
     "request": ("broker.cli.requests:request", "Ask for data."),
     "requests": ("broker.cli.requests:requests", "List, show, watch, cancel and retry requests."),
-    "responses": ("broker.cli.requests:responses", "Read a target's completions."),
+    "responses": ("broker.cli.responses:responses", "Read a target's completions."),
     "pull": ("broker.cli.pull:pull", "Bring a replica or a file up to the newest version."),
-    "versions": ("broker.cli.datasets:versions", "List, show and verify versions."),
+    "versions": ("broker.cli.versions:versions", "List, show and verify versions."),
     "explain": ("broker.cli.explain:explain", "Why a request waits, how a version came about."),
     "worker": ("workers.__main__:worker", "Run producers of an application, or of broker.toml."),
     "rebuild": ("broker.cli.service:rebuild", "Restore the index in Redis from the store alone."),
@@ -46,9 +46,11 @@ class Program(click.Group):
     """Resolves commands by name, so that no command pays for the imports of another."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
@@ -56,10 +58,12 @@ class Program(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
         write_examples(formatter, EXAMPLES)
 
 

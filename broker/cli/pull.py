@@ -32,15 +32,36 @@ POSTGRES: Final = ("postgresql", "postgres")
     """,
 )  # fmt: skip
 @click.argument("name")
-@click.option("--to", "place", required=True, metavar="PLACE", help=".duckdb, .sqlite, postgresql://…, a folder; or a .parquet, .csv, .jsonl, .arrow file.")
+@click.option(
+    "--to",
+    "place",
+    required=True,
+    metavar="PLACE",
+    help=".duckdb, .sqlite, postgresql://…, a folder; or a .parquet, .csv, .jsonl, .arrow file.",
+)
 @click.option("--where", help="SQL condition on the rows.")
 @click.option("--columns", "column_names", help="Columns wanted, a,b; key and order columns always come.")
 @click.option("--table", help="Table in the database. Default: the dataset's name.")
-@click.option("--name", "replica", help="Name of the replica. Default: from the place, so that the next pull goes on from this one.")
-@click.option("--wait", "wait_seconds", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a version newer than the one held.")
+@click.option(
+    "--name", "replica", help="Name of the replica. Default: from the place, so that the next pull goes on from this one."
+)
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Seconds to wait for a version newer than the one held.",
+)
 @pass_face
 def pull(
-    face: Face, name: str, place: str, where: str | None, column_names: str | None, table: str | None, replica: str | None, wait_seconds: float
+    face: Face,
+    name: str,
+    place: str,
+    where: str | None,
+    column_names: str | None,
+    table: str | None,
+    replica: str | None,
+    wait_seconds: float,
 ) -> None:
     """Bring PLACE up to the newest version: a replica takes only what changed; a single file is written anew."""
     chosen = names(column_names)
@@ -63,7 +84,9 @@ def _export(face: Face, broker: Broker, name: str, path: Path, selection: tuple[
     found = broker.dataset(name)
     version = found.state.version
     if version == 0:
-        raise NotFound("the dataset has no version yet", of=name, hint=f"Publish one, or: broker request {name} --target me --wait")
+        raise NotFound(
+            "the dataset has no version yet", of=name, hint=f"Publish one, or: broker request {name} --target me --wait"
+        )
     part = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     rows = 0
     try:

@@ -1,4 +1,4 @@
-"""Requests and responses: request, requests …, responses."""
+"""request, and requests …: ask, look, wait, cancel, retry."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from typing import Any, Final
 import click
 
 from broker.cli.exits import Exit
-from broker.cli.face import Command, Face, columns, fields_of, names, pairs, pass_face
-from broker.cli.words import bytes_text, span_text, time_text
+from broker.cli.face import Command, Face, columns, names, pairs, pass_face
+from broker.cli.shown import (
+    completion_lines,
+    completion_text,
+    completion_value,
+    dead_lines,
+    dead_value,
+    status_lines,
+    status_value,
+)
+from broker.cli.words import time_text
 from broker.connect import Broker, Handle
 from broker.errors import Conflict
-from broker.inquiry import DeadLetter, Inquiry, find_request
-from broker.model.request import PRIORITIES, Completion, State
+from broker.inquiry import Inquiry, find_request
+from broker.model.request import PRIORITIES, State
 from broker.received import Received
 from broker.requests import Status
-from broker.responses import Response
 
 POLL_SECONDS: Final = 0.2
 FOREVER: Final = "forever"
@@ -40,30 +48,55 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 
 
 @click.command(
-    "request", cls=Command,
+    "request",
+    cls=Command,
     examples="""
     broker request shop/catalog/offers --target search
-    broker request shop/catalog/offers --target search --since 7 --where "price < 50" --columns sku,price --wait 30 --to incoming/
+    broker request shop/catalog/offers --target search --since 7 --where "price < 50" --columns sku,price --wait --to in/
     broker request shop/catalog/offers --target search --max-staleness 60 --idempotency-key job-17 --attribute why=nightly
     """,
-)  # fmt: skip
+)
 @click.argument("name")
 @click.option("--target", required=True, help="The system that asks: owner of the response stream.")
-@click.option("--since", callback=_cursor, metavar="N|CURSOR", help="What the target holds: a version, or a completion's cursor.")
+@click.option(
+    "--since", callback=_cursor, metavar="N|CURSOR", help="What the target holds: a version, or a completion's cursor."
+)
 @click.option("--where", help="SQL condition on the rows.")
 @click.option("--columns", "column_names", help="Columns wanted, a,b; key and order columns always come.")
 @click.option("--format", "form", type=click.Choice(["parquet", "jsonl", "csv", "arrow"]), default="parquet", show_default=True)
 @click.option("--mode", type=click.Choice(["auto", "snapshot", "delta"]), default="auto", show_default=True)
-@click.option("--max-staleness", type=float, metavar="SECONDS", help="Take a version confirmed within this time; else the producer is asked.")
+@click.option(
+    "--max-staleness",
+    type=float,
+    metavar="SECONDS",
+    help="Take a version confirmed within this time; else the producer is asked.",
+)
 @click.option("--deadline", type=float, metavar="SECONDS", help="Expire if not answered within this time from now.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option("--idempotency-key", help="The same key and request again gives the same request.")
 @click.option("--attribute", "attributes", multiple=True, metavar="K=V")
-@click.option("--wait", callback=_seconds, is_flag=False, flag_value=FOREVER, metavar="[SECONDS]", help="Wait for the answer; without a number, as long as it takes.")
-@click.option("--to", "folder", type=click.Path(file_okay=False), help="Download the files, verified, into this folder; implies --wait.")
+@click.option(
+    "--wait",
+    callback=_seconds,
+    is_flag=False,
+    flag_value=FOREVER,
+    metavar="[SECONDS]",
+    help="Wait for the answer; without a number, as long as it takes.",
+)
+@click.option(
+    "--to", "folder", type=click.Path(file_okay=False), help="Download the files, verified, into this folder; implies --wait."
+)
 @pass_face
 def request(
-    face: Face, name: str, column_names: str | None, form: str, attributes: tuple[str, ...], wait: float | str | None, folder: str | None, **fields: Any
+    face: Face,
+    /,
+    name: str,
+    column_names: str | None,
+    form: str,
+    attributes: tuple[str, ...],
+    wait: float | str | None,
+    folder: str | None,
+    **fields: Any,
 ) -> None:
     """Ask for data of dataset NAME; prints the request's id, or with --wait the answer."""
     given = {field: value for field, value in fields.items() if value is not None}
@@ -101,9 +134,12 @@ def list_(face: Face, state: str | None, dataset: str | None, target: str | None
     """The newest requests Redis remembers."""
     with face.connect() as broker:
         chosen = (
-            status for status in _newest(broker)
-            if (not state or status.state == state) and (not dataset or status.request.dataset == dataset) and (not target or status.request.target == target)
-        )  # fmt: skip
+            status
+            for status in _newest(broker)
+            if (not state or status.state == state)
+            and (not dataset or status.request.dataset == dataset)
+            and (not target or status.request.target == target)
+        )
         found = list(islice(chosen, limit))
         idle = {s.request.dataset for s in found if s.state is State.QUEUED and not _served(broker, s)}
     value = [status_value(status, status.request.dataset in idle) for status in found]
@@ -180,7 +216,7 @@ def dead(face: Face, limit: int) -> None:
     with face.connect() as broker:
         letters = [letter for slot in broker.parts.index.slots() for letter in inquiry_of(broker).dead(slot, limit)]
     letters = sorted(letters, key=lambda letter: letter.entry, reverse=True)[:limit]
-    face.emit([_dead_value(letter) for letter in letters], [line for letter in letters for line in _dead_lines(letter)])
+    face.emit([dead_value(letter) for letter in letters], [line for letter in letters for line in dead_lines(letter)])
 
 
 @requests.command("retry", cls=Command, examples="broker requests retry catalog.0.0193…")
@@ -201,53 +237,6 @@ def retry(face: Face, id: str) -> None:
     face.emit({"request": handle.id, "instead_of": id}, handle.id)
 
 
-@click.command(
-    "responses", cls=Command,
-    examples="""
-    broker responses search
-    broker responses search --follow --ack --json
-    """,
-)  # fmt: skip
-@click.argument("target")
-@click.option("--follow", is_flag=True, help="Go on as they come, until Ctrl-C.")
-@click.option("--ack", is_flag=True, help="Take them: each is acknowledged behind its line. Without it they are only looked at.")
-@click.option("--limit", type=click.IntRange(1), default=1_000, show_default=True, help="Look at no more at once.")
-@pass_face
-def responses(face: Face, target: str, follow: bool, ack: bool, limit: int) -> None:
-    """Completions of a target, one line each (with --json one JSON object each), oldest first."""
-    with face.connect() as broker:
-        try:
-            for response in _taken(broker, target, follow) if ack else _peeked(broker, target, follow, limit):
-                face.emit(completion_value(response.completion), completion_text(response.completion))
-                if ack:
-                    response.ack()
-        except KeyboardInterrupt:
-            face.say("stopped")
-
-
-def _taken(broker: Broker, target: str, follow: bool) -> Iterator[Response]:
-    reader = broker.responses(target)
-    if follow:
-        yield from reader.listen()
-    while found := reader.read():
-        yield from found
-    reader.close()
-
-
-def _peeked(broker: Broker, target: str, follow: bool, limit: int) -> Iterator[Response]:
-    reader, seen = broker.responses(target), set[tuple[bytes, bytes]]()
-    while True:
-        unread = reader.peek(limit)
-        keys = {(response.entry.stream, response.entry.id) for response in unread}
-        for response in unread:
-            if (response.entry.stream, response.entry.id) not in seen:
-                yield response
-        seen = keys
-        if not follow:
-            return
-        time.sleep(POLL_SECONDS)
-
-
 def inquiry_of(broker: Broker) -> Inquiry:
     return Inquiry(broker.parts.redis, broker.parts.requests)
 
@@ -255,72 +244,3 @@ def inquiry_of(broker: Broker) -> Inquiry:
 def _served(broker: Broker, status: Status) -> bool:
     dataset = status.request.dataset
     return bool(inquiry_of(broker).serving(dataset, broker.parts.index.slot(dataset)))
-
-
-def status_value(status: Status, unserved: bool = False) -> dict[str, Any]:
-    """The documented JSON of a request. `waits`: backlog, no-producer, or null."""
-    return {
-        "request": status.id, "state": str(status.state), "dataset": str(status.request.dataset), "target": status.request.target,
-        "attempts": status.attempts, "created": status.created, "waits": "no-producer" if unserved else status.waits, "flight": status.flight,
-        "progress": status.progress, "body": status.request.model_dump(mode="json", exclude_defaults=True),
-        "completion": completion_value(status.completion) if status.completion else None,
-    }  # fmt: skip
-
-
-def status_lines(status: Status, unserved: bool = False) -> list[str]:
-    asked = status.request
-    lines = fields_of({
-        "request": status.id, "state": str(status.state), "waits for": "a worker (no-producer)" if unserved else status.waits, "dataset": asked.dataset,
-        "target": asked.target, "since": asked.since, "where": asked.where, "columns": ", ".join(asked.columns or ()), "attempts": str(status.attempts),
-        "created": time_text(status.created), "age": span_text(time.time() - status.created), "flight": status.flight,
-        "progress": " ".join(f"{name}={value}" for name, value in status.progress.items()),
-    })  # fmt: skip
-    return lines + (["", *completion_lines(status.completion)] if status.completion else [])
-
-
-def completion_value(done: Completion) -> dict[str, Any]:
-    """The documented JSON of a completion."""
-    return done.model_dump(mode="json") | {
-        "files": [file.model_dump(mode="json") for file in done.files], "rows": done.rows, "bytes": done.bytes,
-    }  # fmt: skip
-
-
-def completion_text(done: Completion) -> str:
-    """A completion in one line."""
-    if done.state is not State.COMPLETED:
-        return f"{done.request}  {done.state}  {done.dataset}  {(done.error or {}).get('what', '')}".rstrip()
-    reset = f" (reset: {done.reset_reason})" if done.reset_reason else ""
-    return f"{done.request}  {done.mode}{reset}  {done.dataset} version {done.version}  {done.rows} rows, {bytes_text(done.bytes)}"
-
-
-def completion_lines(done: Completion) -> list[str]:
-    lines = fields_of({
-        "state": str(done.state), "mode": done.mode, "reset reason": done.reset_reason, "version": done.version, "cursor": done.cursor, "rows": done.rows,
-        "bytes": bytes_text(done.bytes), "expires": time_text(done.expires_at), "error": _error_text(done.error),
-    })  # fmt: skip
-    return lines + [f"file    {file.role}  {file.key}  {file.rows} rows" for file in done.files]
-
-
-def _dead_value(letter: DeadLetter) -> dict[str, Any]:
-    done = letter.completion
-    body = letter.request.model_dump(mode="json", exclude_defaults=True) if letter.request else None
-    return {
-        "request": done.request, "dataset": str(done.dataset), "target": done.target, "attempts": done.attempts, "causes": list(letter.causes), "body": body,
-    }  # fmt: skip
-
-
-def _dead_lines(letter: DeadLetter) -> Iterator[str]:
-    done = letter.completion
-    yield f"{done.request}  {done.dataset}  {done.target}  {done.attempts} attempt(s)"
-    for number, cause in enumerate(letter.causes, 1):
-        yield f"  {number}. {_error_text(cause)}"
-
-
-def _error_text(fields: dict[str, str] | None) -> str:
-    if not fields:
-        return ""
-    of, why = fields.get("of", ""), fields.get("why", "")
-    return f"{fields.get('code', '?')}: {fields.get('what', '')}" + (f" [{of}]" if of else "") + (f": {why}" if why else "")
-
-
-__all__ = ["completion_lines", "completion_text", "inquiry_of", "request", "requests", "responses", "status_lines"]

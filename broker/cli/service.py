@@ -41,7 +41,12 @@ def up(face: Face) -> None:
     """Start the embedded Redis and let it run without clients too."""
     settings = face.settings()
     if settings.redis:
-        raise Unsupported("a Redis is configured", of="redis", why="the embedded one is for where none is", hint="Unset BROKER_REDIS, or start yours")
+        raise Unsupported(
+            "a Redis is configured",
+            of="redis",
+            why="the embedded one is for where none is",
+            hint="Unset BROKER_REDIS, or start yours",
+        )
     home = home_folder(settings)
     endpoint = embedded.ensure(home, settings)
     embedded.keep(home)
@@ -78,11 +83,16 @@ def _status(broker: Broker) -> dict[str, Any]:
             {"dataset": name, "version": state.version, "confirmed_at": state.confirmed_at or None, "served_by": served}
         )
     return {
-        "redis": {"url": parts.redis.url, "server": describe(parts.redis.servers()[0].info()), "embedded": not parts.settings.redis},
+        "redis": {
+            "url": parts.redis.url,
+            "server": describe(parts.redis.servers()[0].info()),
+            "embedded": not parts.settings.redis,
+        },
         "store": {"url": _public(store_url(parts.settings))},
-        "datasets": datasets, "queues": [asdict(queue) | {"workers": len(queue.workers)} for queue in queues],
+        "datasets": datasets,
+        "queues": [asdict(queue) | {"workers": len(queue.workers)} for queue in queues],
         "workers": [asdict(worker) for worker in workers.values()],
-    }  # fmt: skip
+    }
 
 
 def _public(url: str) -> str:
@@ -91,8 +101,15 @@ def _public(url: str) -> str:
 
 def _status_lines(value: dict[str, Any]) -> list[str]:
     redis, store = value["redis"], value["store"]
-    lines = [f"redis   {redis['server']} at {redis['url']}{' (embedded)' if redis['embedded'] else ''}", f"store   {store['url']}", ""]
-    rows = [(d["dataset"], d["version"], time_text(d["confirmed_at"]), ", ".join(d["served_by"]) or "no-producer") for d in value["datasets"]]
+    lines = [
+        f"redis   {redis['server']} at {redis['url']}{' (embedded)' if redis['embedded'] else ''}",
+        f"store   {store['url']}",
+        "",
+    ]
+    rows = [
+        (d["dataset"], d["version"], time_text(d["confirmed_at"]), ", ".join(d["served_by"]) or "no-producer")
+        for d in value["datasets"]
+    ]
     lines += [*columns(("dataset", "version", "confirmed", "served by"), rows), ""]
     heads = ("slot", "queued", "flights", "delayed", "parked", "dead", "workers")
     counts = [[sum(q["queued"].values()) if head == "queued" else q[head] for head in heads] for q in value["queues"]]
@@ -123,7 +140,10 @@ def rebuild(face: Face, prefix: str) -> None:
         found = broker.parts.catalog.rebuild(prefix)
         heads = [(str(dataset), broker.parts.catalog.state(dataset)) for dataset in found if _exists(broker, str(dataset))]
     value = [{"dataset": name, "version": state.version, "records": state.seq} for name, state in heads]
-    face.emit(value, columns(("dataset", "version", "records"), [(item["dataset"], item["version"], item["records"]) for item in value]))
+    face.emit(
+        value,
+        columns(("dataset", "version", "records"), [(item["dataset"], item["version"], item["records"]) for item in value]),
+    )
 
 
 def _exists(broker: Broker, name: str) -> bool:

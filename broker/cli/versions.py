@@ -1,0 +1,94 @@
+"""versions …: list, show and verify."""
+
+from __future__ import annotations
+
+import click
+
+from broker.cli.exits import Exit
+from broker.cli.face import Command, Face, columns, fields_of, joined, pass_face
+from broker.cli.words import bytes_text, time_text
+from broker.errors import BrokerError, NotFound
+from broker.rules.fold import VersionInfo
+
+
+@click.group("versions")
+def versions() -> None:
+    """List, show and verify versions."""
+
+
+@versions.command("list", cls=Command, examples="broker versions list shop/catalog/offers --limit 10")
+@click.argument("name")
+@click.option("--limit", type=click.IntRange(1), default=None, help="Only the newest.")
+@pass_face
+def list_versions(face: Face, name: str, limit: int | None) -> None:
+    """Versions remembered, oldest first."""
+    with face.connect() as broker:
+        found = broker.dataset(name).versions()[-(limit or 0) :]
+    rows = [
+        (info.version, _kind(info), info.rows, bytes_text(info.bytes), time_text(info.time), info.production) for info in found
+    ]
+    face.emit(
+        [info.model_dump(mode="json") for info in found],
+        columns(("version", "kind", "rows", "bytes", "time", "production"), rows),
+    )
+
+
+@versions.command("show", cls=Command, examples="broker versions show shop/catalog/offers 3")
+@click.argument("name")
+@click.argument("version", type=int, required=False)
+@pass_face
+def show_version(face: Face, name: str, version: int | None) -> None:
+    """One version (default: the newest) with its edge and files."""
+    with face.connect() as broker:
+        state = broker.dataset(name).state
+    if version is None and state.version == 0:
+        raise NotFound("the dataset has no version yet", of=name, hint=f"Publish one: broker publish {name} FILE")
+    info = state.info(state.version if version is None else version)
+    edge = state.edge_to(info.version)
+    value = info.model_dump(mode="json") | {"edge": edge.model_dump(mode="json") | {"kind": edge.kind} if edge else None}
+    lines = fields_of(
+        {
+            "version": info.version,
+            "kind": _kind(info),
+            "base": info.base,
+            "rows": info.rows,
+            "rows total": info.rows_total,
+            "bytes": bytes_text(info.bytes),
+            "time": time_text(info.time),
+            "production": info.production,
+            "system": joined(info.system),
+            "attributes": joined(info.custom),
+        }
+    )
+    for file in edge.files if edge else ():
+        lines.append(f"{file.role}: {file.key}  {file.rows} rows, {bytes_text(file.bytes)}, sha256 {file.sha256}")
+    face.emit(value, lines)
+
+
+@versions.command("verify", cls=Command, examples="broker versions verify shop/catalog/offers")
+@click.argument("name")
+@pass_face
+def verify(face: Face, name: str) -> int:
+    """Read every file that is offered and compare length and SHA-256; exit 1 when any differs."""
+    with face.connect() as broker:
+        found = broker.dataset(name)
+        total, verdicts = sum(edge.bytes for edge in found.state.edges), []
+        with face.progress(f"verify {name}", total) as advance:
+            for edge, error in found.verify():
+                verdicts.append((edge, error))
+                advance(edge.bytes)
+    value = [
+        {"base": e.base, "version": e.version, "kind": e.kind, "bytes": e.bytes, "ok": x is None, "error": _error(x)}
+        for e, x in verdicts
+    ]
+    rows = [(e.version, e.kind, len(e.files), bytes_text(e.bytes), "whole" if x is None else str(x)) for e, x in verdicts]
+    face.emit(value, columns(("version", "kind", "files", "bytes", "verdict"), rows))
+    return Exit.FAILED if any(error for _, error in verdicts) else Exit.OK
+
+
+def _kind(info: VersionInfo) -> str:
+    return "snapshot" if info.base is None else "delta"
+
+
+def _error(error: BrokerError | None) -> dict[str, str] | None:
+    return error.to_dict() if error else None
