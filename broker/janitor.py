@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from broker.backend.index import Index
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
-from broker.errors import Busy, Transient
+from broker.errors import BrokerError, Busy
 from broker.model.commit import NewEdge, NewVersion, parse_record
 from broker.model.names import DatasetId
 from broker.settings import Settings
@@ -56,7 +56,7 @@ class Janitor:
             report.checkpoints += self._catalog.checkpoint(dataset) is not None
             if sweep:
                 report.swept += self._sweep(dataset)
-        except Transient as error:
+        except BrokerError as error:  # also a broken log: one dataset's harm must not end the care for the others
             report.failed[dataset] = str(error)
 
     def _sweep(self, dataset: DatasetId) -> int:

@@ -21,6 +21,8 @@ from workers.producing import Producing
 log = logging.getLogger("broker.worker")
 INTAKE_BLOCK_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.25
+CANCEL_SECONDS: Final = 2.0
+"""A beat also finds out that nobody waits any more: a cancelled attempt ends within 5 s, however long the lease."""
 SWEEP_SECONDS: Final = 3600.0
 JANITOR_LEAST_SECONDS: Final = 0.5
 
@@ -57,7 +59,7 @@ def add_producing(loop: Loop, role: Producing, lease_seconds: float) -> None:
     """Intake ends with the first signal; the rest goes on until what is held has ended."""
     loop.every("intake", 0, lambda: role.intake(INTAKE_BLOCK_SECONDS))
     loop.every("outcome", 0, lambda: role.outcome(WATCH_SECONDS), drains=True)
-    loop.every("beat", lease_seconds / 3, role.beat, drains=True)
+    loop.every("beat", min(lease_seconds / 3, CANCEL_SECONDS), role.beat, drains=True)
     loop.every("watch", WATCH_SECONDS, role.watch)
 
 
