@@ -3,12 +3,13 @@
 #   make test    the whole suite; it starts Redis, S3 servers and Postgres itself
 #   make check   formatting, lint, types and the suite: what .ci/run runs
 #   make bench   the figures of benchmarks/README.md, with the peers in the same run
+#   make docs    the tables of README.md that are generated
 #   make simulate  1,000,000 fault schedules of the publishing protocol (make test runs 10,000)
 
 RUN := .venv/bin/python -m
 SCHEDULES ?= 1000000
 
-.PHONY: demo test check format-check lint types bench simulate format clean
+.PHONY: demo test check format-check lint types bench simulate format docs clean
 
 demo: .venv/ready
 	@$(RUN) broker.cli demo
@@ -36,6 +37,9 @@ simulate: .venv/ready
 format: .venv/ready
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
+
+docs: .venv/ready
+	$(RUN) tests.readme
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis build dist
