@@ -20,7 +20,8 @@ from broker.settings import CONFIG_FILE, find_upwards
 from workers.child import producers_of
 from workers.loop import Loop
 from workers.producing import Producing
-from workers.roles import Drained, Presence, add_janitor, add_producing
+from workers.roles import RQ_SECONDS, Drained, Presence, add_janitor, add_producing, serve_parts
+from workers.rq_pool import RqPool, pool_for
 from workers.supervisor import Supervisor
 
 log = logging.getLogger("broker.worker")
@@ -33,6 +34,7 @@ DRAIN_SECONDS: Final = 30.0
     examples="""
     broker worker my_module:app --processes 4
     broker worker --burst
+    broker worker my_module:app --role parts --processes 8
     broker worker sources/broker.toml
     """,
 )  # fmt: skip
@@ -44,6 +46,10 @@ DRAIN_SECONDS: Final = 30.0
     show_default=True,
     help="Attempts that run at once, each in a child process.",
 )
+@click.option(
+    "--role", type=click.Choice(["all", "lead", "parts"]), default="all", show_default=True,
+    help="lead: requests only; parts: only RQ workers, --processes for parts of heavy productions and one that joins them.",
+)  # fmt: skip
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do for these producers.")
 @click.option("--name", help="Name in status and logs. Default: host, pid and a random part.")
 @click.option(
@@ -54,7 +60,9 @@ DRAIN_SECONDS: Final = 30.0
     help="Time for running attempts at TERM or INT.",
 )
 @pass_face
-def worker(face: Face, app: str | None, processes: int, burst: bool, name: str | None, drain_seconds: float) -> None:
+def worker(
+    face: Face, app: str | None, processes: int, role: str, burst: bool, name: str | None, drain_seconds: float
+) -> None:
     """Serve the producers of APP (module:attribute, or a .toml file; default: the sources of broker.toml).
 
     TERM or INT: takes no more, finishes what runs, ends. A second one ends at once.
@@ -62,9 +70,14 @@ def worker(face: Face, app: str | None, processes: int, burst: bool, name: str |
     log_to_stderr(face.json)
     target = app or config_here()
     producers = checked_app(target)
+    if role == "parts":
+        serve_parts(face.settings(), target, processes, burst)
+        return
     parts = open_parts(face.settings())
     try:
-        run(parts, producers, Supervisor(parts.settings, target, processes), Options(name, processes, burst, drain_seconds))
+        pool = pool_for(parts.settings, target, producers, processes) if role == "all" else None
+        options = Options(name, processes, burst, drain_seconds)
+        run(parts, producers, Supervisor(parts.settings, target, processes), options, pool)
     finally:
         parts.close()
 
@@ -77,7 +90,7 @@ class Options:
         self.processes, self.burst, self.drain_seconds = processes, burst, drain_seconds
 
 
-def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Options) -> None:
+def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Options, pool: RqPool | None = None) -> None:
     """Until a signal, a failure, or the end of a burst. Raises the failure, SystemExit at a second signal."""
     role, loop = Producing(parts, producers, supervisor), Loop()
     role.name = options.name or role.name
@@ -87,6 +100,8 @@ def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Opt
     add_producing(loop, role, parts.settings.lease_seconds)
     add_janitor(loop, parts, role.name)
     loop.every("presence", parts.settings.lease_seconds / 3, presence.renew, drains=True)
+    if pool is not None:
+        loop.every("rq", RQ_SECONDS, pool.inspect, drains=True)
     log.info("%s serves %s", role.name, ", ".join(patterns), extra={"patterns": patterns})
     finished = Drained(parts, producers) if options.burst else None
     try:
@@ -97,6 +112,8 @@ def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Opt
         raise
     finally:
         supervisor.stop()
+        if pool is not None:
+            pool.stop()
         presence.tell()
         presence.leave()
         log.info("%s ended", role.name)

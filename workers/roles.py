@@ -8,6 +8,7 @@ import socket
 from dataclasses import asdict
 from typing import Final
 
+from broker.backend.jobs import MAINTENANCE, PARTS
 from broker.backend.registry import Registry, Worker
 from broker.errors import Transient
 from broker.inquiry import Inquiry
@@ -15,12 +16,16 @@ from broker.janitor import Janitor
 from broker.parts import Parts
 from broker.producers import Producers
 from broker.rules.patterns import pattern_matches
+from broker.settings import Settings
 from workers.loop import Loop
+from workers.jobs import run_rq_worker
 from workers.producing import Producing
+from workers.rq_pool import RqPool
 
 log = logging.getLogger("broker.worker")
 INTAKE_BLOCK_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.25
+RQ_SECONDS: Final = 1.0
 CANCEL_SECONDS: Final = 2.0
 """A beat also finds out that nobody waits any more: a cancelled attempt ends within 5 s, however long the lease."""
 SWEEP_SECONDS: Final = 3600.0
@@ -60,7 +65,23 @@ def add_producing(loop: Loop, role: Producing, lease_seconds: float) -> None:
     loop.every("intake", 0, lambda: role.intake(INTAKE_BLOCK_SECONDS))
     loop.every("outcome", 0, lambda: role.outcome(WATCH_SECONDS), drains=True)
     loop.every("beat", min(lease_seconds / 3, CANCEL_SECONDS), role.beat, drains=True)
+    loop.every("follow", WATCH_SECONDS, role.follow, drains=True)
     loop.every("watch", WATCH_SECONDS, role.watch)
+
+
+def serve_parts(settings: Settings, app: str, processes: int, burst: bool) -> None:
+    """RQ workers only, until a signal; a burst does here what is enqueued now, and ends."""
+    if burst:
+        for queue in (PARTS, MAINTENANCE):
+            run_rq_worker(settings, app, burst=True, queue=queue)
+        return
+    pool, loop = RqPool(settings, app, processes), Loop()
+    loop.handle_signals()
+    loop.every("rq", RQ_SECONDS, pool.inspect)
+    try:
+        loop.run()
+    finally:
+        pool.stop()
 
 
 def add_janitor(loop: Loop, parts: Parts, owner: str) -> None:
