@@ -61,7 +61,7 @@ DRAIN_SECONDS: Final = 30.0
 )
 @pass_face
 def worker(
-    face: Face, app: str | None, processes: int, role: str, burst: bool, name: str | None, drain_seconds: float
+    face: Face, app: str | None, *, processes: int, role: str, burst: bool, name: str | None, drain_seconds: float
 ) -> None:
     """Serve the producers of APP (module:attribute, or a .toml file; default: the sources of broker.toml).
 

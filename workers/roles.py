@@ -17,8 +17,8 @@ from broker.parts import Parts
 from broker.producers import Producers
 from broker.rules.patterns import pattern_matches
 from broker.settings import Settings
-from workers.loop import Loop
 from workers.jobs import run_rq_worker
+from workers.loop import Loop
 from workers.producing import Producing
 from workers.rq_pool import RqPool
 
