@@ -15,11 +15,11 @@ from uuid import uuid4
 
 from broker.backend.index import Index
 from broker.backend.keys import Slot
-from broker.errors import Conflict, Corrupt, NotFound, OutcomeUnknown, SchemaConflict, Transient, Unavailable
+from broker.bell import LIVE, Bell, notification, published
+from broker.errors import Conflict, Corrupt, NotFound, OutcomeUnknown, SchemaConflict, Unavailable
 from broker.model import names
-from broker.model.commit import Alter, Body, Create, Drop, NewVersion, Record, digest, parse_record
+from broker.model.commit import Alter, Body, Create, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
-from broker.model.event import Event, rfc3339
 from broker.model.names import DatasetId
 from broker.rules import publishing as protocol
 from broker.rules.fold import Checkpoint, State, fold, patch_of
@@ -30,9 +30,7 @@ from broker.stores.port import ObjectStore
 T = TypeVar("T")
 FOLLOW_RECORDS: Final = 8
 """A cached state this few records behind follows the log; further behind it is read anew from Redis."""
-NOTIFY_FORMAT: Final = 1
 NOTIFY_ROUNDS: Final = 8
-LIVE: Final = "live"
 
 
 OnStep = Callable[[str], None]
@@ -48,10 +46,14 @@ class Catalog:
     def __init__(self, index: Index, store: ObjectStore, settings: Settings, on_step: OnStep = nothing) -> None:
         self._index, self._store, self._settings, self._on_step = index, store, settings, on_step
         self._cache: dict[DatasetId, State] = {}
-        self._lock = Lock()
+        self._lock, self._bell = Lock(), Bell(self._notify)
 
     def slot(self, dataset: DatasetId) -> Slot:
         return self._index.slot(dataset)
+
+    def close(self) -> None:
+        """Wait for what is still to be written behind commits."""
+        self._bell.close()
 
     # --- reading
 
@@ -251,8 +253,7 @@ class Catalog:
             case protocol.Publish(seq=seq, data=data):
                 return self._named("publish", self._do_publish(dataset, seq, data))
             case protocol.Notify():
-                self._notify(dataset)
-                return self._on_step("notify")
+                return self._bell.ask(dataset)
 
     def _named(self, step: str, answer: T) -> T:
         self._on_step(step)
@@ -311,7 +312,7 @@ class Catalog:
             raise Corrupt("a commit record lies under another number", of=f"{dataset} log {seq}", why=f"it says {record.seq}")
         barrier = record.body.run_id if record.body.kind == "barrier" else ""
         oldest = f"{int((time.time() - self._settings.history_seconds) * 1000)}-0"
-        patch, event = patch_of(record, digest(data)), (_published(dataset, record), oldest)
+        patch, event = patch_of(record, digest(data)), (published(dataset, record), oldest)
         answer = self._index.publish(dataset, (seq, record.previous), patch, barrier, event)
         known = self._cache.get(dataset)
         if answer.kind == "published" and known is not None and known.sha == record.previous and known.seq == seq - 1:
@@ -321,52 +322,17 @@ class Catalog:
     # --- the bell for those who read without Redis
 
     def _notify(self, dataset: DatasetId) -> None:
-        """Best effort: the commit stands whether or not this reaches the store now; the janitor comes again."""
-        try:
-            for _ in range(NOTIFY_ROUNDS):
-                state = self._head(dataset).state
-                self._store.put(names.notify_key(dataset, LIVE), notification(state))
-                self._index.mark_notified(dataset, state.seq)
-                if self._head(dataset).state.seq == state.seq:
-                    return
-        except Transient:
-            return
+        """Write notify/<channel>.json until the head stands still."""
+        self._on_step("notify")
+        for _ in range(NOTIFY_ROUNDS):
+            state = self._head(dataset).state
+            self._store.put(names.notify_key(dataset, LIVE), notification(state))
+            self._index.mark_notified(dataset, state.seq)
+            if self._head(dataset).state.seq == state.seq:
+                return
 
     def _notified(self, dataset: DatasetId) -> int:
         return int(self._index.fields(dataset, "notified")[0] or 0)
-
-
-def notification(state: State, channel: str = LIVE) -> bytes:
-    """notify/<channel>.json: enough to follow a dataset with GET alone: the newest snapshot and the deltas behind it."""
-    snapshot = next((edge for edge in reversed(state.edges) if edge.base is None), None)
-    deltas = {edge.base: edge for edge in state.edges if edge.base is not None and edge.kind == "delta"}
-    chain, at = [], snapshot.version if snapshot else 0
-    while at in deltas:
-        chain.append(deltas[at])
-        at = deltas[at].version
-    fields = {
-        "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": state.session, "seq": state.seq,
-        "version": state.version,
-        "key": state.spec.key if state.exists else (), "order": state.spec.order if state.exists else (),
-        "snapshot": snapshot.model_dump(mode="json") if snapshot else None,
-        "deltas": [edge.model_dump(mode="json") for edge in chain],
-    }  # fmt: skip
-    return json.dumps(fields).encode()
-
-
-def _published(dataset: DatasetId, record: Record) -> str:
-    """The event of a new version; '' for other records."""
-    if not isinstance(record.body, NewVersion):
-        return ""
-    edge = record.body.edge
-    data = {
-        "version": edge.version, "kind": edge.kind, "rows": edge.rows, "bytes": edge.bytes,
-        "system": record.body.system, "custom": record.body.custom,
-    }  # fmt: skip
-    return Event(
-        id=f"{dataset}/{record.seq}", source=f"broker/{dataset.domain}", type="broker.dataset.published", subject=dataset,
-        time=rfc3339(record.time), correlationid=record.body.production, data=data,
-    ).model_dump_json()  # fmt: skip
 
 
 def _fits(have: Schema | None, asked: Schema | None) -> bool:

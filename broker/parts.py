@@ -38,6 +38,7 @@ class Parts:
     on_step: OnStep
 
     def close(self) -> None:
+        self.catalog.close()
         self.engine.close()
         self.redis.close()
 

@@ -1,0 +1,98 @@
+"""The bell: notify/<channel>.json, enough to follow a dataset with GET alone, and the event of a new version.
+
+It is rung behind the commit, by one thread, once for many commits of a dataset: who waits for an answer does not wait for it.
+A crash before it rang is made up for by the janitor, which compares the head with what was last rung.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Final
+
+from broker.errors import BrokerError
+from broker.model.commit import NewVersion, Record
+from broker.model.event import Event, rfc3339
+from broker.model.names import DatasetId
+from broker.rules.fold import State
+
+NOTIFY_FORMAT: Final = 1
+LIVE: Final = "live"
+
+
+class Bell:
+    """Calls `ring(dataset)` in the background. Safe for threads and after a fork; `close` waits for what was asked."""
+
+    def __init__(self, ring: Callable[[DatasetId], None]) -> None:
+        self._ring, self._lock = ring, Lock()
+        self._begin()
+
+    def ask(self, dataset: DatasetId) -> None:
+        """Ring soon; asked again before it rang, it rings once."""
+        with self._lock:
+            if self._pid != os.getpid():
+                self._begin()
+            if dataset in self._asked:
+                return
+            self._asked.add(dataset)
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="bell", daemon=True)
+                self._thread.start()
+        self._queue.put(dataset)
+
+    def close(self) -> None:
+        """Everything asked for so far has rung."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None and self._pid == os.getpid():
+            self._queue.put(None)
+            thread.join()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._thread: Thread | None = None
+        self._asked, self._queue = set[DatasetId](), SimpleQueue[DatasetId | None]()
+
+    def _run(self) -> None:
+        while (dataset := self._queue.get()) is not None:
+            with self._lock:
+                self._asked.discard(dataset)
+            with suppress(BrokerError):  # the janitor finds the bell unrung, and reports why if it cannot ring either
+                self._ring(dataset)
+
+
+def notification(state: State, channel: str = LIVE) -> bytes:
+    """The bytes of notify/<channel>.json: session, seq, version, the newest snapshot and the deltas behind it, with SHA-256."""
+    snapshot = next((edge for edge in reversed(state.edges) if edge.base is None), None)
+    deltas = {edge.base: edge for edge in state.edges if edge.base is not None and edge.kind == "delta"}
+    chain, at = [], snapshot.version if snapshot else 0
+    while at in deltas:
+        chain.append(deltas[at])
+        at = deltas[at].version
+    spec = state.spec if state.exists else None
+    fields = {
+        "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": state.session, "seq": state.seq,
+        "version": state.version, "key": spec.key if spec else (), "order": spec.order if spec else (),
+        "snapshot": snapshot.model_dump(mode="json") if snapshot else None,
+        "deltas": [edge.model_dump(mode="json") for edge in chain],
+    }  # fmt: skip
+    return json.dumps(fields).encode()
+
+
+def published(dataset: DatasetId, record: Record) -> str:
+    """The event of a new version, as JSON; '' for other records."""
+    if not isinstance(record.body, NewVersion):
+        return ""
+    edge = record.body.edge
+    data = {
+        "version": edge.version, "kind": edge.kind, "rows": edge.rows, "bytes": edge.bytes,
+        "system": record.body.system, "custom": record.body.custom,
+    }  # fmt: skip
+    return Event(
+        id=f"{dataset}/{record.seq}", source=f"broker/{dataset.domain}", type="broker.dataset.published", subject=dataset,
+        time=rfc3339(record.time), correlationid=record.body.production, data=data,
+    ).model_dump_json()  # fmt: skip
