@@ -23,7 +23,7 @@ FLOORS: Final = tuple(
         "stores backend columnar",
         "catalog requests responses inquiry cuts channels changelog events cursors",
         "outcomes producers sinks sources publication received replica",
-        "fulfilment heavy microbatcher compactor retention janitor rebuild pipeline",
+        "fulfilment hands heavy microbatcher compactor retention janitor rebuild pipeline",
         "parts connect .",
         "testing demo cli",
         "workers",

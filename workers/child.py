@@ -51,6 +51,13 @@ def producers_of(app: str) -> Producers:
     return load_app(app)
 
 
+def step_of(name: str) -> Callable[[str], None]:
+    """The `on_step` that module:attribute names: tests crash there."""
+    module, _, attribute = name.partition(":")
+    found: Callable[[str], None] = getattr(import_module(module), attribute)
+    return found
+
+
 class Child:
     """Answers one message after the other: {"do": "produce" | "parts" | "derive", ...} -> {"ok": ...} | {"error": ...}."""
 
@@ -109,10 +116,7 @@ def main(argv: list[str]) -> int:
     # The parent decides about the end: Ctrl-C in its terminal reaches this process too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        on_step: Callable[[str], None] = nothing
-        if len(argv) > 2:
-            module, _, name = argv[2].partition(":")
-            on_step = getattr(import_module(module), name)
+        on_step = step_of(argv[2]) if len(argv) > 2 else nothing
         first = channel.receive()
         if first is None:
             return 1

@@ -35,6 +35,7 @@ from workers.line import Line
 from workers.supervisor import Result, Supervisor
 
 READ_COUNT: Final = 100
+"""Entries of one read; as long as reads are full, what waits joins a flight before any flight starts."""
 LINE_LENGTH: Final = 64
 """Flights a worker holds before it stops reading: what it cannot start soon, others may."""
 DISCOVER_SECONDS: Final = 1.0
@@ -171,8 +172,7 @@ class Producing:
             return
         since = self._clerk.since(held.flight)
         told = {"version": since.version, "position": since.position} if since else None
-        do = "parts" if cut else "produce"
-        message = {"do": do, "flight": flight_to_json(held.flight), "members": 1, "since": told}
+        message = {"do": "parts" if cut else "produce", "flight": flight_to_json(held.flight), "members": 1, "since": told}
         if not self._supervisor.run(held.flight, message):
             self._line.put(held.flight)
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib import import_module
 from threading import Thread
 from typing import Final
 
@@ -25,6 +24,7 @@ from broker.catalog import nothing
 from broker.producers import Producers
 from broker.settings import Settings
 from workers.channel import Channel
+from workers.child import step_of
 from workers.jobs import run_rq_worker
 from workers.supervisor import revealed
 
@@ -129,8 +129,7 @@ def main(argv: list[str]) -> int:
     first = Channel(parent).receive()
     if first is None:
         return 1
-    module, _, name = argv[3].partition(":") if len(argv) > 3 else ("", "", "")
-    on_step = getattr(import_module(module), name) if module else nothing
+    on_step = step_of(argv[3]) if len(argv) > 3 else nothing
     Thread(target=_end_with, args=(parent,), name="lifeline", daemon=True).start()
     run_rq_worker(Settings.model_validate(first["settings"]), argv[1], queue=argv[2], on_step=on_step)
     return 0
