@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, get_args
 
 from broker.errors import Corrupt, NotFound
@@ -130,6 +130,12 @@ def apply(tables: Tables, patch: Patch) -> Tables:
     return result
 
 
+@lru_cache(maxsize=20_000)
+def _edge(text: str) -> Edge:
+    """Parsed once: the state behind a commit has all edges of the state before it."""
+    return Edge.model_validate_json(text)
+
+
 class State:
     """A dataset as its log tells it, read through typed properties. Immutable; parsed lazily and once."""
 
@@ -183,7 +189,7 @@ class State:
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
         """All edges offered, by version, then by base."""
-        found = (Edge.model_validate_json(text) for text in self.tables["edges"].values())
+        found = (_edge(text) for text in self.tables["edges"].values())
         return tuple(sorted(found, key=lambda edge: (edge.version, -1 if edge.base is None else edge.base)))
 
     @cached_property
@@ -201,7 +207,7 @@ class State:
     def edge_to(self, version: int) -> Edge | None:
         """The edge the version was made with; None when it is retired. Raises NotFound for an unknown version."""
         text = self.tables["edges"].get(edge_field(self.info(version).base, version))
-        return Edge.model_validate_json(text) if text else None
+        return _edge(text) if text else None
 
     def made_by(self, production: str) -> int | None:
         """The version a production ended in, if it did."""
