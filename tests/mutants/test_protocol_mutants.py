@@ -16,6 +16,7 @@ PROMISES = {
     Mutation.EXPECTED_HEAD: {"P2"},
     Mutation.BARRIER: {"P1", "P3"},
     Mutation.RUN_ID: {"P3", "P8"},
+    Mutation.ONE_VIEW: {"P2", "P8"},
 }
 
 

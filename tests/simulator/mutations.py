@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from broker.model.commit import Barrier, parse_record
-from broker.rules.publishing import Lease, ReadLog, Reserve, Seal
+from broker.rules.publishing import Lease, ReadHead, ReadLog, Reserve, Seal
 from tests.simulator.choices import Choices
 from tests.simulator.programs import Doing
 from tests.simulator.redis_model import ModelRedis
 from tests.simulator.store_model import ModelStore
-from tests.simulator.world import Plan, Process, World, plan_of
+from tests.simulator.world import Again, Plan, Process, World, plan_of
 
 
 class Mutation(StrEnum):
@@ -23,6 +24,7 @@ class Mutation(StrEnum):
     EXPECTED_HEAD = "expected head"
     BARRIER = "barrier"
     RUN_ID = "in-script run id"
+    ONE_VIEW = "head and tables of one moment"
 
 
 class _Unfenced(ModelRedis):
@@ -84,6 +86,21 @@ class _Barrierless(World):
         return None
 
 
+class _Torn(World):
+    """A driver that reads the head, and later the tables, without looking whether they still belong together."""
+
+    def _perform(self, process: Process, effect: Doing) -> Any:
+        view = super()._perform(process, effect)
+        if not isinstance(effect, ReadHead) or self.calm:
+            return view
+        if process.glimpse is None:
+            process.glimpse = view
+            raise Again
+        head, process.glimpse = process.glimpse, None
+        state = view.state if head.state.seq else head.state
+        return replace(head, state=state)
+
+
 def mutant(
     mutation: Mutation, seed: int, plan: Plan | None = None, choices: list[int] | None = None, traced: bool = False
 ) -> World:
@@ -93,5 +110,5 @@ def mutant(
         Mutation.FENCE: _Unfenced, Mutation.EXPECTED_HEAD: _Headless, Mutation.RUN_ID: _Forgetful,
     }.get(mutation, ModelRedis)()  # fmt: skip
     store = (_Overwriting if mutation is Mutation.PUT_IF_ABSENT else ModelStore)(plan.conditional)
-    kind = {Mutation.READ_BACK: _OwnBytes, Mutation.BARRIER: _Barrierless}.get(mutation, World)
+    kind = {Mutation.READ_BACK: _OwnBytes, Mutation.BARRIER: _Barrierless, Mutation.ONE_VIEW: _Torn}.get(mutation, World)
     return kind(plan, Choices(seed ^ 0x5EED, choices), redis, store, trace=[] if traced else None)

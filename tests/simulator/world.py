@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from broker.errors import Corrupt, OutcomeUnknown, Unavailable
+from broker.errors import Conflict, Corrupt, OutcomeUnknown, Unavailable
 from broker.model.commit import parse_record
 from broker.rules.fold import TABLES, Checkpoint, State, replay
 from broker.rules.publishing import (
@@ -108,6 +108,7 @@ class Process:
     doing: Doing | None = None
     half_sealed: bool = False
     sealed: tuple[int, bytes] | None = None
+    glimpse: HeadView | None = None
     asleep_until: int = 0
 
     @property
@@ -204,7 +205,7 @@ class World:
         assert process.doing is not None
         try:
             outcome = self._perform(process, process.doing)
-        except _Again:
+        except Again:
             return
         except (OutcomeUnknown, Unavailable) as error:
             process.doing = process.program.throw(error)
@@ -215,11 +216,13 @@ class World:
                 process.doing = process.program.send(outcome)
             except Corrupt as error:
                 raise Violation("P2", str(error)) from error
+            except Conflict as error:
+                raise Violation("P8", str(error)) from error
 
     # --- the network
 
     def _perform(self, process: Process, effect: Doing) -> Any:
-        """The effect as the process sees it. Raises _Again: the driver repeats it by itself."""
+        """The effect as the process sees it. Raises Again: the driver repeats it by itself."""
         if isinstance(effect, Sleep):
             return None
         lost = 0
@@ -250,7 +253,7 @@ class World:
             return None
         way = self.choices.below(3)
         if way == 0:
-            raise _Again
+            raise Again
         if way == 1 and isinstance(effect, Reserve):
             return ReserveAnswer("refused")
         if way == 1 and isinstance(effect, Publish):
@@ -262,7 +265,7 @@ class World:
             process.half_sealed = effect.seq not in self.store.log
             self.say(f"{process.owner}: GET log {effect.seq} before the seal")
             if process.half_sealed:
-                raise _Again
+                raise Again
             return None
         process.half_sealed = False
         outcome = self.apply(process.owner, effect)
@@ -410,7 +413,7 @@ class World:
             victim.program.close()
         victim.life += 1
         victim.program = victim.doing = None
-        victim.half_sealed, victim.sealed = False, None
+        victim.half_sealed, victim.sealed, victim.glimpse = False, None, None
 
     def _redis_fault(self, fault: str) -> None:
         self.counters[f"fault {fault}"] += 1
@@ -460,7 +463,7 @@ class World:
         while True:
             try:
                 return self._perform(helper, effect)
-            except _Again:
+            except Again:
                 continue
 
     def _compare(self, promise: str, told: State) -> None:
@@ -470,7 +473,7 @@ class World:
                 raise Violation(promise, f"the projection's {table} is {kept}, the log says {told.tables[table]}")
 
 
-class _Again(Exception):
+class Again(Exception):
     """The effect is tried again when the process is next scheduled."""
 
 
