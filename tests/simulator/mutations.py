@@ -9,10 +9,11 @@ from typing import Any
 from broker.model.commit import Barrier, parse_record
 from broker.rules.publishing import Lease, ReadHead, ReadLog, Reserve, Seal
 from tests.simulator.choices import Choices
+from tests.simulator.plan import Plan, plan_of
 from tests.simulator.programs import Doing
 from tests.simulator.redis_model import ModelRedis
 from tests.simulator.store_model import ModelStore
-from tests.simulator.world import Again, Plan, Process, World, plan_of
+from tests.simulator.world import Again, Process, World
 
 
 class Mutation(StrEnum):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tests.simulator.checker import Violation
-from tests.simulator.world import Plan, World, plan_of, world_of
+from tests.simulator.plan import Plan, plan_of
+from tests.simulator.world import World, world_of
 
 Build = Callable[[int, Plan, list[int] | None, bool], World]
 

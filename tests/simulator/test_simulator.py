@@ -8,8 +8,9 @@ import pytest
 
 from tests.simulator.campaign import MUST_NOT_HAPPEN, Report, campaign
 from tests.simulator.mutations import Mutation, mutant
+from tests.simulator.plan import Plan, plan_of
 from tests.simulator.shrink import outcome, shrink
-from tests.simulator.world import Plan, World, plan_of, world_of
+from tests.simulator.world import World, world_of
 
 SCHEDULES = int(os.environ.get("BROKER_SIMULATE_SCHEDULES", "10000"))
 

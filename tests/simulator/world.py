@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from broker.rules.publishing import (
 )
 from tests.simulator.checker import Checker, Violation
 from tests.simulator.choices import Choices
+from tests.simulator.plan import REDIS_FAULTS, Plan, plan_of
 from tests.simulator.programs import (
     FILE_BYTES,
     LEASE_SECONDS,
@@ -51,50 +51,12 @@ from tests.simulator.programs import (
 )
 from tests.simulator.redis_model import DATASET, LOCAL, ModelRedis, Sealed
 from tests.simulator.store_model import ModelStore, StoredFile
+from tests.simulator.talk import brief
 
 READS: Final = (ReadLog, ReadCheckpoint, Verify, ListFiles)
 CALM_STEPS: Final = 3000
 """Within so many steps after the last fault every job must be answered."""
 LEAPS: Final = (15.0, 15.0, 15.0, 13 * 3600.0, 30 * 3600.0)
-REDIS_FAULTS: Final = ("restart", "rollback", "wipe", "flush")
-WORLD_FAULTS: Final = ("crash", "pause", "leap", *REDIS_FAULTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What may happen in a schedule. Rates are per step; `faults` are the kinds that may befall the world.
-
-    `nap_rate`: of suspensions between a reservation and its seal, where most promises are at stake. `landing`: a delayed
-    write takes about four times so many steps.
-    """
-
-    jobs: tuple[Job, ...]
-    workers: int
-    helpers: tuple[str, ...]
-    stormy_steps: int
-    network_rate: float
-    fault_rate: float
-    nap_rate: float
-    landing: int
-    faults: tuple[str, ...]
-    conditional: bool
-
-
-def plan_of(seed: int) -> Plan:
-    """Swarm testing: each schedule has its own few kinds of faults, so that none drowns the others."""
-    pick = Choices(seed).below
-    kinds = ("delta", "diff", "delta", "hold", "diff", "snapshot")
-    jobs = tuple(Job(f"{kind}{i}", kind) for i, kind in enumerate(kinds[pick(6)] for _ in range(2 + pick(4))))  # type: ignore[arg-type]
-    conditional = pick(4) > 0
-    # Without put-if-absent only Redis keeps two writers apart: it may restart, not forget; and a barrier that is on its way
-    # while Redis restarts again may meet the next one (a known limit, see DESIGN.md, section 2), so once only.
-    possible = WORLD_FAULTS if conditional else ("crash", "pause", "leap", "restart")
-    return Plan(
-        jobs=jobs, workers=1 + pick(3), helpers=tuple(h for h in ("janitor", "sweeper", "checkpointer") if pick(3)),
-        stormy_steps=30 + pick(120), network_rate=(0.0, 0.03, 0.1, 0.25)[pick(4)], fault_rate=(0.0, 0.01, 0.03, 0.08)[pick(4)],
-        nap_rate=(0.0, 0.0, 0.1, 0.4)[pick(4)], landing=(1, 10)[pick(2)],
-        faults=tuple(kind for kind in possible if pick(2)), conditional=conditional,
-    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -242,7 +204,7 @@ class World:
             self.counters["delayed write"] += 1
             self.in_flight.append((process.owner, effect))
         if self.trace is not None:
-            self.say(f"{process.owner}: {_brief(effect)} -> unknown ({('request lost', 'reply lost', 'delayed')[lost - 1]})")
+            self.say(f"{process.owner}: {brief(effect)} -> unknown ({('request lost', 'reply lost', 'delayed')[lost - 1]})")
         return self._unknown(process, effect)
 
     def _unknown(self, process: Process, effect: Doing) -> Any:
@@ -270,7 +232,7 @@ class World:
         process.half_sealed = False
         outcome = self.apply(process.owner, effect)
         if self.trace is not None:
-            self.say(f"{process.owner}: {_brief(effect)} -> {_brief(outcome)}")
+            self.say(f"{process.owner}: {brief(effect)} -> {brief(outcome)}")
         if isinstance(effect, Reserve) and outcome.kind == "reserved":
             self._nap(process)
         return outcome
@@ -288,7 +250,7 @@ class World:
         owner, effect = self.in_flight.pop(self.choices.below(len(self.in_flight)))
         outcome = self.apply(owner, effect)
         if self.trace is not None:
-            self.say(f"{owner}: {_brief(effect)} arrives late -> {_brief(outcome)}")
+            self.say(f"{owner}: {brief(effect)} arrives late -> {brief(outcome)}")
         self.counters["landed late"] += 1
 
     # --- effects on the models
@@ -475,35 +437,6 @@ class World:
 
 class Again(Exception):
     """The effect is tried again when the process is next scheduled."""
-
-
-def _brief(value: object) -> str:
-    match value:
-        case Reserve(seq=seq, data=data, lease=lease):
-            return f"reserve {seq} = {_body_of(data)}" + (f" under {lease.name} {tuple(lease.fence)}" if lease else "")
-        case Seal(seq=seq, data=data) | Publish(seq=seq, data=data):
-            return f"{type(value).__name__.lower()} {seq} = {_body_of(data)}"
-        case HeadView(state=state, current=current, run_id=run, reservation=reservation):
-            open_ = f", reserved {reservation[0]} = {_body_of(reservation[1])}" if reservation else ""
-            return f"head {state.seq}{'' if current else ', NOT current'} in {run}{open_}"
-        case Install(state=state, adopt=adopt):
-            return f"install {state.seq}" + (f", adopt {adopt}" if adopt else "")
-        case ReserveAnswer(kind=kind) | PublishAnswer(kind=kind):
-            return kind
-        case bytes():
-            return _body_of(value)
-        case State():
-            return f"state {value.seq}"
-        case SealCheckpoint():
-            return "seal checkpoint"
-        case _:
-            return repr(value)
-
-
-def _body_of(data: bytes) -> str:
-    fields = json.loads(data)
-    body = fields["body"]
-    return f"{body['kind']} {body.get('production') or body.get('name') or body.get('run_id') or ''} by {fields['write_id']}"
 
 
 def world_of(seed: int, plan: Plan | None = None, replay_of: list[int] | None = None, traced: bool = False) -> World:
