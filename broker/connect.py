@@ -70,19 +70,22 @@ class Broker:
         """Release connections and temporary files. Idempotent. An embedded Redis goes on for others."""
         self.parts.close()
 
-    def dataset(
-        self, name: str, *, key: Sequence[str] | None = None, order: Sequence[str] = (), schema: Schema | pa.Schema | None = None,
-        partitions: int = 1, attributes: Mapping[str, str] | None = None, tombstone_seconds: int = 7 * 86400,
+    def dataset(  # noqa: PLR0913 - the fields of DatasetSpec
+        self, name: str, *, key: str | Sequence[str] | None = None, order: str | Sequence[str] = (),
+        schema: Schema | pa.Schema | None = None, partitions: int = 1, attributes: Mapping[str, str] | None = None,
+        tombstone_seconds: int = 7 * 86400,
     ) -> Dataset:  # fmt: skip
-        """Create a dataset, or open it. Without `key` it must exist. Raises NotFound, Conflict (another spec), InvalidName."""
+        """Create a dataset, or open it. Without `key` it must exist.
+
+        Raises NotFound, Conflict (it exists with another spec), InvalidName, Invalid (naming the field), SchemaConflict.
+        """
         dataset = DatasetId(name)
         if key is None:
             self.parts.catalog.state(dataset)
             return Dataset(self.parts, dataset)
-        columns = schema_of(schema) if isinstance(schema, pa.Schema) else schema
-        spec = DatasetSpec(
-            dataset=dataset, key=tuple([key] if isinstance(key, str) else key), order=tuple([order] if isinstance(order, str) else order),
-            columns=columns, partitions=partitions, attributes=dict(attributes or {}), tombstone_seconds=tombstone_seconds,
+        spec = DatasetSpec.of(
+            dataset=dataset, key=_names(key), order=_names(order), partitions=partitions, attributes=dict(attributes or {}),
+            columns=schema_of(schema) if isinstance(schema, pa.Schema) else schema, tombstone_seconds=tombstone_seconds,
         )  # fmt: skip
         self.parts.catalog.create(spec)
         return Dataset(self.parts, dataset)
@@ -126,7 +129,8 @@ class Broker:
         return Received(self.parts.catalog, self.parts.engine, self.parts.store, completion)
 
     def replica(
-        self, dataset: str, *, name: str, sink: Sink, where: str | None = None, columns: Sequence[str] | None = None, channel: str = "live",
+        self, dataset: str, *, name: str, sink: Sink, where: str | None = None, columns: Sequence[str] | None = None,
+        channel: str = "live",
     ) -> Replica:  # fmt: skip
         """An exact copy in `sink`, kept by `sync()`. Raises NotFound, InvalidPredicate."""
         if channel != "live":
@@ -325,3 +329,8 @@ class Handle:
             case State.EXPIRED:
                 raise RequestExpired("the request's deadline passed", of=self.id)
         return Received(self._parts.catalog, self._parts.engine, self._parts.store, completion)
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One column name, or several."""
+    return (given,) if isinstance(given, str) else tuple(given)

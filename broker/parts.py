@@ -75,6 +75,6 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     engine = Engine(store, settings)
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
-        publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step), requests=Requests(redis, settings),
-        derived=Derived(redis, index, settings.result_seconds), on_step=on_step,
+        publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step),
+        requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds), on_step=on_step,
     )  # fmt: skip

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from broker.backend.client import RedisClient
-from broker.backend.lanes import Argument
 from broker.backend.keys import SLOTS, Slot, slot_for
+from broker.backend.lanes import Argument
 from broker.errors import OutcomeUnknown
 from broker.model.names import DatasetId
 from broker.rules.fold import TABLES, Patch, State

@@ -6,9 +6,9 @@ import hashlib
 import re
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from broker.errors import Invalid, SchemaConflict
+from broker.errors import BrokerError, Invalid, SchemaConflict
 from broker.model.names import DatasetId, check_column
 
 ColumnName = Annotated[str, AfterValidator(check_column)]
@@ -111,6 +111,19 @@ class DatasetSpec(Frozen):
     partitions: int = Field(1, ge=1, le=1024)
     tombstone_seconds: int = Field(7 * 86400, ge=0)
     attributes: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **fields: object) -> Self:
+        """Raises InvalidName, SchemaConflict, or Invalid that names the field."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, BrokerError):
+                raise cause from None
+            field = ".".join(map(str, first["loc"]))
+            raise Invalid("not a dataset spec", of=f"{fields.get('dataset')}: {field}", why=first["msg"]) from None
 
     @model_validator(mode="after")
     def _columns_exist(self) -> Self:
