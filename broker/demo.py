@@ -129,9 +129,7 @@ class Demo:
         self.tell(f"   {TARGET}: {_answer(everything)}")
         upserts, deletes = part.upserts(), part.deletes()
         counts = f"{upserts.num_rows} upserts, {deletes.num_rows} deletes"
-        self.tell(
-            f"   tools: version {part.version}, delta: {counts} (changed rows outside the filter: drop them if you hold them)"
-        )
+        self.tell(f"   tools: version {part.version}, delta: {counts} (changed rows that are not in utils)")
         made = len(self.broker.dataset(DATASET).versions()) - 1
         self.tell(f"   Both were answered from {made} production: the source was read once.")
 

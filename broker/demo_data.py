@@ -30,9 +30,10 @@ class Feeds:
 
 def real_feeds() -> Feeds | None:
     """The package index of Debian 12; None where it is absent."""
-    names = ("main.csv.gz", "security.csv.gz", "updates.csv.gz")
-    paths = [REAL / name for name in names]
-    return Feeds(*paths, "the package index of Debian 12") if all(path.exists() for path in paths) else None
+    first, second, third = (REAL / name for name in ("main.csv.gz", "security.csv.gz", "updates.csv.gz"))
+    if not all(path.exists() for path in (first, second, third)):
+        return None
+    return Feeds(first, second, third, "the package index of Debian 12")
 
 
 def generated_feeds(folder: Path) -> Feeds:

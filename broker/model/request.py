@@ -134,7 +134,7 @@ class Request(Frozen):
 class Completion(Frozen):
     """The terminal answer. Times are seconds since the epoch. `edges` are applied in order; None fields: it did not complete.
 
-    mode `snapshot`: replace what you hold; `delta`: apply to `since`; `unchanged`: you hold it already.
+    mode `snapshot`: replace what you hold; `delta`: apply to `since`; `unchanged`: you hold it already. `columns` as asked.
     """
 
     request: str
@@ -146,6 +146,7 @@ class Completion(Frozen):
     mode: Literal["snapshot", "delta", "unchanged"] | None = None
     reset_reason: ResetReason | None = None
     format: Format = "parquet"
+    columns: tuple[ColumnName, ...] | None = None
     edges: tuple[Edge, ...] = ()
     expires_at: float | None = None
     error: dict[str, str] | None = None

@@ -53,8 +53,8 @@ def completed(id: str, request: Request, session: str, found: Plan, expires_at: 
     cursor = Cursor(version=found.version, session=session, selection=request.selection.fingerprint)
     return Completion.model_construct(
         request=id, dataset=request.dataset, target=request.target, state=State.COMPLETED, version=found.version,
-        cursor=str(cursor), mode=found.mode, reset_reason=found.reset, format=request.format, edges=found.edges,
-        expires_at=expires_at, attempts=attempts, attributes=request.attributes,
+        cursor=str(cursor), mode=found.mode, reset_reason=found.reset, format=request.format,
+        columns=request.columns, edges=found.edges, expires_at=expires_at, attempts=attempts, attributes=request.attributes,
     )  # fmt: skip
 
 
