@@ -19,6 +19,7 @@ from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine, Written
 from broker.columnar.intake import Intake
+from broker.columnar.tombstones import Standing
 from broker.errors import StaleBase
 from broker.model.commit import Body, Edge, NewVersion
 from broker.model.names import DatasetId
@@ -77,7 +78,7 @@ class Publication:
         note, started = note or Note(), time.time()
         with self._writing(dataset, note) as lease:
             state, uploaded_at = self._catalog.state(dataset), time.monotonic()
-            written = self._engine.write_snapshot(state.spec, data)
+            written = self._engine.write_snapshot(state.spec, data, _standing(state))
             self._prepare(dataset, written)
             return self._seal(dataset, written, None, _Sealing(note, lease, started, uploaded_at))
 
@@ -87,7 +88,7 @@ class Publication:
         with self._writing(dataset, note) as lease:
             for round_ in range(REBASES):
                 state, uploaded_at = self._catalog.state(dataset), time.monotonic()
-                if state.version == 0:
+                if not state.edges:
                     return self.snapshot(dataset, data, replace(note, lease=lease))
                 written = self._engine.write_difference(state.spec, data, _whole(state))
                 try:
@@ -109,7 +110,7 @@ class Publication:
         """Changes as they are; over no version, the upserts are the first. `base`: the only head they fit, else StaleBase."""
         note, started = note or Note(), time.time()
         state, uploaded_at = self._catalog.state(dataset), time.monotonic()
-        if state.version == 0:
+        if not state.edges:
             return self.snapshot(dataset, [] if upserts is None else upserts, note)
         written = self._engine.write_delta(state.spec, upserts, deletes)
         self._prepare(dataset, written)
@@ -117,7 +118,7 @@ class Publication:
         return self._seal(dataset, written, state.version if base is None else base, sealing, rebase=base is None)
 
     def assembled(self, dataset: DatasetId, written: Written, note: Note, head: int) -> Published:
-        """Files written and verified elsewhere since `note.started`, as one edge that fits only `head` (0: a snapshot, else a delta).
+        """Files written and verified elsewhere since `note.started`, as one edge that fits only `head` (0: a snapshot).
 
         Raises StaleBase, SchemaConflict, Fenced. The caller saw to it that keys are unique over all files.
         """
@@ -207,8 +208,15 @@ class _Writing:
 
 
 def _whole(state: State) -> tuple[Edge, ...]:
-    """Edges that give the whole present state; () before the first version."""
-    return plan(state.edges, None, state.version).edges if state.version else ()
+    """Edges that give the whole present state; () before the session's first version."""
+    return plan(state.edges, None, state.version).edges if state.edges else ()
+
+
+def _standing(state: State) -> Standing | None:
+    """What a snapshot would replace, where its deletes need to be remembered."""
+    if not state.edges or not state.spec.order:
+        return None
+    return Standing(_whole(state), {info.version: info.time for info in state.versions}, time.time())
 
 
 def _read_once(data: Intake) -> bool:

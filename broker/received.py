@@ -20,7 +20,7 @@ from broker.stores.port import ObjectStore
 
 
 class Received:
-    """What came back. The completion's fields are attributes: version, cursor, mode, reset_reason, files, rows, bytes, expires_at."""
+    """What came back. The completion's fields are attributes: version, cursor, mode, reset_reason, files, rows, bytes, ..."""
 
     def __init__(self, catalog: Catalog, engine: Engine, store: ObjectStore, completion: Completion) -> None:
         self._catalog, self._engine, self._store, self.completion = catalog, engine, store, completion
@@ -30,12 +30,13 @@ class Received:
 
     def __repr__(self) -> str:
         done = self.completion
-        return f"<completion {done.request}: {done.mode} of {done.dataset} version {done.version}, {done.rows} rows, {done.bytes} bytes>"
+        what = f"{done.mode} of {done.dataset} version {done.version}"
+        return f"<completion {done.request}: {what}, {done.rows} rows, {done.bytes} bytes>"
 
     def table(self) -> pa.Table:
         """The rows of a snapshot. Raises Conflict for a delta or an unchanged answer."""
         self._expect("snapshot")
-        return self._engine.read(self._spec, self._readable(), Selection()).read_all()
+        return self._engine.read(self._spec, self._readable(), self._selection).read_all()
 
     def upserts(self) -> pa.Table:
         """Whole rows to insert or replace, the last per key. Raises Conflict for a snapshot."""
@@ -58,7 +59,7 @@ class Received:
         return sink.apply(name, self._batch(), expect=sink.cursor(name), to=to)
 
     def download(self, folder: str | Path) -> list[Path]:
-        """Copy the files, verified, into `folder` (made if needed): 01-rows.parquet, 02-upserts.parquet, ... in order of application."""
+        """Copy the files, verified, into `folder` (made if needed), as they apply: 01-rows.parquet, 02-upserts.parquet."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         return [
@@ -79,6 +80,11 @@ class Received:
     def _spec(self) -> Any:
         return self._catalog.state(self.completion.dataset).spec
 
+    @property
+    def _selection(self) -> Selection:
+        """What the files hold: rows were chosen when they were made."""
+        return Selection(columns=self.completion.columns)
+
     def _readable(self) -> tuple[Edge, ...]:
         if self.completion.format not in ("parquet", "arrow"):
             raise Unsupported("only Parquet and Arrow are read back", of=self.completion.format, hint="Use download()")
@@ -86,15 +92,16 @@ class Received:
 
     def _changes(self) -> tuple[pa.Table, pa.Table]:
         self._expect("delta")
-        upserts, deletes = self._engine.changes(self._spec, self._readable(), Selection())
+        upserts, deletes = self._engine.changes(self._spec, self._readable(), self._selection)
         return upserts.read_all(), deletes.read_all()
 
     def _batch(self) -> Batch:
         spec = self._spec
         if self.completion.mode == "snapshot":
-            rows = self._engine.read(spec, self._readable(), Selection())
-            return Batch(spec=spec, schema=schema_of(rows.schema), replace=True, rows=rows)
-        upserts, deletes = self._engine.changes(spec, self._readable(), Selection())
+            rows = self._engine.read(spec, self._readable(), self._selection)
+            dead = self._engine.tombstones(spec, self._readable(), self._selection)
+            return Batch(spec=spec, schema=schema_of(rows.schema), replace=True, rows=rows, tombstones=dead)
+        upserts, deletes = self._engine.changes(spec, self._readable(), self._selection)
         return Batch(spec=spec, schema=schema_of(upserts.schema), replace=False, upserts=upserts, deletes=deletes)
 
     def _expect(self, mode: str) -> None:

@@ -108,8 +108,9 @@ class Replica:
             upserts, deletes = self._engine.changes(spec, found.edges, self.selection)
             return Batch(spec=spec, schema=schema_of(upserts.schema), replace=False, upserts=upserts, deletes=deletes)
         rows = self._engine.read(spec, found.edges, self.selection)
+        dead = self._engine.tombstones(spec, found.edges, self.selection)
         files = self._plain_files(found)
-        return Batch(spec=spec, schema=schema_of(rows.schema), replace=True, rows=rows, files=files)
+        return Batch(spec=spec, schema=schema_of(rows.schema), replace=True, rows=rows, tombstones=dead, files=files)
 
     def _plain_files(self, found: Plan) -> list[Any]:
         """Verified local files that hold exactly the rows wanted: one snapshot, whole, of the present schema."""

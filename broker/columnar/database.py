@@ -22,6 +22,7 @@ _OUT_OF_MEMORY: Final = (
     "DuckDB ran out of memory or disk",
     "Raise BROKER_MEMORY_LIMIT_BYTES, or give BROKER_TEMP_FOLDER a disk with more room",
 )
+_NOT_READ: Final = "a file could not be read or written"
 _BAD_DATA: Final = (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.TypeMismatchException)
 
 
@@ -115,9 +116,15 @@ def mapped(of: str) -> Iterator[None]:
     except duckdb.Error as error:
         raise _to_error(error, of) from error
     except pa.ArrowException as error:
-        if str(error).startswith("Out of Memory Error"):
-            raise Overloaded(_OUT_OF_MEMORY[0], of=of, why=str(error)[:300], hint=_OUT_OF_MEMORY[1]) from error
-        raise BadData("data could not be read", of=of, why=str(error)[:300]) from error
+        raise _to_error_in_stream(str(error)[:300], of) from error
+
+
+def _to_error_in_stream(why: str, of: str) -> BrokerError:
+    if why.startswith("Out of Memory Error"):
+        return Overloaded(_OUT_OF_MEMORY[0], of=of, why=why, hint=_OUT_OF_MEMORY[1])
+    if why.startswith(("IO Error", "HTTP Error")):
+        return Unavailable(_NOT_READ, of=of, why=why)
+    return BadData("data could not be read", of=of, why=why)
 
 
 def _to_error(error: duckdb.Error, of: str) -> BrokerError:
@@ -125,7 +132,7 @@ def _to_error(error: duckdb.Error, of: str) -> BrokerError:
     if isinstance(error, duckdb.OutOfMemoryException):
         return Overloaded(_OUT_OF_MEMORY[0], of=of, why=why, hint=_OUT_OF_MEMORY[1])
     if isinstance(error, duckdb.IOException | duckdb.HTTPException):
-        return Unavailable("a file could not be read or written", of=of, why=why)
+        return Unavailable(_NOT_READ, of=of, why=why)
     if isinstance(error, _BAD_DATA):
         return BadData("values do not fit their type", of=of, why=why)
     return Terminal("the query failed", of=of, why=why)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -29,11 +29,14 @@ from broker.columnar.results import (
     named_by_deletes,
     rows_result,
     schema_of_spec,
+    shape_of,
     upserts_result,
 )
 from broker.columnar.scan import sources_of
 from broker.columnar.scratch import PrivateFolder
-from broker.columnar.sql import listed
+from broker.columnar.spool import Spool
+from broker.columnar.sql import listed, text_literal
+from broker.columnar.tombstones import Burial, Standing
 from broker.columnar.types import arrow_schema
 from broker.model.commit import Edge, File, Role
 from broker.model.dataset import DatasetSpec, Schema
@@ -71,14 +74,19 @@ class Engine:
         self._database = Database(settings.memory_limit_bytes, self._folder.path / "spill")
         self._fetcher = Fetcher(store, self._folder.path / "cache")
 
-    def write_snapshot(self, spec: DatasetSpec, data: Intake) -> Written:
+    def write_snapshot(self, spec: DatasetSpec, data: Intake, standing: Standing | None = None) -> Written:
         """The whole dataset as files of role `rows`: at least one, even for no rows.
 
-        Raises NullKey, DuplicateKey, SchemaConflict, BadData, Overloaded.
+        `standing`: the state it replaces. Where the dataset has an order, keys of it that `data` lacks become `tombstones`.
+        Raises NullKey, DuplicateKey, SchemaConflict, BadData, Overloaded; with `standing` as `read`.
         """
         taken = accept(data, spec)
         with self._outbox() as outbox, self._key_check(spec, taken.columns) as check:
-            rows = outbox.write(self._canonical(spec, "rows", taken.columns), check.watch(taken.batches), even_empty=True)
+            watched = replace(taken, batches=check.watch(taken.batches))
+            if spec.order and standing:
+                rows = self._write_over(spec, standing, watched, outbox)
+            else:
+                rows = outbox.write(self._canonical(spec, "rows", taken.columns), watched.batches, even_empty=True)
             check.finish()
             return Written(outbox.commit(), taken.schema, rows=rows)
 
@@ -112,10 +120,17 @@ class Engine:
         stale = found.arrived - upserts
         return Written(files, taken.schema, upserts=upserts, deletes=deletes, unchanged=found.unchanged, stale=stale)
 
-    def write_merged(self, spec: DatasetSpec, edges: Sequence[Edge]) -> Written:
-        """A fresh snapshot, rows and tombstones, equal to the plan `edges`."""
-        edge = self.derive(spec, edges, EVERYTHING, "parquet", partial(data_key, spec.dataset))
-        return Written(edge.files, schema_of_spec(spec), rows=edge.rows)
+    def write_merged(self, spec: DatasetSpec, standing: Standing) -> Written:
+        """A fresh snapshot equal to the plan that stands: its rows, and the tombstones whose life is not over."""
+        schema = schema_of_spec(spec)
+        with self._plan(spec, standing.edges) as plan, self._outbox() as outbox:
+            sources = plan.sources(schema)
+            result = rows_result(spec, EVERYTHING, sources)
+            stream = cast(plan.session.stream(result.sql), arrow_schema(schema))
+            rows = outbox.write(self._canonical(spec, "rows", arrow_schema(schema)), stream, even_empty=True)
+            if spec.order:
+                self._bury(spec, schema, Burial(plan.session, shape_of(spec, schema), sources, standing), outbox)
+            return Written(outbox.commit(), schema, rows=rows)
 
     def read(self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection) -> pa.RecordBatchReader:
         """The rows that stand after a plan which starts with a snapshot, as a stream, in no order.
@@ -123,6 +138,15 @@ class Engine:
         Key and order columns are always among the columns. Raises Corrupt, NotFound, InvalidPredicate, Unavailable.
         """
         return self._reader(spec, edges, partial(rows_result, spec, selection))
+
+    def tombstones(self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection) -> pa.RecordBatchReader | None:
+        """Key and order of what the rows of `read` lack, though their order is known; None where there are none.
+
+        A replica keeps them for `tombstone_seconds`, so that a late, older row brings no key back.
+        """
+        if not spec.order or not (selection.where or any(file.role != "rows" for edge in edges for file in edge.files)):
+            return None
+        return self._reader(spec, edges, partial(guards_result, spec, selection))
 
     def changes(
         self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection
@@ -142,7 +166,7 @@ class Engine:
         with self._plan(spec, edges) as plan:
             sources = plan.sources(schema_of_spec(spec))
             makers = (rows_result, guards_result) if edges[0].base is None else (upserts_result, deletes_result)
-            results = [result for maker in makers if (result := maker(spec, selection, sources))]
+            results = [make(spec, selection, sources) for make in makers if spec.order or make is not guards_result]
             files = self._write(spec, plan.session, results, format, partial(key_of, format))
         return Edge(base=edges[0].base, version=edges[-1].version, files=files)
 
@@ -173,6 +197,22 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _write_over(self, spec: DatasetSpec, standing: Standing, taken: Accepted, outbox: Outbox) -> int:
+        keys = pa.schema([taken.columns.field(name) for name in spec.key])
+        with self._plan(spec, standing.edges) as plan, Spool(self._folder.path, keys) as spool:
+            target = self._canonical(spec, "rows", taken.columns)
+            rows = outbox.write(target, spool.watch(taken.batches), even_empty=True)
+            sources, shape = plan.sources(taken.schema), shape_of(spec, taken.schema)
+            arrived = f"SELECT {listed(spec.key)} FROM read_parquet({text_literal(str(spool.path))})"
+            self._bury(spec, taken.schema, Burial(plan.session, shape, sources, standing, arrived), outbox)
+        return rows
+
+    def _bury(self, spec: DatasetSpec, schema: Schema, burial: Burial, outbox: Outbox) -> None:
+        columns = arrow_schema(named_by_deletes(spec, schema))
+        for since, sql in burial.run(spec.tombstone_seconds):
+            target = replace(self._canonical(spec, "tombstones", columns), since=since)
+            outbox.write(target, cast(burial.session.stream(f"SELECT {listed(columns.names)} FROM ({sql})"), columns))
 
     def _outbox(self) -> Outbox:
         return Outbox(self._store, self._settings.max_file_rows)

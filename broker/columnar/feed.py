@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from broker.columnar.intake import Intake, accept, settled
 from broker.columnar.intake import opened as opened_intake
 from broker.columnar.keys import duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources, rows_sql, tombstones_sql
-from broker.columnar.parquet import Hashed, ParquetEncoder
 from broker.columnar.results import shape_of
 from broker.columnar.scan import typed
-from broker.columnar.scratch import Scratch
-from broker.columnar.sql import text_literal
+from broker.columnar.spool import Spool
+from broker.columnar.sql import listed, text_literal
 from broker.errors import BadData, NullKey
 from broker.model.dataset import DatasetSpec, Schema
 
@@ -52,18 +50,10 @@ def opened(data: Intake, spec: DatasetSpec, folder: Path, plain: Callable[[Path]
         yield _in_file(plain(Path(data)), source.names, settled(spec, source))
         return
     taken = accept(data, spec)
-    scratch = Scratch(folder / f"{uuid.uuid4().hex}.parquet")
-    sink = Hashed(scratch)
-    try:
-        encoder = ParquetEncoder(sink, taken.columns, bound="")
-        for batch in taken.batches:
-            encoder.write(batch)
-        encoder.close()
-        sink.flush()
-        scratch.close()
-        yield _in_file(scratch.path, taken.schema.names, taken.schema)
-    finally:
-        sink.drop()
+    with Spool(folder, taken.columns) as spool:
+        for _ in spool.watch(taken.batches):
+            pass
+        yield _in_file(spool.path, taken.schema.names, taken.schema)
 
 
 def _in_file(path: Path, names: list[str] | tuple[str, ...], schema: Schema) -> Feed:
@@ -73,7 +63,9 @@ def _in_file(path: Path, names: list[str] | tuple[str, ...], schema: Schema) -> 
 def compare(session: Session, spec: DatasetSpec, feed: Feed, sources: Sources) -> Found:
     """Run the steps of the comparison. Raises NullKey, BadData (null in a column that has none), DuplicateKey."""
     shape = shape_of(spec, feed.schema)
-    guards = tombstones_sql(sources, shape) if spec.order and (sources.guards or sources.changes) else None
+    guards = None
+    if spec.order and (sources.guards or sources.changes):
+        guards = f"SELECT {listed(shape.known)} FROM ({tombstones_sql(sources, shape)})"
     steps = Difference(feed.schema, shape, feed.relation, rows_sql(sources, shape), guards)
     session.run(steps.unmatched)
     rows, standing, arrived, lost = (int(count) for count in session.rows(steps.counts)[0])

@@ -5,7 +5,7 @@ A producer's own exception passes through unchanged, whenever its iterator raise
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -58,8 +58,8 @@ def accept_deletes(data: Intake, spec: DatasetSpec, schema: Schema | None) -> Ac
 
     `schema` is the dataset's; None: nothing is known but these columns.
     """
-    source = opened(data, schema)
     names = (*spec.key, *spec.order)
+    source = opened(data, schema, names)
     missing = [name for name in names if source.schema.get_field_index(name) < 0]
     if missing:
         raise BadData(
@@ -100,8 +100,8 @@ def settled(spec: DatasetSpec, arriving: pa.Schema, *, whole: bool = True) -> Sc
         raise Invalid("not a schema", of=str(spec.dataset), why=error.errors()[0]["msg"]) from None
 
 
-def opened(data: Intake, schema: Schema | None) -> pa.RecordBatchReader:
-    """The data as a stream, in its own types.
+def opened(data: Intake, schema: Schema | None, named: Sequence[str] = ()) -> pa.RecordBatchReader:
+    """The data as a stream, in its own types. Python rows must name the columns `named`, if only as None.
 
     Taken are: a RecordBatchReader, Table or RecordBatch; anything with `__arrow_c_stream__` (polars, pandas, DuckDB); the
     path of a Parquet file; an iterable of RecordBatches, mappings or pydantic objects (rows take their types from `schema`
@@ -118,7 +118,7 @@ def opened(data: Intake, schema: Schema | None) -> pa.RecordBatchReader:
     if hasattr(data, "__arrow_c_stream__"):
         return pa.RecordBatchReader.from_stream(data)
     if isinstance(data, Iterable) and not isinstance(data, Mapping | bytes):
-        return _opened_iterable(iter(data), schema)
+        return _opened_iterable(iter(data), schema, named)
     raise BadData(
         "this is no data", of=type(data).__name__,
         hint="Give an Arrow table or stream, a DataFrame, a Parquet path, or an iterable of dicts",
@@ -135,12 +135,12 @@ def _opened_file(path: Path) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH_ROWS))
 
 
-def _opened_iterable(items: Iterator[Any], schema: Schema | None) -> pa.RecordBatchReader:
+def _opened_iterable(items: Iterator[Any], schema: Schema | None, named: Sequence[str]) -> pa.RecordBatchReader:
     for first in items:
         everything = chain([first], items)
         if isinstance(first, pa.RecordBatch):
             return pa.RecordBatchReader.from_batches(first.schema, everything)
-        return batches_of_rows(everything, schema)
+        return batches_of_rows(everything, schema, named)
     if schema is None:
         raise BadData(
             "nothing came, so no columns are known", hint="Give an empty Arrow table, or create the dataset with a schema"

@@ -43,7 +43,10 @@ def own_name(columns: Iterable[str], name: str) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """Files of like roles: all columns, and (`Shape.own("edge")`) each row's edge as its place in the plan."""
+    """Files of like roles: all columns, and (`Shape.own("edge")`) each row's edge as its place in the plan.
+
+    Guards, all of the first edge, count their files instead, from 0 downwards.
+    """
 
     gone: bool
     relation: str
@@ -70,23 +73,24 @@ def rows_sql(sources: Sources, shape: Shape) -> str:
 
 
 def tombstones_sql(sources: Sources, shape: Shape) -> str:
-    """Key and order of the deletes that stand."""
-    names = listed(shape.known)
-    if not sources.changes:
+    """Key and order of the deletes that stand, and (`Shape.own("edge")`) which edge or file of guards each comes from."""
+    names = f"{listed(shape.known)}, {shape.own('edge')}"
+    if sources.changes:
+        return f"{_with_entries(sources, shape)} SELECT {names} FROM ({_last(sources, shape)}) WHERE {shape.own('gone')}"
+    if sources.guards:
         return " UNION ALL ".join(f"SELECT {names} FROM ({part.relation})" for part in sources.guards)
-    return f"{_with_entries(sources, shape)} SELECT {names} FROM ({_last(sources, shape)}) WHERE {shape.own('gone')}"
+    return f"SELECT {listed(shape.known)}, 0 AS {shape.own('edge')} FROM ({_base(sources, shape)}) WHERE false"
 
 
-def guards_sql(sources: Sources, shape: Shape, where: str | None) -> str | None:
+def guards_sql(sources: Sources, shape: Shape, where: str | None) -> str:
     """Key and order of every key which the rows that match `where` do not hold, but whose newest order is known.
 
     A filtered replica needs those of rows it does not see, too: else a late, older row that matches would come to life there.
-    None: there are none.
     """
-    parts = [tombstones_sql(sources, shape)] if sources.guards or sources.changes else []
-    if where:
-        parts.append(f"SELECT {listed(shape.known)} FROM ({rows_sql(sources, shape)}) WHERE ({where}) IS NOT TRUE")
-    return " UNION ALL ".join(f"SELECT * FROM ({part})" for part in parts) if shape.order and parts else None
+    standing = f"SELECT {listed(shape.known)} FROM ({tombstones_sql(sources, shape)})"
+    if not where:
+        return standing
+    return f"{standing} UNION ALL SELECT {listed(shape.known)} FROM ({rows_sql(sources, shape)}) WHERE ({where}) IS NOT TRUE"
 
 
 def upserts_sql(sources: Sources, shape: Shape, where: str | None) -> str:

@@ -160,6 +160,7 @@ class Target:
     new_key: Callable[[], str]
     encoder: Callable[[Hashed, pa.Schema], Encoder]
     format: Format = "parquet"
+    since: int | None = None
 
 
 class Outbox:
@@ -211,7 +212,7 @@ class Outbox:
         done.sink.flush()
         file = File(
             role=done.target.role, key=done.key, sha256=done.sink.sha256, bytes=done.sink.bytes, rows=done.rows,
-            format=done.target.format, low=low, high=high,
+            format=done.target.format, low=low, high=high, since=done.target.since,
         )  # fmt: skip
         self._files.append((done.upload, file))
 

@@ -32,11 +32,12 @@ def rows_result(spec: DatasetSpec, selection: Selection, sources: Sources) -> Re
     return Result("rows", sql, columns)
 
 
-def guards_result(spec: DatasetSpec, selection: Selection, sources: Sources) -> Result | None:
-    """Tombstones of a snapshot through the selection: None where there are none or the dataset has no order."""
+def guards_result(spec: DatasetSpec, selection: Selection, sources: Sources) -> Result:
+    """Tombstones of a snapshot through the selection; only for datasets with an order."""
     schema = schema_of_spec(spec)
+    columns = named_by_deletes(spec, schema)
     sql = guards_sql(sources, shape_of(spec, schema), condition(schema, selection))
-    return Result("tombstones", sql, named_by_deletes(spec, schema)) if sql else None
+    return Result("tombstones", f"SELECT {listed(columns.names)} FROM ({sql})", columns)
 
 
 def upserts_result(spec: DatasetSpec, selection: Selection, sources: Sources) -> Result:

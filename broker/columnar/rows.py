@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -17,12 +17,13 @@ CHUNK_ROWS: Final = 10_000
 Row = Mapping[str, Any]
 
 
-def batches_of_rows(items: Iterable[Any], schema: Schema | None) -> pa.RecordBatchReader:
+def batches_of_rows(items: Iterable[Any], schema: Schema | None, named: Sequence[str] = ()) -> pa.RecordBatchReader:
     """Mappings or pydantic objects as a stream. Columns `schema` does not know are inferred over the first chunk.
 
-    Raises BadData (not a row, a value that does not fit) and SchemaConflict (a new column behind the first chunk).
+    Raises BadData (not a row, one without a column of `named`, a value that does not fit) and SchemaConflict (a new column
+    behind the first chunk).
     """
-    chunks = _chunks(enumerate(items))
+    chunks = _chunks(enumerate(items), named)
     first = next(chunks, [])
     columns = _columns(first, schema)
 
@@ -36,9 +37,20 @@ def batches_of_rows(items: Iterable[Any], schema: Schema | None) -> pa.RecordBat
     return pa.RecordBatchReader.from_batches(columns, batches())
 
 
-def _chunks(items: Iterator[tuple[int, Any]]) -> Iterator[list[Row]]:
+def _chunks(items: Iterator[tuple[int, Any]], named: Sequence[str]) -> Iterator[list[Row]]:
     while chunk := [_row(item, number) for number, item in islice(items, CHUNK_ROWS)]:
+        for name in named:
+            _check_named(chunk, name)
         yield chunk
+
+
+def _check_named(chunk: list[Row], name: str) -> None:
+    for row in chunk:
+        if name not in row:
+            raise BadData(
+                "a delete lacks a column", of=name, why=f"in {dict(row)!r:.80}",
+                hint="A delete names the whole key and, where the dataset has an order, its place in it, if only as None",
+            )  # fmt: skip
 
 
 def _row(item: Any, number: int) -> Row:

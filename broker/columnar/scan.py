@@ -25,13 +25,19 @@ def sources_of(schema: Schema, edges: Sequence[Edge], paths: Mapping[str, Path])
         return relations(schema, [(number, file) for number, edge in enumerate(edges) for file in edge.of_role(role)], paths)
 
     rows, nothing = parts("rows"), typed(schema, (), "(SELECT 1) WHERE false", "0")
-    guards = [Part(True, text) for text in parts("tombstones")]
+    dead = [(-number, file) for number, file in enumerate(guards_of(edges))]
+    guards = [Part(True, text) for text in relations(schema, dead, paths)]
     changes = [*(Part(False, text) for text in parts("upserts")), *(Part(True, text) for text in parts("deletes"))]
     if not edges or edges[0].base is None:
         rows = rows or [nothing]
     else:
         changes = changes or [Part(False, nothing)]
     return Sources(tuple(rows), tuple(guards), tuple(changes))
+
+
+def guards_of(edges: Sequence[Edge]) -> tuple[File, ...]:
+    """The tombstones a plan starts with."""
+    return edges[0].of_role("tombstones") if edges else ()
 
 
 def relations(schema: Schema, files: Iterable[tuple[int, File]], paths: Mapping[str, Path]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -38,6 +39,9 @@ class File(Frozen):
     partition: int = Field(0, ge=0)
     low: str | None = None
     high: str | None = None
+    since: int | None = Field(
+        None, ge=0, description="tombstones: no later their deletes were committed (epoch seconds); None: with the edge"
+    )
 
 
 class Edge(Frozen):
@@ -53,7 +57,7 @@ class Edge(Frozen):
             return "snapshot"
         return "delta" if self.base == self.version - 1 else "roll-up"
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 

@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.columnar.engine import Engine, Written
+from broker.columnar.tombstones import Standing
 from broker.model.commit import Edge
 from broker.model.dataset import Column, DatasetSpec, Schema
 from broker.model.names import derived_key
 from broker.model.request import Format, Selection
 from broker.settings import Settings
+from broker.sinks import Batch, DuckDB, Memory, Sink, SinkCursor
 from broker.stores.memory import MemoryStore
 
 COLUMNS = Schema(
@@ -160,11 +162,105 @@ def test_a_compacted_snapshot_stands_for_its_plan_even_for_what_comes_late(
     engine: Engine, spec: DatasetSpec, first: Change, rest: list[Change], later: Change
 ) -> None:
     edges, oracles = history(engine, spec, first, rest)
-    compacted = Edge(base=None, version=len(edges), files=engine.write_merged(spec, edges).files)
+    compacted = Edge(base=None, version=len(edges), files=engine.write_merged(spec, Standing(tuple(edges), {}, 0.0)).files)
     assert rows_in(engine.read(spec, [compacted], Selection())) == oracles[-1].rows
     oracles[-1].apply(later)
     plan = [compacted, delta(engine, spec, later, len(edges))]
     assert rows_in(engine.read(spec, plan, Selection())) == oracles[-1].rows
+
+
+@relaxed
+@given(first=changes(), rest=HISTORIES, feed=changes(), later=HISTORIES, where=st.sampled_from([Selection(), WHERE]))
+def test_what_comes_late_after_a_snapshot_brings_no_deleted_key_back_in_the_engine_or_in_a_replica(
+    engine: Engine, first: Change, rest: list[Change], feed: Change, later: list[Change], where: Selection
+) -> None:
+    edges, oracles = history(engine, ORDERED, first, rest)
+    state, plan = replaced(oracles[-1], feed.upserts), [replacement(engine, edges, feed.upserts)]
+    sink = Memory()
+    hold(sink, replacing(engine, plan, where))
+    for change in later:
+        plan.append(delta(engine, ORDERED, change, plan[-1].version))
+        state.apply(change)
+        assert rows_in(engine.read(ORDERED, plan, Selection())) == state.rows
+        hold(sink, changing(engine, plan[-1:], where))
+    assert in_sink(sink) == (state.rows if where == Selection() else selected(state.rows))
+    late = Memory()
+    hold(late, replacing(engine, plan, where))
+    assert in_sink(late) == in_sink(sink)
+
+
+@settings(relaxed, max_examples=10)
+@given(first=changes(), feed=changes(), later=HISTORIES, where=st.sampled_from([Selection(), WHERE]))
+def test_a_replica_in_duckdb_is_as_guarded_by_a_snapshots_tombstones(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory, first: Change, feed: Change, later: list[Change], where: Selection
+) -> None:
+    state, plan = replaced(Oracle(True, first.upserts), feed.upserts), [snapshot(engine, ORDERED, first.upserts)]
+    plan = [replacement(engine, plan, feed.upserts)]
+    sink = DuckDB(tmp_path_factory.mktemp("sink") / "r.duckdb", "r")
+    hold(sink, replacing(engine, plan, where))
+    for change in later:
+        plan.append(delta(engine, ORDERED, change, plan[-1].version))
+        state.apply(change)
+        hold(sink, changing(engine, plan[-1:], where))
+    assert in_sink(sink) == (state.rows if where == Selection() else selected(state.rows))
+
+
+def test_a_tombstone_lives_its_seconds_from_the_commit_of_its_delete_however_many_snapshots_carry_it(engine: Engine) -> None:
+    spec = ORDERED.model_copy(update={"tombstone_seconds": 800})
+    row: Row = (1, "", None, 1, 1, None)
+    plan = [snapshot(engine, spec, {(1, ""): row}), delta(engine, spec, Change(deletes={(1, ""): (1, None)}), 1)]
+    committed = {1: 1_000.0, 2: 5_001.0}
+    for now, lives in ((5_400.0, True), (5_700.0, True), (5_800.0, True), (5_901.0, False)):
+        for written in (
+            engine.write_snapshot(spec, [], Standing(tuple(plan), committed, now)),
+            engine.write_merged(spec, Standing(tuple(plan), committed, now)),
+        ):
+            version = plan[-1].version + 1
+            carried = [Edge(base=None, version=version, files=written.files)]
+            assert [file.since for file in carried[0].of_role("tombstones")] == ([5_100] if lives else [])
+        committed[version], plan = now, carried
+
+
+def test_a_dataset_without_order_keeps_no_tombstones(engine: Engine) -> None:
+    before = snapshot(engine, PLAIN, {(1, ""): (1, "", None, 1, 1, None)})
+    written = engine.write_snapshot(PLAIN, [], Standing((before,), {}, 0.0))
+    assert [file.role for file in written.files] == ["rows"]
+    assert engine.tombstones(PLAIN, [before], WHERE) is None
+
+
+def replaced(before: Oracle, feed: dict[Key, Row]) -> Oracle:
+    """A snapshot is the state; what stood or lay dead before and is not in it, is dead as of the order it had."""
+    dead: dict[Key, Order] = {**before.tombstones, **{key: (row[4], row[5]) for key, row in before.rows.items()}}  # type: ignore[misc]
+    return Oracle(True, dict(feed), {key: order for key, order in dead.items() if key not in feed})
+
+
+def replacement(engine: Engine, edges: Sequence[Edge], feed: dict[Key, Row]) -> Edge:
+    written = engine.write_snapshot(ORDERED, table(list(feed.values())), Standing(tuple(edges), {}, 0.0))
+    return Edge(base=None, version=edges[-1].version + 1, files=written.files)
+
+
+def replacing(engine: Engine, plan: Sequence[Edge], where: Selection) -> Batch:
+    dead = engine.tombstones(ORDERED, plan, where)
+    return Batch(ORDERED, COLUMNS, True, rows=engine.read(ORDERED, plan, where), tombstones=dead)
+
+
+def changing(engine: Engine, plan: Sequence[Edge], where: Selection) -> Batch:
+    upserts, deletes = engine.changes(ORDERED, plan, where)
+    return Batch(ORDERED, COLUMNS, False, upserts=upserts, deletes=deletes)
+
+
+def hold(sink: Sink, batch: Batch) -> None:
+    held = sink.cursor("r")
+    to = SinkCursor(ORDERED.dataset, held.version + 1 if held else 1, "session", "", (1, 1))
+    sink.apply("r", batch, expect=held, to=to)
+
+
+def in_sink(sink: Sink) -> dict[Key, Row]:
+    return rows_in(sink.read().to_reader())
+
+
+def selected(rows: dict[Key, Row]) -> dict[Key, Row]:
+    return {key: row for key, row in rows.items() if row[3] is not None and row[3] < 2}  # type: ignore[operator]
 
 
 @relaxed
