@@ -16,7 +16,7 @@ from uuid import uuid4
 from broker.backend.index import Index
 from broker.backend.keys import Slot
 from broker.bell import LIVE, Bell, notification, published
-from broker.errors import Conflict, Corrupt, NotFound, OutcomeUnknown, SchemaConflict, Unavailable
+from broker.errors import Conflict, Corrupt, NotFound, OutcomeUnknown, Reconciling, SchemaConflict, Unavailable
 from broker.model import names
 from broker.model.commit import Alter, Body, Create, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
@@ -260,9 +260,13 @@ class Catalog:
         return answer
 
     def _head(self, dataset: DatasetId) -> HeadView:
-        head = self._index.head(dataset)
-        state = self._follow(dataset, head.seq, head.sha)
-        return HeadView(state, head.current, head.run_id, head.epoch, head.reservation)
+        """The head with the state that it names: between two reads Redis may go on, or forget."""
+        for _ in range(protocol.MAX_ROUNDS):
+            head = self._index.head(dataset)
+            state = self._follow(dataset, head.seq, head.sha)
+            if state.seq == head.seq and (state.sha == head.sha or head.seq == 0):
+                return HeadView(state, head.current, head.run_id, head.epoch, head.reservation)
+        raise Reconciling("the head does not stand still", of=dataset, hint="Is Redis restarting again and again?")
 
     def _follow(self, dataset: DatasetId, seq: int, sha: str) -> State:
         """The state whose newest record is `sha`: cached, by following the log, or read from Redis."""

@@ -41,7 +41,6 @@ class VersionInfo(Frozen):
     version: int
     seq: int
     time: float
-    session: str | None = None
     base: int | None
     rows: int
     bytes: int

@@ -11,15 +11,16 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- The server's own run id, read here: an identity a client sends survives its retries and proves nothing.
+-- The server's own run id, read here: an identity a client sends survives its retries and proves nothing. The epoch is part of
+-- the identity because FLUSHALL forgets everything and keeps the run id.
 -- A new incarnation gets a higher epoch; leases of the old one are void from that moment.
 local function incarnation()
   local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   local known = redis.call('HMGET', KEYS[1], 'run_id', 'epoch')
-  if known[1] == run then return run, known[2] end
+  if known[1] == run then return run .. ':' .. known[2], known[2] end
   local epoch = int(math.max((tonumber(known[2]) or 0) + 1, now_ms()))
   redis.call('HSET', KEYS[1], 'run_id', run, 'epoch', epoch)
-  return run, epoch
+  return run .. ':' .. epoch, epoch
 end
 
 -- Whether (epoch, counter) is the present holder of the lease in `key`. Equality at the moment of effect: that is the fence.
