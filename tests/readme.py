@@ -28,11 +28,12 @@ SECRET_HELP: Final = {
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `title`: the file it is the content of, from ```python title="shop.py"."""
+    """A fenced block. `title`: the file it is, from ```python title="shop.py"; `needs`: input it cannot do without."""
 
     line: int
     language: str
     title: str
+    needs: str
     text: str
 
 
@@ -46,8 +47,8 @@ class Step:
 
 def blocks(text: str) -> Iterator[Block]:
     for found in re.finditer(r"^```(\w*)[ ]*([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        title = re.search(r'title="([^"]+)"', found[2])
-        yield Block(text.count("\n", 0, found.start()) + 1, found[1], title[1] if title else "", found[3])
+        named = dict(re.findall(r'(\w+)="([^"]+)"', found[2]))
+        yield Block(text.count("\n", 0, found.start()) + 1, found[1], named.get("title", ""), named.get("needs", ""), found[3])
 
 
 def steps(text: str) -> Iterator[Step]:

@@ -21,7 +21,7 @@ FLOORS: Final = tuple(
         "errors settings model",
         "rules",
         "stores backend columnar",
-        "catalog requests responses inquiry cuts channels changelog events cursors",
+        "bell catalog requests responses inquiry cuts channels changelog events cursors",
         "outcomes producers sinks sources publication received replica",
         "fulfilment hands heavy microbatcher compactor retention janitor rebuild pipeline",
         "parts connect .",

@@ -33,6 +33,8 @@ class Frozen(BaseModel):
 
 
 class Column(Frozen):
+    """A column's name and DuckDB type (`DOUBLE`, `DECIMAL(18,2)`, `VARCHAR`, ...)."""
+
     name: ColumnName
     type: str
     nullable: bool = True
