@@ -1,11 +1,13 @@
 """The main job in under a minute, on an embedded Redis and a local folder: `broker demo`, `make demo`.
 
 Everything is real: a worker process answers requests from a folder of files, one worker is killed with -9 in the middle of a
-production, and the end is a comparison of replica and source, row by row, by DuckDB alone.
+production, and the end is a comparison of replica and source, row by row.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
 import os
 import shutil
 import signal
@@ -13,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import duckdb
 
 from broker.backend import embedded
 from broker.connect import Broker, Handle, connect
@@ -38,7 +39,6 @@ LEASE_SECONDS: Final = 1.0
 """Short, so that the take-over from the killed worker can be watched."""
 WAIT_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 15.0
-_CSV: Final = "header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"', nullstr = ''"
 
 Tell = Callable[[str], None]
 
@@ -161,7 +161,9 @@ class Demo:
         self.tell(f"   version {report.version}: {what}, {report.bytes / 1024:.0f} KiB read, {report.seconds:.2f} s")
 
     def _equal(self) -> bool:
-        self._step("The check: DuckDB alone reads the source's files and compares them with the replica, row by row.")
+        self._step(
+            "The check: the source's files are read once more, without the broker, and compared with the replica row by row."
+        )
         missing, surplus, rows = difference(self.folder)
         self.tell(f"   {rows} rows in the source; missing in the replica: {missing}; in the replica only: {surplus}")
         return missing == surplus == 0 and rows > 0
@@ -196,21 +198,24 @@ class Demo:
 
 
 def difference(folder: Path) -> tuple[int, int, int]:
-    """(rows missing in the replica, rows only there, rows of the source), without any code of the broker."""
-    newest = "QUALIFY row_number() OVER (PARTITION BY package ORDER BY filename DESC) = 1"
-    with duckdb.connect() as engine:
-        engine.execute(f"ATTACH '{folder / 'search.duckdb'}' AS replica (READ_ONLY)")
-        files = [str(folder / "feeds" / "*.csv.gz")]
-        engine.execute(f"CREATE TABLE source AS SELECT * FROM read_csv(?, filename = true, {_CSV}) {newest}", files)
-        names = [row[0] for row in engine.execute("DESCRIBE source").fetchall() if row[0] != "filename"]
-        as_text = ", ".join(f'"{name}"::VARCHAR' for name in names)
-        source, replica = f"SELECT {as_text} FROM source", f"SELECT {as_text} FROM replica.packages"
+    """(rows missing in the replica, rows only there, rows of the source): the source read with the standard library alone."""
+    names, source = _source_rows(sorted((folder / "feeds").glob("*.csv.gz")))
+    with _closing(DuckDB(folder / "search.duckdb", table="packages")) as sink:
+        columns = [column.to_pylist() for column in sink.read(names).columns]
+    replica = Counter(tuple("" if cell is None else str(cell) for cell in row) for row in zip(*columns, strict=True))
+    wanted = Counter(source.values())
+    return (wanted - replica).total(), (replica - wanted).total(), wanted.total()
 
-        def count(sql: str) -> int:
-            row = engine.execute(f"SELECT count(*) FROM ({sql})").fetchone()
-            return int(row[0]) if row else 0
 
-        return count(f"{source} EXCEPT ALL {replica}"), count(f"{replica} EXCEPT ALL {source}"), count(source)
+def _source_rows(files: list[Path]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Column names, and package -> row as text; a later file's row wins."""
+    names, rows = list[str](), dict[str, tuple[str, ...]]()
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as text:
+            reader = csv.reader(text)
+            names = next(reader)
+            rows |= {row[0]: tuple(row) for row in reader}
+    return names, rows
 
 
 def _answer(done: Received) -> str:

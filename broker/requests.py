@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from broker.backend.client import Entry, RedisClient
-from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot, flight_lease
 from broker.backend.lanes import Argument
+from broker.backend.watch import Watch
 from broker.errors import (
     BrokerError,
     Conflict,
@@ -370,30 +370,14 @@ def _flight(worker: str, outcome: Sequence[Any]) -> Flight:
     )  # fmt: skip
 
 
-class Watch:
-    """Looks at a stream's new entries; what others acknowledge or delete does not matter, it only wakes."""
-
-    def __init__(self, redis: RedisClient, stream: bytes) -> None:
-        self._redis, self._stream = redis, stream
-
-    def position(self) -> bytes:
-        """The newest entry's id; what comes behind it wakes `wait`."""
-        newest = self._redis.run("XREVRANGE", self._stream, "+", "-", "COUNT", 1, writes=False)
-        return newest[0][0] if newest else b"0-0"
-
-    def wait(self, position: bytes, milliseconds: int) -> None:
-        """Until something comes behind `position`, at most `milliseconds`."""
-        with mapped(self._stream.decode(), writes=False):
-            self._redis.blocking.xread({self._stream: position}, count=1, block=milliseconds)
-
-
 def status_of(id: str, known: Mapping[str, bytes], progress: dict[str, Any]) -> Status:
     """A request's hash, read."""
     return Status(
         id=id, state=State(known["state"].decode()), request=Request.model_validate_json(known["body"]),
         attempts=int(known["attempts"]), created=int(known["created"]) / 1000,
-        waits=known["wait"].decode() if "wait" in known else None, flight=known["flight"].decode() if "flight" in known else None,
-        progress=progress, completion=completion_of(known["done"]) if "done" in known else None,
+        waits=known["wait"].decode() if "wait" in known else None,
+        flight=known["flight"].decode() if "flight" in known else None, progress=progress,
+        completion=completion_of(known["done"]) if "done" in known else None,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from broker.cli.face import Face, common_options, write_examples
 from broker.errors import BrokerError, Invalid, Terminal
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "demo": ("broker.cli.service:demo", "Show the main job, step by step, in a temporary folder."),
+    "demo": ("broker.cli.demo:demo", "Show the main job, step by step, in a temporary folder."),
     "up": ("broker.cli.service:up", "Start the embedded Redis and keep it running."),
     "down": ("broker.cli.service:down", "Stop the embedded Redis."),
     "status": ("broker.cli.service:status", "What runs: Redis, store, datasets, queues, workers."),

@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import click
 
-from broker.cli.export import FORMATS, write_file
 from broker.cli.face import Command, Face, names, pass_face
 from broker.cli.words import bytes_text
+from broker.columnar.export import FORMATS, write_file
 from broker.connect import Broker
 from broker.errors import NotFound
 from broker.replica import Report

@@ -1,4 +1,4 @@
-"""The service itself: up, down, status, doctor, rebuild, demo."""
+"""The service itself: up, down, status, doctor, rebuild."""
 
 from __future__ import annotations
 
@@ -19,20 +19,6 @@ from broker.errors import Unsupported
 from broker.parts import store_url
 from broker.rules.patterns import pattern_matches
 from broker.settings import home_folder
-
-
-@click.command("demo", cls=Command, examples="broker demo\nbroker demo --generated")
-@click.option("--generated", is_flag=True, help="A generated catalogue, also where the real one is at hand.")
-@click.option("--keep", is_flag=True, help="Leave the temporary folder for a look.")
-@pass_face
-def demo(face: Face, generated: bool, keep: bool) -> int:
-    """Show the main job in under a minute, in a folder of its own; exit 1 when replica and source differ."""
-    from broker.demo import show
-
-    equal = show(face.say if face.json else click.echo, generated=generated, keep=keep)
-    if face.json:
-        face.emit({"equal": equal}, "")
-    return Exit.OK if equal else Exit.FAILED
 
 
 @click.command("up", cls=Command, examples="broker up\nbroker up --home /srv/broker")
@@ -150,4 +136,4 @@ def _exists(broker: Broker, name: str) -> bool:
     return name in broker.datasets(name)
 
 
-__all__ = ["demo", "doctor", "down", "rebuild", "status", "up"]
+__all__ = ["doctor", "down", "rebuild", "status", "up"]
