@@ -7,14 +7,15 @@ version stands, the difference of the parts' union to what stands, or the parts'
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from functools import reduce
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import EVERYTHING, Engine, Written
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, PartMade
-from broker.errors import BrokerError, Invalid
+from broker.errors import BrokerError, Invalid, Transient
 from broker.fulfilment import Produced
 from broker.model.commit import Edge, File
 from broker.model.dataset import DatasetSpec, Schema
@@ -34,9 +35,12 @@ from broker.producers import Producers
 from broker.publication import Note, Publication
 from broker.requests import Flight
 
+T = TypeVar("T")
 STEPS: Final = ("part-written", "part-recorded", "gathered", "finalised")
 """The named steps of the jobs, in order: tests crash at each. Those of publishing lie between the last two."""
 OWN_POSITIONS: Final = "parts"
+PAUSES_SECONDS: Final = (0.1, 0.5, 2.0, 5.0, 10.0, 20.0)
+"""Work that is done waits for a Redis that restarts, rather than be done again."""
 
 
 class Hands:
@@ -59,7 +63,8 @@ class Hands:
             self._cuts.failed(flight, task, attempt, error)
             raise
         self._on_step("part-written")
-        last = self._cuts.done(flight, task, attempt, made.model_dump_json(exclude_defaults=True), (made.rows, made.bytes))
+        result, size = made.model_dump_json(exclude_defaults=True), (made.rows, made.bytes)
+        last = insisted(lambda: self._cuts.done(flight, task, attempt, result, size))
         self._on_step("part-recorded")
         return last
 
@@ -107,7 +112,7 @@ class Hands:
         except BrokerError as error:
             self._cuts.failed(flight, FINALISE, attempt, error)
             raise
-        self._cuts.done(flight, FINALISE, attempt, produced.model_dump_json())
+        insisted(lambda: self._cuts.done(flight, FINALISE, attempt, produced.model_dump_json()))
         self._on_step("finalised")
 
     def _published(self, held: Flight, cut: Cut) -> Produced:
@@ -147,6 +152,16 @@ class Union:
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> Any:
         return self._engine.read(self._spec, [self._edge], EVERYTHING).__arrow_c_stream__(requested_schema)
+
+
+def insisted(record: Callable[[], T]) -> T:
+    """What an idempotent call answers, repeated while its errors are transient, for about 40 seconds."""
+    for pause in PAUSES_SECONDS:
+        try:
+            return record()
+        except Transient:
+            time.sleep(pause)
+    return record()
 
 
 # --- decisions

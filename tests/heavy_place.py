@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,8 +148,6 @@ class LeaderProcess:
     """A leading worker that can be killed."""
 
     def __init__(self, here: Place) -> None:
-        import socket
-
         mine, theirs = socket.socketpair()
         self._lifeline = mine
         with theirs:
@@ -163,8 +162,6 @@ class LeaderProcess:
 
 
 def main(fd: int) -> None:
-    import socket
-
     first = Channel(socket.socket(fileno=fd)).receive()
     assert first is not None
     with broker.connect(**first["settings"]) as found, leader(Place(found, Path(os.environ[FOLDER]))):
