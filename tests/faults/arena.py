@@ -105,6 +105,10 @@ class Arena:
         for order in (self.home / "armed").iterdir():
             order.unlink(missing_ok=True)
 
+    def is_armed(self, order: str) -> bool:
+        """Whether nobody has reached the step yet."""
+        return (self.home / "armed" / order).exists()
+
     def was_hit(self, order: str) -> bool:
         return any((self.home / "hit").glob(f"{order}.*"))
 

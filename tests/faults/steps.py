@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.catalog import Catalog
-from broker.model.commit import parse_record
-from broker.rules.publishing import HeadView, ReadHead, ReadLog, Seal
+from broker.rules.publishing import ReadLog, Seal
 
 FAULTS: Final = ("kill", "orphan", "pause")
 HOME: Final = Path(os.environ.get("BROKER_FAULTS", "."))
@@ -62,6 +61,10 @@ def replica_step(step: str) -> None:
     _on_self("replica", step)
 
 
+def publisher_step(step: str) -> None:
+    _on_self("publisher", step)
+
+
 def _on_self(role: str, step: str) -> None:
     match take(role, step):
         case "kill":
@@ -72,13 +75,16 @@ def _on_self(role: str, step: str) -> None:
 
 def observe() -> None:
     """Count what the protocol meets: reservations of others, foreign records under one's own number, reconciles."""
-    perform = Catalog._perform
+    perform, head = Catalog._perform, Catalog._head
+
+    def looked(self: Catalog, dataset: Any) -> Any:
+        view = head(self, dataset)
+        _local.open = view.reservation
+        return view
 
     def observed(self: Catalog, dataset: Any, effect: Any) -> Any:
         answer = perform(self, dataset, effect)
         match effect:
-            case ReadHead():
-                _local.open = answer.reservation if isinstance(answer, HeadView) else None
             case Seal(seq=seq, data=data):
                 _local.sealed = (seq, data)
                 _count_seal(seq, data)
@@ -88,12 +94,10 @@ def observe() -> None:
                 _local.sealed = (0, b"")
         return answer
 
-    Catalog._perform = observed  # type: ignore[method-assign]
+    Catalog._perform, Catalog._head = observed, looked  # type: ignore[method-assign]
 
 
 def _count_seal(seq: int, data: bytes) -> None:
-    if parse_record(data, "log").body.kind == "barrier":
-        count("reconcile")
     if getattr(_local, "open", None) == (seq, data):
         count("helped-reservation")
 
