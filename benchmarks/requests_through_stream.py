@@ -12,6 +12,7 @@ from benchmarks.common import Row, percentile, private_broker, worker
 from benchmarks.peers import celery_rate, huey_rate
 from benchmarks.producers import batch
 from broker.connect import Broker
+from broker.errors import BrokerError
 
 DATASET = "goodstuff_01/catalog/still"
 COUNT, IN_FLIGHT, LONE = 10_000, 256, 500
@@ -27,6 +28,8 @@ def through(b: Broker, count: int, in_flight: int) -> tuple[float, list[float]]:
         if room >= min(8, in_flight) or (room and sent + room == count):
             now = time.perf_counter()
             for handle in b.requests([fields] * room):
+                if isinstance(handle, BrokerError):
+                    raise handle
                 born[handle.id] = now
             sent += room
         arrived = responses.read(in_flight, 1.0)

@@ -27,8 +27,13 @@ LIVE: Final = "live"
 class Bell:
     """Calls `ring(dataset)` in the background. Safe for threads and after a fork; `close` waits for what was asked."""
 
+    _thread: Thread | None
+    _asked: set[DatasetId]
+    _queue: SimpleQueue[DatasetId | None]
+
     def __init__(self, ring: Callable[[DatasetId], None]) -> None:
         self._ring, self._lock = ring, Lock()
+        self._thread: Thread | None = None
         self._begin()
 
     def ask(self, dataset: DatasetId) -> None:
@@ -54,8 +59,7 @@ class Bell:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._thread: Thread | None = None
-        self._asked, self._queue = set[DatasetId](), SimpleQueue[DatasetId | None]()
+        self._thread, self._asked, self._queue = None, set(), SimpleQueue()
 
     def _run(self) -> None:
         while (dataset := self._queue.get()) is not None:
