@@ -26,6 +26,8 @@ from workers.channel import Channel
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 STOP_SECONDS: Final = 5.0
 """A child that was told to end and does not is killed after this."""
+START_SECONDS: Final = 60.0
+"""A child may take so long to import its application, however short attempts are."""
 START_TRIES: Final = 2
 """Children in a row that may die while they start (the kernel may choose one of them) before the worker gives up."""
 
