@@ -40,7 +40,7 @@ class Report:
 
 
 class Replica:
-    """An exact copy of a dataset, or of a selection of it. Two processes with one name: one holds the lease, the other gets Busy."""
+    """An exact copy of a dataset, or of a selection of it. Of two processes with one name, one has the lease, the other Busy."""
 
     def __init__(
         self, parts: tuple[Catalog, Engine, Leases], dataset: DatasetId, name: str, sink: Sink, selection: Selection,
@@ -96,8 +96,8 @@ class Replica:
         applied = self.sink.apply(self.name, batch, expect=expect, to=to) if found.edges or held is None else Applied()
         self._on_step("applied")
         return Report(
-            "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes, found.reset,
-            time.monotonic() - begun,
+            "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
+            found.reset, time.monotonic() - begun,
         )  # fmt: skip
 
     def _batch(self, state: State, found: Plan) -> Batch:
