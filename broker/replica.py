@@ -40,7 +40,7 @@ class Report:
 
 
 class Replica:
-    """An exact copy of a dataset, or of a selection of it. Of two processes with one name, one has the lease, the other Busy."""
+    """An exact copy of a dataset, or of a selection of it. Of two processes with one name one has the lease, one Busy."""
 
     def __init__(
         self, parts: tuple[Catalog, Engine, Leases], dataset: DatasetId, name: str, sink: Sink, selection: Selection,
