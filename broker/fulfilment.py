@@ -85,7 +85,9 @@ class Maker:
         finally:
             close(outcome)
         self._on_step("produced")
-        position = None if published.edge else json.dumps(resolve_position(outcome))
+        # A producer that says no position leaves the one noted before: forgetting a watermark would read everything again.
+        noted = None if published.edge else resolve_position(outcome)
+        position = None if noted is None else json.dumps(noted)
         return Produced(version=published.version, changed=published.edge is not None, confirmed_at=started, position=position)
 
     def parts(self, flight: Flight, members: int) -> tuple[str, ...]:

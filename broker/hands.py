@@ -122,7 +122,7 @@ class Hands:
             return Produced(version=version, changed=True, confirmed_at=plan.started)
         kind, position, files = kind_of(made), positions(plan.position, made), gathered(made.values())
         if not files:
-            return Produced(version=plan.version, changed=False, confirmed_at=plan.started, position=json.dumps(position))
+            return Produced(version=plan.version, changed=False, confirmed_at=plan.started, position=noted(position))
         schema = merged_schema(state.spec, made.values())
         note = Note(
             production=held.id, started=plan.started, lease=held.lease, position=lambda: position, kind="producer",
@@ -140,7 +140,7 @@ class Hands:
         changed = published.edge is not None
         return Produced(
             version=published.version, changed=changed, confirmed_at=plan.started,
-            position=None if changed else json.dumps(position),
+            position=None if changed else noted(position),
         )  # fmt: skip
 
 
@@ -208,6 +208,11 @@ def positions(before: Any, made: dict[str, PartMade]) -> Any:
             hint="Note less per part, or cut into fewer parts",
         )  # fmt: skip
     return position
+
+
+def noted(position: Any) -> str | None:
+    """For a production without a version: JSON, or None, which leaves what was noted before."""
+    return None if position is None else json.dumps(position)
 
 
 def position_of(position: Any, part: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
 
 from broker.backend.jobs import Jobs
 from broker.cuts import Cuts, Progress
@@ -46,9 +45,10 @@ class Leading:
         self._flights[flight.id] = flight
         return True
 
-    def begin(self, flight: Flight, parts: Sequence[str], since: dict[str, Any] | None, members: int) -> None:
-        """Note the parts, and follow it. Raises Fenced."""
-        self._lead.begin(flight, parts, Since(since["version"], since["position"]) if since else None, members)
+    def begin(self, flight: Flight, parts: Sequence[str], members: int) -> None:
+        """Note the parts, and what all of them are told of the newest version; follow it. Raises Fenced."""
+        version, position = self._parts.catalog.noted(flight.dataset)
+        self._lead.begin(flight, parts, Since(version, position) if version else None, members)
         self._flights[flight.id] = flight
 
     def look(self, flight: Flight) -> Produced | None:

@@ -196,7 +196,7 @@ class Producing:
             held.produced = Produced.model_validate(result.ok)
             self._prepare_answer(held)
         elif result.task.message["do"] == "parts":
-            self._leading.begin(held.flight, result.ok, result.task.message["since"], result.task.message["members"])
+            self._leading.begin(held.flight, result.ok, result.task.message["members"])
         else:
             for order, edge in zip(held.orders, result.ok, strict=True):
                 self._clerk.keep(order, Edge.model_validate(edge))
