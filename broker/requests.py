@@ -77,6 +77,9 @@ class Flight:
     priority: Priority = "normal"
     noted: tuple[int, Any] | None = None
 
+    def __str__(self) -> str:
+        return self.id
+
     @property
     def lease(self) -> Lease:
         return Lease(flight_lease(self.id), self.owner, self.fence)
