@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.resources import files
 from types import ModuleType
 from typing import Final
 
@@ -70,3 +71,7 @@ def test_a_driver_in_the_package_would_be_seen() -> None:
 
 def test_the_version_is_the_one_the_distribution_says() -> None:
     assert version("data-request-broker") == broker.__version__
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert files("broker").joinpath("py.typed").is_file()
