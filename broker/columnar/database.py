@@ -27,10 +27,10 @@ _BAD_DATA: Final = (duckdb.ConversionException, duckdb.OutOfRangeException, duck
 
 
 class Database:
-    """Opened by the first session. `close` ends it; sessions still open then fail."""
+    """Opened by the first session. `close` ends it; sessions still open then fail. `threads` None: as many as there are cores."""
 
-    def __init__(self, memory_limit_bytes: int, folder: Path) -> None:
-        self._limit, self._folder = memory_limit_bytes, folder
+    def __init__(self, memory_limit_bytes: int, folder: Path, threads: int | None = None) -> None:
+        self._limit, self._folder, self._threads = memory_limit_bytes, folder, threads
         self._lock = threading.Lock()
         self._connection: duckdb.DuckDBPyConnection | None = None
 
@@ -59,7 +59,8 @@ class Database:
             return self._connection
 
     def _config(self) -> dict[str, str | bool | int | float | list[str]]:
-        return {
+        threads: dict[str, str | bool | int | float | list[str]] = {"threads": self._threads} if self._threads else {}
+        return threads | {
             "memory_limit": f"{self._limit}B",
             "temp_directory": str(self._folder),
             # The order of rows means nothing here, and keeping it costs memory.
@@ -100,8 +101,11 @@ class Session:
         return self._batches(reader)
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        with mapped(self._of):
-            yield from reader
+        try:
+            with mapped(self._of):
+                yield from reader
+        except OSError as error:  # Arrow's class for what DuckDB's stream reports of the disk
+            raise _to_error_in_stream(str(error)[:300], self._of) from error
 
     def interrupt(self) -> None:
         """Stop what another thread runs here."""

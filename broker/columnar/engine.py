@@ -72,6 +72,8 @@ class Engine:
         self._store, self._settings = store, settings
         self._folder = PrivateFolder(settings.temp_folder)
         self._database = Database(settings.memory_limit_bytes, self._folder.path / "spill")
+        # Keys arrive no faster than one thread encodes rows: a second one would only pay for being a second one.
+        self._keys = Database(settings.memory_limit_bytes // 2, self._folder.path / "keys", threads=1)
         self._fetcher = Fetcher(store, self._folder.path / "cache")
 
     def write_snapshot(self, spec: DatasetSpec, data: Intake, standing: Standing | None = None) -> Written:
@@ -190,6 +192,7 @@ class Engine:
     def close(self) -> None:
         """End DuckDB and remove the private folder; idempotent."""
         self._database.close()
+        self._keys.close()
         self._folder.close()
 
     def __enter__(self) -> Self:
@@ -218,7 +221,7 @@ class Engine:
         return Outbox(self._store, self._settings.max_file_rows)
 
     def _key_check(self, spec: DatasetSpec, columns: pa.Schema) -> KeyCheck:
-        return KeyCheck(self._database, spec.key, columns, str(spec.dataset))
+        return KeyCheck(self._keys, spec.key, columns, str(spec.dataset))
 
     def _canonical(self, spec: DatasetSpec, role: Role, columns: pa.Schema) -> Target:
         return Target(role, columns, partial(data_key, spec.dataset), encoder_of("parquet", spec.key[0]))

@@ -23,6 +23,7 @@ from broker.columnar.engine import Engine
 from broker.columnar.intake import reader_of
 from broker.columnar.keys import SMALL_ROWS, THREAD_NAME
 from broker.columnar.scratch import LOCK, PREFIX
+from broker.columnar.tombstones import Standing
 from broker.columnar.types import arrow_schema, schema_of
 from broker.errors import (
     BadData,
@@ -34,6 +35,7 @@ from broker.errors import (
     NullKey,
     Overloaded,
     SchemaConflict,
+    Unavailable,
 )
 from broker.model.commit import Edge, File
 from broker.model.dataset import Column, DatasetSpec, Schema
@@ -344,6 +346,8 @@ def test_a_delete_names_the_key_and_the_order(engine: Engine) -> None:
     spec, _ = published(engine, SPEC.model_copy(update={"order": ("n",)}), rows(1))
     with pytest.raises(BadData, match="no n in"):
         engine.write_delta(spec, None, pa.table({"sku": ["sku-0"]}))
+    with pytest.raises(BadData, match=r"lacks a column \[n\].*'sku-1'"):
+        engine.write_delta(spec, None, [{"sku": "sku-0", "n": None}, {"sku": "sku-1"}])
     written = engine.write_delta(spec, None, rows(1).append_column("more", pa.array([1])))
     assert (written.deletes, written.schema) == (1, spec.columns)
     assert engine.fetch(written.files[0]).read_bytes()[:4] == b"PAR1"
@@ -394,10 +398,19 @@ def test_altered_and_missing_bytes_are_found(tmp_path: Path) -> None:
             fresh.read(spec, [edge], ALL)
         path.write_bytes(data + b"more")
         with pytest.raises(Corrupt):
-            fresh.write_merged(spec, [edge])
+            fresh.write_merged(spec, Standing((edge,), {}, 0.0))
         path.unlink()
         with pytest.raises(NotFound):
             fresh.fetch(file)
+
+
+def test_a_file_that_fails_in_the_middle_of_a_stream_is_a_transient_error(engine: Engine) -> None:
+    spec, edge = published(engine, SPEC, batches_of(*(rows(100_000, start=n * 100_000) for n in range(30))))
+    reader = engine.read(spec, [edge], ALL)
+    path = engine.fetch(edge.files[0])
+    os.truncate(path, 4096)
+    with pytest.raises(Unavailable, match="IO Error"):
+        reader.read_all()
 
 
 class RemoteStore(MemoryStore):
