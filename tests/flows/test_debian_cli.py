@@ -96,6 +96,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, debian: Path) -> Itera
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_snapshot_delta_and_both_replicas_equal_what_duckdb_computes(place: Place, index: Index) -> None:
     place.feed("main", 10)
     first = place.answered("search")
@@ -124,6 +125,7 @@ def test_snapshot_delta_and_both_replicas_equal_what_duckdb_computes(place: Plac
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_filter_delivers_exactly_its_rows_and_what_leaves_it_is_a_delete(place: Place, index: Index) -> None:
     place.feed("main", 10)
     chosen = ("--where", WHERE, "--columns", "package,version")

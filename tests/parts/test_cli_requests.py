@@ -1,0 +1,283 @@
+"""request, requests, responses and explain, with producers run in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import broker
+from broker.backend.registry import Registry, Worker
+from broker.cli.exits import Exit
+from broker.connect import connect
+from broker.errors import BadData, Unavailable
+from broker.inquiry import FlightView, Inquiry, reason_of
+from broker.model.request import Request, State
+from broker.requests import Status
+from broker.testing import PrivateBroker
+from tests.cli import Cli
+
+OFFERS = "shop/catalog/offers"
+ROWS = [{"sku": "a", "price": 1}, {"sku": "b", "price": 60}]
+
+
+@pytest.fixture
+def place(redis_url: str, tmp_path: Path) -> Iterator[PrivateBroker]:
+    store = str(tmp_path / "store")
+    with connect(redis=redis_url, store=store, backoff_seconds=0.0, max_attempts=3) as own:
+        own.dataset(OFFERS, key=["sku"])
+        yield PrivateBroker(own, redis_url, store)
+
+
+@pytest.fixture
+def cli(place: PrivateBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    return Cli(capsys, "--redis", place.redis, "--store", place.store)
+
+
+def app_of(*answers: Any) -> broker.Producers:
+    """Each call gives the next answer, the last one for ever; an exception is raised."""
+    app, left = broker.Producers(), list(answers)
+
+    @app.producer(OFFERS)
+    def offers(request: broker.ProductionRequest, since: broker.Since | None) -> Any:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return broker.Snapshot(answer)
+
+    return app
+
+
+def registered(place: PrivateBroker, pattern: str, seconds: float = 60.0) -> Worker:
+    worker = Worker(f"w-{pattern.replace('*', 'any').replace('/', '-')}", (pattern,), "here", 1, 1)
+    Registry(place.broker.parts.redis).register(place.broker.parts.index.slots(), worker, seconds)
+    return worker
+
+
+# --- request
+
+
+def test_a_request_prints_its_id_and_is_found_by_it(cli: Cli) -> None:
+    id = cli.ok("request", OFFERS, "--target", "search", "--attribute", "why=test", "--priority", "low").out.strip()
+    shown = cli.json("requests", "show", id)
+    assert (shown["request"], shown["state"], shown["completion"]) == (id, "queued", None)
+    assert shown["body"] == {"dataset": OFFERS, "target": "search", "priority": "low", "attributes": {"why": "test"}}
+
+
+def test_an_idempotency_key_gives_the_same_request_and_refuses_another_body(cli: Cli) -> None:
+    ask = ("request", OFFERS, "--target", "search", "--idempotency-key", "job-17")
+    assert cli.ok(*ask).out == cli.ok(*ask).out
+    assert cli(*ask, "--priority", "high").code == Exit.CONFLICT
+
+
+def test_a_fresh_answer_comes_at_once_and_its_files_are_downloaded(cli: Cli, place: PrivateBroker, tmp_path: Path) -> None:
+    cli.ok("request", OFFERS, "--target", "search")
+    place.work(app_of(ROWS))
+    done = cli.json("request", OFFERS, "--target", "search", "--max-staleness", 60, "--wait", 5, "--to", "in")
+    assert (done["mode"], done["version"], done["rows"]) == ("snapshot", 1, 2)
+    (path,) = done["paths"]
+    assert sorted(pq.read_table(tmp_path / path).column("sku").to_pylist()) == ["a", "b"]
+    lines = cli.ok("request", OFFERS, "--target", "search", "--max-staleness", 60, "--to", "in")
+    assert lines.out == "in/01-rows.parquet\n"
+
+
+def test_a_cursor_goes_in_where_a_version_number_does(cli: Cli, place: PrivateBroker) -> None:
+    cli.ok("request", OFFERS, "--target", "search")
+    place.work(app_of(ROWS))
+    cursor = cli.json("responses", "search")["cursor"]
+    ask = ("request", OFFERS, "--target", "search", "--max-staleness", 60, "--wait", 5)
+    assert cli.json(*ask, "--since", cursor)["mode"] == "unchanged"
+    assert cli.json(*ask, "--since", 1)["mode"] == "unchanged"
+    assert cli(*ask, "--since", "yesterday").code == Exit.USAGE
+
+
+def test_a_failed_request_ends_a_wait_with_code_1_and_the_cause(cli: Cli, place: PrivateBroker) -> None:
+    id = cli.ok("request", OFFERS, "--target", "search", "--idempotency-key", "x").out.strip()
+    place.work(app_of(BadData("a broken feed", of="offers.csv")))
+    done = cli("request", OFFERS, "--target", "search", "--idempotency-key", "x", "--wait", 5)
+    assert done.code == Exit.FAILED
+    assert "a broken feed" in done.err
+    assert id in done.err
+
+
+# --- requests
+
+
+def test_the_list_is_newest_first_and_takes_filters(cli: Cli, place: PrivateBroker) -> None:
+    place.broker.dataset("shop/orders/open", key=["id"])
+    ids = []
+    for target in ("one", "two", "three"):
+        ids.append(place.broker.request(OFFERS, target=target).id)
+        time.sleep(0.002)  # ids sort by the millisecond of birth
+    other = place.broker.request("shop/orders/open", target="one").id
+    cli.ok("requests", "cancel", ids[0])
+    assert [item["request"] for item in cli.json("requests", "list")][-3:] == ids[::-1]
+    assert [item["request"] for item in cli.json("requests", "list", "--dataset", OFFERS, "--limit", 2)] == [ids[2], ids[1]]
+    assert [item["request"] for item in cli.json("requests", "list", "--state", "cancelled")] == [ids[0]]
+    assert {item["request"] for item in cli.json("requests", "list", "--target", "one")} == {ids[0], other}
+
+
+def test_a_request_nobody_alive_serves_shows_no_producer(cli: Cli, place: PrivateBroker) -> None:
+    id = place.broker.request(OFFERS, target="search").id
+    assert cli.json("requests", "show", id)["waits"] == "no-producer"
+    assert "no-producer" in cli.ok("requests", "show", id).out
+    registered(place, "*/orders/*")
+    assert cli.json("requests", "show", id)["waits"] == "no-producer"
+    registered(place, "*/catalog/*")
+    assert cli.json("requests", "show", id)["waits"] is None
+
+
+def test_a_worker_that_lapsed_counts_no_more(cli: Cli, place: PrivateBroker) -> None:
+    registered(place, "*/catalog/*", seconds=-1)
+    assert cli.json("status")["workers"] == []
+    registered(place, "*/orders/*")
+    slot = place.broker.parts.index.slots()[0]
+    assert place.broker.parts.redis.run("HLEN", slot.workers) == 1
+
+
+def test_cancel_ends_a_request_once(cli: Cli, place: PrivateBroker) -> None:
+    id = place.broker.request(OFFERS, target="search").id
+    assert cli.json("requests", "cancel", id) == {"request": id, "state": "cancelled"}
+    assert cli("requests", "cancel", id).code == Exit.CONFLICT
+    assert cli.json("responses", "search")["state"] == "cancelled"
+
+
+def test_dead_letters_tell_every_attempts_cause_and_can_be_asked_again(cli: Cli, place: PrivateBroker) -> None:
+    fields = {"where": "price < 50", "columns": ["price"], "idempotency_key": "k", "attributes": {"why": "test"}}
+    dead = place.broker.request(OFFERS, target="search", since=None, **fields).id
+    place.work(app_of(Unavailable("asleep"), Unavailable("still asleep"), BadData("a broken feed")))
+    (letter,) = cli.json("requests", "dead")
+    assert (letter["request"], letter["attempts"]) == (dead, 3)
+    assert [cause["what"] for cause in letter["causes"]] == ["asleep", "still asleep", "a broken feed"]
+    assert [line.split(". ")[0].strip() for line in cli.ok("requests", "dead").lines[1:]] == ["1", "2", "3"]
+
+    again = cli.ok("requests", "retry", dead).out.strip()
+    assert again != dead
+    assert cli.json("requests", "dead") == []
+    body = cli.json("requests", "show", again)["body"]
+    assert body == {
+        "dataset": OFFERS,
+        "target": "search",
+        "where": body["where"],
+        "columns": ["price"],
+        "attributes": {"why": "test"},
+    }
+    assert place.work(app_of(ROWS)) == 1
+    assert cli.json("requests", "show", again)["state"] == "completed"
+
+
+def test_what_still_runs_is_not_asked_again(cli: Cli, place: PrivateBroker) -> None:
+    id = place.broker.request(OFFERS, target="search").id
+    assert cli("requests", "retry", id).code == Exit.CONFLICT
+    cli.ok("requests", "cancel", id)
+    assert cli.ok("requests", "retry", id).out.strip() != id
+    assert cli("requests", "retry", f"catalog.0.{'0' * 32}").code == Exit.NOT_FOUND
+
+
+def test_watch_ends_with_the_request_and_says_how(cli: Cli, place: PrivateBroker) -> None:
+    good = place.broker.request(OFFERS, target="search").id
+    place.work(app_of(ROWS))
+    assert cli("requests", "watch", good).code == Exit.OK
+    bad = place.broker.request(OFFERS, target="search").id
+    cli.ok("requests", "cancel", bad)
+    assert cli("requests", "watch", bad).code == Exit.FAILED
+    open_ = place.broker.request(OFFERS, target="search").id
+    done = cli("requests", "watch", open_, "--timeout", 0)
+    assert (done.code, len(done.lines)) == (Exit.TIMED_OUT, 1)
+    assert "queued (no-producer)" in done.out
+
+
+# --- responses
+
+
+def test_responses_are_looked_at_until_they_are_acknowledged(cli: Cli, place: PrivateBroker) -> None:
+    ids = {place.broker.request(OFFERS, target="search").id for _ in range(3)}
+    place.work(app_of(ROWS))
+    for _ in range(2):
+        assert {line.split()[0] for line in cli.ok("responses", "search").lines} == ids
+    assert {line.split()[0] for line in cli.ok("responses", "search", "--ack").lines} == ids
+    assert cli.ok("responses", "search").out == ""
+    assert cli.ok("responses", "search", "--ack").out == ""
+
+
+# --- explain
+
+
+def test_explain_says_what_a_request_waits_for(cli: Cli, place: PrivateBroker) -> None:
+    id = place.broker.request(OFFERS, target="search").id
+    found = cli.json("explain", "request", id)
+    assert (found["waits_for"], found["workers"]) == ("a worker", [])
+    assert "no-producer" in found["why"]
+    worker = registered(place, "*/catalog/*")
+    found = cli.json("explain", "request", id)
+    assert (found["waits_for"], [item["id"] for item in found["workers"]]) == ("a free worker", [worker.id])
+    place.work(app_of(ROWS))
+    assert cli.json("explain", "request", id)["why"] == "it ended as completed"
+
+
+def test_explain_version_shows_the_record_and_the_road(cli: Cli, place: PrivateBroker) -> None:
+    for rows in (ROWS, [*ROWS, {"sku": "c", "price": 3}]):
+        place.broker.request(OFFERS, target="search")
+        place.work(app_of(rows))
+    one, two = cli.json("explain", "version", OFFERS, 1), cli.json("explain", "version", f"{OFFERS}@2")
+    assert two["record"]["body"]["edge"]["base"] == 1
+    assert two["previous"] == one["sha256"]
+    assert [step["kind"] for step in two["road"]] == ["snapshot", "delta"]
+    assert "road    nothing -> 1 -> 2" in cli.ok("explain", "version", OFFERS, 2).out
+    assert cli("explain", "version", OFFERS).code == Exit.USAGE
+
+
+STATUS = Status("catalog.0.x", State.QUEUED, Request.of({"dataset": OFFERS, "target": "t"}), 1, 0.0)
+FLIGHT = FlightView("f", "derive", "open", "somebody", 0.0, 0.0)
+WORKER = Worker("w", ("*/catalog/*",), "h", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "flight", "workers", "parked", "due_in", "expected"),
+    [
+        (replace(STATUS, state=State.EXPIRED), None, [], False, None, ("", "it ended as expired")),
+        (
+            replace(STATUS, waits="backlog"), None, [WORKER], False, None,
+            ("its tenant's turn", "shop has as many requests in work as it may"),
+        ),
+        (STATUS, None, [], False, 2.5, ("its next attempt, in 2.5 s", "attempt 1 failed with an error that may pass")),
+        (replace(STATUS, state=State.RUNNING), FLIGHT, [], False, None, ("the derivation f", "somebody holds it")),
+        (STATUS, None, [], True, None, ("a worker", f"no-producer: no live worker's patterns match {OFFERS}")),
+        (STATUS, None, [WORKER], True, None, ("a worker that serves it", "the one that read it does not; another picks it up")),
+        (STATUS, None, [WORKER], False, None, ("a free worker", "7 request(s) in its stream, 1 worker(s) serve it")),
+    ],
+)  # fmt: skip
+def test_each_reason_to_wait_has_its_sentence(
+    status: Status,
+    flight: FlightView | None,
+    workers: list[Worker],
+    parked: bool,
+    due_in: float | None,
+    expected: tuple[str, str],
+) -> None:
+    assert reason_of(status, flight, workers, parked, due_in, 7) == expected
+
+
+def test_what_is_outstanding_is_seen_wherever_it_lies(place: PrivateBroker) -> None:
+    b, inquiry = place.broker, Inquiry(place.broker.parts.redis, place.broker.parts.requests)
+    slot, redis = b.parts.index.slots()[0], b.parts.redis
+    assert inquiry.outstanding(slot) == []
+    id = b.request(OFFERS, target="search").id
+    assert inquiry.outstanding(slot) == [OFFERS]
+    redis.run("DEL", slot.requests("offers", "normal"))
+    assert inquiry.outstanding(slot) == []
+    redis.run("ZADD", slot.key("delayed"), 1, id)
+    assert inquiry.outstanding(slot) == [OFFERS]
+    redis.run("DEL", slot.key("delayed"))
+    redis.run("HSET", slot.key("parked"), id, OFFERS)
+    assert inquiry.outstanding(slot) == [OFFERS]
+    redis.run("DEL", slot.key("parked"))
+    redis.run("HSET", slot.flight("f"), "dataset", OFFERS)
+    redis.run("ZADD", slot.key("lapse"), 1, "f")
+    assert inquiry.outstanding(slot) == [OFFERS]
