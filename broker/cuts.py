@@ -28,8 +28,9 @@ FINALISE: Final = "finalise"
 
 
 class CutPlan(Frozen):
-    """How a production is cut. Every part is told the same `version` (0: none yet) and, of `position`, what is its own.
+    """How a production is cut. Every part is told the same newest `version` and, of `position`, what is its own.
 
+    `first`: no version stands that a part could know of, so it is told nothing, and makes rows whatever it gives.
     `app` names the application that holds the producer, as module:attribute; `started` is seconds since the epoch.
     """
 
@@ -37,9 +38,9 @@ class CutPlan(Frozen):
     app: str
     parts: tuple[str, ...]
     version: int
+    first: bool
     position: Any = None
     started: float
-    members: int = 1
 
     def name_of(self, task: str) -> str:
         """For messages: the part's own name."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import EVERYTHING, Engine, Written
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, PartMade
-from broker.errors import BrokerError, Invalid, Transient
+from broker.errors import BrokerError, Invalid, StaleBase, Transient
 from broker.fulfilment import Produced
 from broker.model.commit import Edge, File
 from broker.model.dataset import DatasetSpec, Schema
@@ -70,11 +70,11 @@ class Hands:
 
     def _made(self, plan: CutPlan, part: str, producers: Producers) -> PartMade:
         spec = self._catalog.state(plan.dataset).spec
-        asked = ProductionRequest(dataset=plan.dataset, spec=spec, reason="request", members=plan.members)
-        since = Since(plan.version, position_of(plan.position, part)) if plan.version else None
+        asked = ProductionRequest(dataset=plan.dataset, spec=spec, reason="request")
+        since = None if plan.first else Since(plan.version, position_of(plan.position, part))
         outcome = producers.match(plan.dataset).run(asked, since, part)
         try:
-            made = self._written(spec, outcome, first=since is None)
+            made = self._written(spec, outcome, first=plan.first)
             return made.model_copy(update={"position": resolve_position(outcome), "attributes": attributes_of(outcome)})
         except Exception as error:
             raise failure_of(outcome, error) from error
@@ -130,13 +130,17 @@ class Hands:
         )  # fmt: skip
         self._on_step("gathered")
         spec = state.spec.model_copy(update={"columns": schema})
-        if kind == "snapshot" and state.version:
-            edge = Edge(base=None, version=state.version, files=files)
+        edge = Edge(base=None if plan.first or kind == "snapshot" else plan.version, version=plan.version + 1, files=files)
+        if edge.base is not None and not state.edges:
+            raise StaleBase(
+                "the dataset was made anew", of=plan.dataset, why=f"nothing stands at version {edge.base}", hint="Again"
+            )
+        if kind == "snapshot" and state.edges:
             published = self._publication.difference(plan.dataset, Union(self._engine, spec, edge), note)
         else:
-            edge = Edge(base=plan.version or None, version=plan.version + 1, files=files)
             self._engine.check_keys(spec, edge)
-            published = self._publication.assembled(plan.dataset, Written(files, schema, edge.rows), note, plan.version)
+            written = Written(files, schema, edge.rows)
+            published = self._publication.assembled(plan.dataset, written, note, edge.base, plan.version)
         changed = published.edge is not None
         return Produced(
             version=published.version, changed=changed, confirmed_at=plan.started,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from broker import hands
 from broker.backend.jobs import MAINTENANCE, PARTS, Jobs, Look
@@ -21,8 +21,8 @@ from broker.catalog import OnStep, nothing
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, Progress
 from broker.errors import AttemptFailed, BrokerError, Fenced, StaleBase, Transient
 from broker.fulfilment import Produced, backoff
-from broker.outcomes import Since
 from broker.requests import Flight
+from broker.rules.fold import State
 from broker.settings import Settings
 
 STEPS: Final = ("planned", *hands.STEPS)
@@ -77,14 +77,13 @@ class Lead:
         """Whether somebody noted its parts already."""
         return self._cuts.plan_of(flight.id) is not None
 
-    def begin(self, flight: Flight, parts: Sequence[str], since: Since | None, members: int) -> None:
-        """Note the parts; `look` has them run. Raises Fenced."""
-        version, position = (since.version, since.position) if since else (0, None)
+    def begin(self, flight: Flight, parts: Sequence[str], state: State, position: Any) -> None:
+        """Note the parts, and the state and position that all of them are told of; `look` has them run. Raises Fenced."""
         self._cuts.plan(
             flight,
             CutPlan(
-                dataset=flight.dataset, app=self._app, parts=tuple(parts), version=version, position=position,
-                started=time.time(), members=members,
+                dataset=flight.dataset, app=self._app, parts=tuple(parts), version=state.version, first=not state.edges,
+                position=position, started=time.time(),
             ),
         )  # fmt: skip
         self._on_step("planned")
@@ -107,15 +106,18 @@ class Lead:
             self._inspect(flight, followed)
         return Report(progress)
 
-    def abandon(self, flight: Flight) -> None:
-        """Stop the jobs of a flight that is over: its ledger is gone, or about to go. Best effort."""
-        self._followed.pop(flight.id, None)
-        cut = self._cuts.load(flight.id)
-        if cut is not None:
-            self._jobs.stop([job_of(flight.id, task, attempt) for task, attempt in cut.attempts.items()])
+    def cut(self, flight: Flight) -> Cut | None:
+        """Its ledger, for `stop`: to be asked for before the flight ends, since both end together."""
+        return self._cuts.load(flight.id)
+
+    def stop(self, flight: Flight, cut: Cut) -> None:
+        """Stop what may still work for a flight that is over; what cannot be stopped finds no ledger, and ends by itself."""
+        ids = {task: job_of(flight.id, task, attempt) for task, attempt in cut.attempts.items() if task not in cut.results}
+        self._jobs.stop(PARTS, [id for task, id in ids.items() if task != FINALISE])
+        self._jobs.stop(MAINTENANCE, [id for task, id in ids.items() if task == FINALISE])
 
     def forget(self, flight: Flight) -> None:
-        """It went to another worker: its jobs run on for that one."""
+        """It is over, or another worker's: its jobs run on for that one."""
         self._followed.pop(flight.id, None)
 
     def _inspect(self, flight: Flight, followed: _Followed) -> None:

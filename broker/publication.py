@@ -117,15 +117,15 @@ class Publication:
         sealing = _Sealing(note, note.lease, started, uploaded_at)
         return self._seal(dataset, written, state.version if base is None else base, sealing, rebase=base is None)
 
-    def assembled(self, dataset: DatasetId, written: Written, note: Note, head: int) -> Published:
-        """Files written and verified elsewhere since `note.started`, as one edge that fits only `head` (0: a snapshot).
+    def assembled(self, dataset: DatasetId, written: Written, note: Note, base: int | None, head: int) -> Published:
+        """Files written and verified elsewhere since `note.started`, as one edge from `base` that fits only `head`.
 
         Raises StaleBase, SchemaConflict, Fenced. The caller saw to it that keys are unique over all files.
         """
         started = note.started or time.time()
         self._fit(dataset, written)
         sealing = _Sealing(note, note.lease, started, time.monotonic() - (time.time() - started), head)
-        return self._seal(dataset, written, head or None, sealing)
+        return self._seal(dataset, written, base, sealing)
 
     def verify(self, written: Written) -> None:
         """Files complete and as recorded (P1). Raises Corrupt."""

@@ -66,6 +66,12 @@ def prices(request: ProductionRequest, since: Since | None, part: str) -> Outcom
     return Delta(rows_of(part, 2.0).slice(0, 1), pa.table({"sku": [f"{part}-4"]}), position={"of": part, "told": told})
 
 
+@app.producer("*/pricing/ordered", partition_by="merchant", values=merchants)
+def ordered(request: ProductionRequest, since: Since | None, part: str) -> Outcome:
+    rows = rows_of(part).slice(int(orders_of(request.dataset).get("rows") == "lacking"))
+    return Snapshot(rows.append_column("at", pa.array([7] * rows.num_rows)))
+
+
 @app.producer("*/pricing/counts", partitions=3)
 def counts(request: ProductionRequest, since: Since | None, part: int) -> Outcome:
     return Snapshot(pa.table({"sku": [f"{part}"], "kind": [type(part).__name__]}))

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,9 +17,10 @@ from threading import Thread
 
 import broker
 from broker.connect import Broker, Dataset, Handle
+from broker.parts import open_parts
 from broker.received import Received
 from broker.settings import Settings
-from tests.heavy_app import FOLDER, PARTS, app
+from tests.heavy_app import FOLDER, PARTS, app, on_step
 from tests.servers import wait_until
 from workers.channel import Channel
 from workers.loop import Loop
@@ -46,12 +47,12 @@ class Place:
     def settings(self) -> Settings:
         return self.broker.parts.settings
 
-    def dataset(self, name: str = "prices", **orders: object) -> Shop:
+    def dataset(self, name: str = "prices", order: Sequence[str] = (), **orders: object) -> Shop:
         """A dataset of a tenant of its own, whose parts follow `orders`."""
-        shop = Shop(self, f"shop{next(_tenants)}/pricing/{name}")
+        shop = Shop(self, f"shop{next(_tenants)}/pricing/{name}", tuple(order))
         shop.folder.mkdir()
         shop.order(**orders)
-        self.broker.dataset(shop.id, key=["sku"])
+        self.broker.dataset(shop.id, key=["sku"], order=order)
         return shop
 
     def die_at(self, step: str) -> Path:
@@ -67,6 +68,7 @@ class Shop:
 
     place: Place
     id: str
+    sorted_by: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -74,7 +76,7 @@ class Shop:
 
     @property
     def dataset(self) -> Dataset:
-        return self.place.broker.dataset(self.id, key=["sku"])
+        return self.place.broker.dataset(self.id, key=["sku"], order=self.sorted_by)
 
     def order(self, **orders: object) -> None:
         (self.folder / "orders.json").write_text(json.dumps(orders))
@@ -164,7 +166,8 @@ class LeaderProcess:
 def main(fd: int) -> None:
     first = Channel(socket.socket(fileno=fd)).receive()
     assert first is not None
-    with broker.connect(**first["settings"]) as found, leader(Place(found, Path(os.environ[FOLDER]))):
+    settings = Settings.model_validate(first["settings"])
+    with Broker(open_parts(settings, on_step)) as found, leader(Place(found, Path(os.environ[FOLDER]))):
         signal.pause()
 
 

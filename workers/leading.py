@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 
@@ -11,7 +12,6 @@ from broker.cuts import Cuts, Progress
 from broker.errors import AttemptFailed, StaleBase, Transient
 from broker.fulfilment import Produced
 from broker.heavy import Lead
-from broker.outcomes import Since
 from broker.parts import Parts, rq_url
 from broker.producers import Producers
 from broker.requests import Flight, Member
@@ -45,10 +45,11 @@ class Leading:
         self._flights[flight.id] = flight
         return True
 
-    def begin(self, flight: Flight, parts: Sequence[str], members: int) -> None:
-        """Note the parts, and what all of them are told of the newest version; follow it. Raises Fenced."""
-        version, position = self._parts.catalog.noted(flight.dataset)
-        self._lead.begin(flight, parts, Since(version, position) if version else None, members)
+    def begin(self, flight: Flight, parts: Sequence[str]) -> None:
+        """Note the parts, and follow it. Raises Fenced."""
+        state = self._parts.catalog.state(flight.dataset)
+        _, position = self._parts.catalog.noted(flight.dataset)
+        self._lead.begin(flight, parts, state, position)
         self._flights[flight.id] = flight
 
     def look(self, flight: Flight) -> Produced | None:
@@ -67,14 +68,14 @@ class Leading:
             return None
         return report.produced
 
-    def abandon(self, flight: Flight) -> None:
-        """It is about to fail: stop its jobs. Best effort, since what runs on is ignored."""
-        if self._flights.pop(flight.id, None) is None:
-            return
-        try:
-            self._lead.abandon(flight)
-        except Transient:
-            return
+    @contextmanager
+    def abandoning(self, flight: Flight) -> Iterator[None]:
+        """Around the end of a flight that failed: its jobs are stopped behind it, since they look whether it is over."""
+        cut = self._lead.cut(flight) if flight.id in self._flights else None
+        yield
+        if cut is not None:
+            with suppress(Transient):
+                self._lead.stop(flight, cut)
 
     def forget(self, flight: Flight) -> None:
         """It is over, or another worker's: its jobs run on for that one."""

@@ -196,7 +196,7 @@ class Producing:
             held.produced = Produced.model_validate(result.ok)
             self._prepare_answer(held)
         elif result.task.message["do"] == "parts":
-            self._leading.begin(held.flight, result.ok, result.task.message["members"])
+            self._leading.begin(held.flight, result.ok)
         else:
             for order, edge in zip(held.orders, result.ok, strict=True):
                 self._clerk.keep(order, Edge.model_validate(edge))
@@ -227,10 +227,10 @@ class Producing:
 
     def _fail(self, held: Held, error: BrokerError) -> None:
         self.counts.failed_attempts += 1
-        self._leading.abandon(held.flight)
         members = held.members if held.members is not None else self._clerk.close(held.flight)
         members = spent(members, self._parts.settings.max_attempts) if held.spent else members
-        answered = self._clerk.fail(held.flight, members, error)
+        with self._leading.abandoning(held.flight):
+            answered = self._clerk.fail(held.flight, members, error)
         self.counts.answered += answered.ended
         self.counts.retried += answered.retried
         self._release(held)
@@ -318,7 +318,7 @@ class Producing:
         if flight is None:
             return
         self.counts.taken_over += 1
-        if flight.attempt <= self._parts.settings.max_attempts:
+        if flight.attempt <= self._parts.settings.max_attempts or self._leading.cuts(flight):  # parts count for themselves
             self._hold(flight)
             self._supervisor.wake()
             return

@@ -32,6 +32,7 @@ RESULT_SECONDS: Final = 3_600
 FAILURE_SECONDS: Final = 86_400
 """RQ would keep failed jobs for a year; what they teach is in our own records and dead letters."""
 
+LIVELY: Final = frozenset({JobStatus.QUEUED.value, JobStatus.STARTED.value})
 Condition = Literal["absent", "waiting", "running", "dead"]
 
 
@@ -71,26 +72,48 @@ class Jobs:
         return True
 
     def look(self, queue: str, ids: Sequence[str]) -> list[Look]:
-        """One per id, in order."""
+        """One per id, in order. Reads two fields of RQ's hash: a whole job of a half-written one cannot be had."""
+        known = [job_id(id) for id in ids]
         with mapped(self._of, writes=False):
-            known = [job_id(id) for id in ids]
-            jobs = Job.fetch_many(known, connection=self._redis, serializer=JSONSerializer)
-            waiting = frozenset(self._queue(queue).get_job_ids()) if any(jobs) else frozenset()
-            return [_look(job, waiting) for job in jobs]
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for id in known:
+                    pipeline.hmget(Job.key_for(id), "status", "last_heartbeat")
+                replies = pipeline.execute()
+            waiting = frozenset(self._queue(queue).get_job_ids())
+            return [self._seen(id, reply, waiting) for id, reply in zip(known, replies, strict=True)]
 
-    def stop(self, ids: Sequence[str]) -> None:
-        """Take them from their queue, or have their process killed at once. Best effort: what runs on is ignored later."""
+    def stop(self, queue: str, ids: Sequence[str]) -> None:
+        """Take them from the queue, or have their process killed at once. Best effort.
+
+        One that was popped and has not started yet is out of reach: it must see for itself that nobody waits for it.
+        """
         with mapped(self._of):
-            for id in ids:
+            for id in map(job_id, ids):
                 with suppress(NoSuchJobError, InvalidJobOperation):
-                    job = Job.fetch(job_id(id), connection=self._redis, serializer=JSONSerializer)
-                    if job.get_status(refresh=False) == JobStatus.STARTED:
-                        send_stop_job_command(self._redis, job.id, serializer=JSONSerializer)
+                    if self._queue(queue).remove(id):
+                        Job.fetch(id, connection=self._redis, serializer=JSONSerializer).delete()
                     else:
-                        job.delete()
+                        send_stop_job_command(self._redis, id, serializer=JSONSerializer)
 
     def close(self) -> None:
         self._redis.close()
+
+    def _seen(self, id: str, reply: Sequence[bytes | None], waiting: frozenset[str]) -> Look:
+        status, heartbeat = (value.decode() if value else "" for value in reply)
+        if id in waiting:
+            return Look("waiting")
+        if status in LIVELY:
+            # Popped but not started yet looks queued without being in the queue: it must move on soon, like a running one.
+            return Look("running", f"{status} {heartbeat}")
+        return Look("dead", why=self._last_words(id, status)) if status else Look("absent")
+
+    def _last_words(self, id: str, status: str) -> str:
+        text = ""
+        with suppress(NoSuchJobError):
+            result = Job.fetch(id, connection=self._redis, serializer=JSONSerializer).latest_result()
+            text = (result.exc_string or "") if result is not None and result.type == Result.Type.FAILED else ""
+        lines = text.strip().splitlines()
+        return lines[-1][:500] if lines else f"its job is {status}"
 
     def _queue(self, name: str) -> Any:
         return Queue(name, connection=self._redis, serializer=JSONSerializer)
@@ -112,20 +135,3 @@ def connect(url: str, timeout_seconds: float | None = None) -> redis.Redis:
 def job_id(id: str) -> str:
     """RQ takes letters, digits, `_` and `-`; the random part of a flight's id keeps it unique."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", id)
-
-
-def _look(job: Any, waiting: frozenset[str]) -> Look:
-    if job is None:
-        return Look("absent")
-    status = job.get_status(refresh=False)
-    if status in (JobStatus.QUEUED, JobStatus.STARTED):
-        # Popped but not started yet looks queued without being in the queue: it must move on soon, like a running one.
-        return Look("waiting") if job.id in waiting else Look("running", f"{status} {job.last_heartbeat}")
-    return Look("dead", why=_last_words(job, status))
-
-
-def _last_words(job: Any, status: JobStatus) -> str:
-    result = job.latest_result()
-    text = result.exc_string if result is not None and result.type == Result.Type.FAILED else ""
-    lines = (text or "").strip().splitlines()
-    return lines[-1][:500] if lines else f"its job is {status.value}"

@@ -18,7 +18,7 @@ Inside one slot:
     lapse                       zset   flight ids by end of lease;  delayed, deadlines: zsets of request ids
     parked                      hash   request id -> dataset that no reader of its stream could serve
     workers                     hash   worker id -> JSON (patterns, host, pid, until)
-    parts:<flight>              hash   part -> JSON result
+    parts:<flight>              hash   plan, total, left, rows, bytes; attempt:, done:, error:<number of part | finalise>
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from broker.heavy import STEPS as HEAVY_STEPS
 from broker.rules.publishing import STEPS as PUBLISHING_STEPS
 from tests.heavy_app import PARTS as MERCHANTS
 from tests.heavy_app import ROWS
-from tests.heavy_place import ON_STEP, WAIT_SECONDS, LeaderProcess, Place, Shop, leader, place, rq_workers
+from tests.heavy_place import ON_STEP, WAIT_SECONDS, LeaderProcess, Place, leader, place, rq_workers
 from tests.servers import RedisServer, redis_server, wait_until
 
 ALL_KEYS = sorted(f"{part}-{number}" for part in MERCHANTS for number in range(ROWS))
@@ -175,16 +175,21 @@ def test_a_plain_worker_brings_its_own_rq_workers(tmp_path: Path, server: RedisS
     with place(tmp_path, server.url + "?db=6") as here:
         shop = here.dataset()
         request = shop.ask()
-        finished = burst(here, shop)
-        assert finished == 0
+        assert burst(here) == 0
         assert request.wait(1.0).rows == len(ALL_KEYS)
 
 
-def burst(here: Place, shop: Shop) -> int:
+def burst(here: Place) -> int:
     """Exit code of `broker worker tests.heavy_app:app --burst`."""
-    command = [sys.executable, "-m", "broker.cli", "worker", "tests.heavy_app:app", "--burst"]
-    named = {"BROKER_REDIS": here.settings.redis, "BROKER_STORE": here.settings.store, "BROKER_BACKOFF_SECONDS": "0.01"}
-    return subprocess.run(command, env=os.environ | named, timeout=90, check=False).returncode
+    return subprocess.run([*worker_command(), "--burst"], env=os.environ | named(here), timeout=90, check=False).returncode
+
+
+def worker_command() -> list[str]:
+    return [sys.executable, "-m", "broker.cli", "worker", "tests.heavy_app:app"]
+
+
+def named(here: Place) -> dict[str, str]:
+    return {"BROKER_REDIS": here.settings.redis, "BROKER_STORE": here.settings.store, "BROKER_BACKOFF_SECONDS": "0.01"}
 
 
 def answered(request: Handle) -> bool:
@@ -196,3 +201,40 @@ def answered(request: Handle) -> bool:
 
 def children_of(pid: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_leader_killed_right_behind_its_plan_leaves_everything_to_the_next(tmp_path: Path, server: RedisServer) -> None:
+    with place(tmp_path, server.url + "?db=7") as here:
+        shop = here.dataset()
+        order = here.die_at("planned")
+        doomed = LeaderProcess(here)
+        request = shop.ask()
+        assert doomed.process.wait(WAIT_SECONDS) == -signal.SIGKILL
+        assert not order.exists()
+        rq_workers(here, 2)
+        with leader(here):
+            assert request.wait(WAIT_SECONDS).rows == len(ALL_KEYS)
+        assert shop.runs() == runs_but()
+
+
+def test_rq_workers_end_with_the_worker_that_started_them(tmp_path: Path, server: RedisServer) -> None:
+    with place(tmp_path, server.url + "?db=8") as here:
+        shop = here.dataset()
+        worker = subprocess.Popen(worker_command(), env=os.environ | named(here))
+        try:
+            shop.done()
+            started = [
+                pid for pid in children_of(worker.pid) if b"workers.rq_pool" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+            assert len(started) == 2
+        finally:
+            worker.kill()
+            worker.wait()
+        wait_until(lambda: not any(alive(pid) for pid in started), "the end of the RQ workers")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

@@ -99,6 +99,39 @@ def test_partitions_are_numbered_and_told_as_integers(shops: Place) -> None:
     assert shop.dataset.read().sort_by("sku").to_pylist() == [{"sku": text, "kind": "int"} for text in "012"]
 
 
+def test_a_dataset_made_anew_gets_a_whole_snapshot_again(shops: Place) -> None:
+    shop = shops.dataset()
+    shop.done()
+    shop.dataset.drop()
+    shop.order(rows="delta")
+    shops.broker.dataset(shop.id, key=["sku"])
+    done = shop.done()
+    assert (done.version, done.mode) == (2, "snapshot")
+    assert shop.keys() == [f"{part}-0" for part in MERCHANTS]
+
+
+def test_a_dataset_with_an_order_is_made_in_parts_too(shops: Place) -> None:
+    shop = shops.dataset("ordered", order=["at"])
+    shop.done()
+    shop.order(rows="lacking")
+    done = shop.done(since=1)
+    assert sorted(done.deletes().column("sku").to_pylist()) == [f"{part}-0" for part in MERCHANTS]
+    assert shop.keys() == [key for key in ALL_KEYS if not key.endswith("-0")]
+
+
+def test_deltas_over_a_head_that_moved_are_made_again_from_the_new_one(shops: Place) -> None:
+    shop = shops.dataset()
+    shop.done()
+    shop.order(rows="delta", faults={"m0": ["", "hold"]})
+    request = shop.ask(since=1)
+    shop.held()
+    shop.dataset.publish_delta(upserts=[{"sku": "new", "price": 3.0}])
+    shop.go()
+    done = request.wait(WAIT_SECONDS)
+    assert (done.version, request.status().attempts) == (3, 2)
+    assert {"new", "m1-0"} <= set(shop.keys())
+
+
 def test_freshness_counts_from_before_the_first_part_was_asked(shops: Place) -> None:
     shop = shops.dataset(faults={"m0": ["hold"]})
     asked, request = time.time(), shop.ask()
@@ -241,7 +274,7 @@ def test_a_job_asked_for_twice_is_one_job(server: RedisServer) -> None:
         asked = [jobs.enqueue("test-queue", "a.b-1", "workers.jobs.finalise", ("a.b", 1), 5.5) for _ in range(2)]
         assert asked == [True, False]
         assert [look.condition for look in jobs.look("test-queue", ["a.b-1", "a.b-2"])] == ["waiting", "absent"]
-        jobs.stop(["a.b-1", "a.b-2"])
+        jobs.stop("test-queue", ["a.b-1", "a.b-2"])
         assert jobs.look("test-queue", ["a.b-1"])[0].condition == "absent"
     finally:
         jobs.close()
@@ -296,7 +329,10 @@ def test_parts_widen_each_others_schema_or_conflict() -> None:
 
 
 def test_a_plan_survives_its_json() -> None:
-    plan = CutPlan(dataset=DatasetId("a/b/c"), app="m:app", parts=("x",), version=2, position={"parts": {"x": 1}}, started=1.5)
+    position = {"parts": {"x": 1}}
+    plan = CutPlan(
+        dataset=DatasetId("a/b/c"), app="m:app", parts=("x",), version=2, first=False, position=position, started=1.5
+    )
     assert CutPlan.model_validate_json(plan.model_dump_json()) == plan
     assert plan.name_of("0") == "part 'x'"
 
