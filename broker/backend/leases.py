@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 from broker.backend.client import RedisClient
@@ -64,4 +64,5 @@ class Leases:
         finally:
             done.set()
             thread.join()
-            self.release(slot, lease)
+            with suppress(Transient):  # the block's own end is what the caller must see; the lease lapses by itself
+                self.release(slot, lease)
