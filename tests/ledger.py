@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker import Broker
 from broker.backend.client import Entry
 from broker.backend.keys import PRODUCERS, Slot
+from broker.catalog import Catalog, OnStep, nothing
+from broker.columnar.engine import Engine
 from broker.errors import BrokerError
 from broker.fulfilment import Answered, Clerk, Maker, Produced
 from broker.model.names import DatasetId
 from broker.model.request import PRIORITIES, Completion, slot_of
 from broker.outcomes import ProductionRequest, Since, Snapshot
-from broker.parts import Parts
+from broker.parts import Parts, open_parts
 from broker.producers import Producers
+from broker.publication import Publication
 from broker.requests import Claimed, Flight
+from broker.settings import load
+from broker.stores.port import ObjectStore
 
 OFFERS = DatasetId("goodstuff_01/catalog/offers")
 
@@ -99,6 +104,15 @@ class Hand:
         flight = self.parts.requests.take_over(id, self.name)
         assert flight is not None
         return flight
+
+
+def broker_over(store: ObjectStore, url: str, on_step: OnStep = nothing, **settings: Any) -> Broker:
+    """A broker whose store is `store`, such as a FaultyStore; its publications read everything back."""
+    parts = open_parts(load(redis=url, store="memory://", **settings), on_step)
+    parts.engine.close()
+    catalog, engine = Catalog(parts.index, store, parts.settings, on_step), Engine(store, parts.settings)
+    publication = Publication(catalog, engine, parts.leases, on_step=on_step)
+    return Broker(replace(parts, store=store, catalog=catalog, engine=engine, publication=publication))
 
 
 def let_lapse(parts: Parts, id: str) -> None:

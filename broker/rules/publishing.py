@@ -201,12 +201,24 @@ def settle(seq: int, data: bytes) -> Step:
     """Seal `data` at `seq` unless something stands there; publish what stands there; ring the bell."""
     for _ in range(MAX_ROUNDS):
         yield Seal(seq, data)
-        found: bytes | None = yield ReadLog(seq)
+        found = yield from _read_back(seq, data)
         if found is not None:
             yield from publish(seq, found)
             yield Notify()
             return
     raise Reconciling("the store takes writes and does not show them", of=f"log {seq}", hint="Check the store: broker doctor")
+
+
+def _read_back(seq: int, data: bytes) -> Generator[Effect, Any, bytes | None]:
+    """What stands at `seq`: `data`, or a foreign record that two reads show alike; else None, and the caller looks again.
+
+    The next record will name the SHA-256 of what is published here, so a bit that flipped on its way would break the log.
+    """
+    found: bytes | None = yield ReadLog(seq)
+    if found is None or found == data:
+        return found
+    again: bytes | None = yield ReadLog(seq)
+    return found if again == found else None
 
 
 def publish(seq: int, data: bytes) -> Step:
@@ -257,7 +269,7 @@ def _close_log(view: HeadView) -> Step:
         body=Barrier(run_id=view.run_id, epoch=view.epoch),
     )  # fmt: skip
     yield Seal(seq, barrier.to_bytes())
-    found: bytes | None = yield ReadLog(seq)
+    found = yield from _read_back(seq, barrier.to_bytes())
     if found is not None:
         yield Publish(seq, found)
 

@@ -1,0 +1,237 @@
+"""The catalog over a store that fails: what is sealed, what is visible, and that no decision follows from an unknown answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from broker import Broker, Dataset
+from broker.errors import BrokerError, Conflict, Corrupt, NotFound, OutcomeUnknown, SchemaConflict, Transient, Unavailable
+from broker.model import names
+from broker.model.dataset import Column, Schema
+from broker.model.names import DatasetId
+from broker.publication import Note
+from broker.stores.memory import MemoryStore
+from tests.faulty_store import Fault, FaultyStore, matching, never
+from tests.ledger import OFFERS, broker_over
+
+ROWS = [{"sku": "a", "price": 1}, {"sku": "b", "price": 60}]
+MORE = [*ROWS, {"sku": "c", "price": 7}]
+
+
+@pytest.fixture
+def store() -> FaultyStore:
+    return FaultyStore(MemoryStore())
+
+
+@pytest.fixture
+def b(redis_url: str, store: FaultyStore) -> Iterator[Broker]:
+    with broker_over(store, redis_url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def offers(b: Broker) -> Dataset:
+    """One version, and a store without faults so far."""
+    dataset = b.dataset(OFFERS, key=["sku"])
+    dataset.publish(ROWS)
+    return dataset
+
+
+def kinds(b: Broker, dataset: DatasetId = OFFERS) -> list[str]:
+    from broker.model.commit import parse_record
+
+    return [parse_record(data, "log").body.kind for data in b.parts.catalog.records(dataset)]
+
+
+def once(method: str, part: str, fault: Fault) -> Callable[[str, str, int], Fault | None]:
+    """The plan in which the next call of `method` for such a key fails, and no other."""
+    left = [fault]
+    return lambda called, key, _: left.pop() if left and called == method and part in key else None
+
+
+@pytest.mark.parametrize("fault", [Fault.UNKNOWN_DONE, Fault.UNKNOWN_LOST, Fault.UNKNOWN_LATE])
+def test_a_seal_of_unknown_outcome_is_read_back_and_the_version_lands_once(
+    b: Broker, offers: Dataset, store: FaultyStore, fault: Fault
+) -> None:
+    store.plan = once("put_if_absent", "/log/", fault)
+    assert offers.publish(MORE, delta=True).version == 2
+    store.land()
+    assert store.hits["put_if_absent", fault] == 1
+    assert kinds(b) == ["create", "alter", "version", "version"]
+    assert offers.read().num_rows == 3
+
+
+def test_a_store_that_is_silent_behind_the_reservation_leaves_the_outcome_unknown_and_the_repetition_finds_out(
+    b: Broker, offers: Dataset, store: FaultyStore
+) -> None:
+    store.plan = matching("put_if_absent", "/log/", Fault.REFUSED)
+    note = Note(production="job-17")
+    with pytest.raises(OutcomeUnknown, match="Do the same again"):
+        b.parts.publication.difference(OFFERS, MORE, note)
+    assert offers.state.version == 1
+    store.plan = never
+    assert b.parts.publication.difference(OFFERS, MORE, note).version == 2
+    assert kinds(b) == ["create", "alter", "version", "version"]
+
+
+@pytest.mark.parametrize("method", ["upload", "stat"])
+def test_a_store_that_refuses_the_files_seals_nothing(b: Broker, offers: Dataset, store: FaultyStore, method: str) -> None:
+    store.plan = matching("upload", "/data/", Fault.REFUSED)
+    with pytest.raises(Transient):
+        offers.publish(MORE, delta=True)
+    assert kinds(b) == ["create", "alter", "version"]
+    store.plan = never
+    assert offers.publish(MORE, delta=True).version == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.TRUNCATED, Fault.OTHER_BYTES])
+def test_files_that_the_store_keeps_otherwise_than_they_were_sent_are_never_sealed(
+    b: Broker, offers: Dataset, store: FaultyStore, fault: Fault
+) -> None:
+    store.plan = matching("upload", "/data/", fault)
+    with pytest.raises(BrokerError):
+        offers.publish(MORE, delta=True)
+    assert store.hits["upload", fault]
+    assert kinds(b) == ["create", "alter", "version"]
+    assert offers.latest().version == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.TRUNCATED, Fault.OTHER_BYTES])
+def test_a_reader_never_sees_bytes_that_are_not_the_recorded_ones(
+    redis_url: str, offers: Dataset, store: FaultyStore, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "locate", lambda key, _: f"https://store.invalid/{key}")  # a store on the other side of a net
+    with broker_over(store, redis_url) as reader:  # one that has fetched nothing yet
+        store.plan = matching("get", "/data/", fault)
+        with pytest.raises(Corrupt):
+            reader.dataset(OFFERS).read()
+        store.plan = never
+        assert reader.dataset(OFFERS).read().num_rows == 2
+
+
+def test_a_bit_that_flips_in_a_value_of_a_record_read_back_does_not_break_the_chain(
+    b: Broker, offers: Dataset, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, flips = store.inner.get, [1]
+
+    def flipping(key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        data = b"".join(get(key, start, length))
+        yield data.replace(b'"why":"one"', b'"why":"onf"') if key.endswith("4.json") and flips and flips.pop() else data
+
+    monkeypatch.setattr(store.inner, "get", flipping)
+    offers.publish(MORE, delta=True, attributes={"why": "one"})
+    assert not flips
+    offers.publish(ROWS, delta=True)
+    assert kinds(b) == ["create", "alter", "version", "version", "version"]
+    assert [info.custom for info in offers.versions()][1] == {"why": "one"}
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.TRUNCATED, Fault.OTHER_BYTES])
+def test_a_record_read_back_spoiled_once_never_becomes_the_index(
+    b: Broker, offers: Dataset, store: FaultyStore, fault: Fault
+) -> None:
+    store.plan = once("get", "/log/", fault)
+    try:
+        offers.publish(MORE, delta=True)
+    except BrokerError:
+        b.parts.catalog.help(OFFERS, 0)
+    assert store.hits["get", fault] == 1
+    store.plan = never
+    assert offers.state.sha == b.parts.index.head(OFFERS).sha
+    offers.publish(ROWS, delta=True)
+    assert kinds(b) == ["create", "alter", "version", "version", "version"]
+    assert offers.state.version == 3
+
+
+def test_a_record_that_is_gone_is_never_written_anew_with_other_bytes(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    store.inner.delete([names.log_key(OFFERS, 3)])
+    b.parts.redis.run("FLUSHALL")
+    b.parts.catalog.reconcile(OFFERS)
+    assert offers.state.version == 0
+    assert kinds(b) == ["create", "alter", "barrier"]
+
+
+def test_a_log_that_forked_is_corrupt_and_stays_unread(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    from broker.model.commit import parse_record
+
+    record = parse_record(b"".join(store.get(names.log_key(OFFERS, 3))), "log")
+    forked = record.model_copy(update={"previous": "f" * 64}).to_bytes()
+    store.inner.put(names.log_key(OFFERS, 3), forked)
+    b.parts.redis.run("FLUSHALL")
+    with pytest.raises(Corrupt, match="log"):
+        b.parts.catalog.reconcile(OFFERS)
+
+
+def test_notify_is_best_effort_and_the_next_visit_catches_up(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    store.plan = matching("put", "/notify/", Fault.REFUSED)
+    assert offers.publish(MORE, delta=True).version == 2
+    store.plan = never
+    b.parts.catalog.help(OFFERS, 0)
+    assert b'"version": 2' in b"".join(store.get(names.notify_key(OFFERS, "live")))
+
+
+# --- specs
+
+
+def test_opening_with_another_spec_is_a_conflict(b: Broker, offers: Dataset) -> None:
+    assert b.dataset(OFFERS, key=["sku"]).state.version == 1
+    for other in ({"key": ["price"]}, {"key": ["sku"], "order": ["price"]}, {"key": ["sku"], "partitions": 2}):
+        with pytest.raises(Conflict):
+            b.dataset(OFFERS, **other)
+
+
+def test_a_dropped_dataset_is_unknown_and_a_new_one_begins_a_new_session(b: Broker, offers: Dataset) -> None:
+    session = offers.state.session
+    offers.drop()
+    for call in (lambda: b.dataset(OFFERS), lambda: b.request(OFFERS, target="search"), offers.read):
+        with pytest.raises(NotFound):
+            call()
+    again = b.dataset(OFFERS, key=["sku"])
+    assert again.state.session != session
+    assert again.publish(ROWS).version == 2
+
+
+def test_a_schema_change_that_loses_something_is_refused_unless_forced(offers: Dataset) -> None:
+    session = offers.state.session
+    narrow = Schema(columns=(Column(name="sku", type="VARCHAR"),))
+    with pytest.raises(SchemaConflict):
+        offers.alter(narrow)
+    offers.alter(narrow, force=True)
+    assert offers.state.session != session
+
+
+# --- checkpoints
+
+
+def test_a_rebuild_starts_at_the_checkpoint_and_needs_nothing_below_it(redis_url: str) -> None:
+    store: Any = FaultyStore(MemoryStore())
+    with broker_over(store, redis_url, checkpoint_every=2) as b:
+        dataset = b.dataset(OFFERS, key=["sku"])
+        for price in range(5):
+            dataset.publish([{"sku": "a", "price": price}], delta=True)
+        before = dataset.versions()
+        sealed = b.parts.catalog.checkpoint(OFFERS)
+        assert sealed == 6
+        assert b.parts.catalog.checkpoint(OFFERS) is None
+        store.inner.delete([names.log_key(OFFERS, seq) for seq in range(1, sealed + 1)])
+        b.parts.redis.run("FLUSHALL")
+        assert b.parts.catalog.rebuild() == [OFFERS]
+        assert dataset.versions() == before
+        assert dataset.read(3)["price"].to_pylist() == [2]
+
+
+def test_a_store_that_lists_nothing_does_not_hide_the_log(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    store.plan = matching("list", "", Fault.STALE)
+    b.parts.redis.run("FLUSHALL")
+    assert offers.state.version == 1
+
+
+def test_a_store_that_is_away_is_a_typed_error(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    store.plan = lambda *_: Fault.REFUSED
+    with pytest.raises(Unavailable):
+        offers.read()
+    with pytest.raises(Transient):
+        offers.publish(MORE, delta=True)
