@@ -71,10 +71,10 @@ class Catalog:
         return view.state
 
     def noted(self, dataset: DatasetId) -> tuple[int, Any]:
-        """The newest version (0: none) and the producer's note, which also productions without a version may have moved."""
-        self.state(dataset)
+        """The newest version offered (0: none) and the producer's note, which productions without a version move too."""
+        state = self.state(dataset)
         version, position = self._index.fields(dataset, "version", "position")
-        return int(version or 0), json.loads(position or b"null")
+        return (int(version or 0), json.loads(position or b"null")) if state.offered else (0, None)
 
     def at_least(self, dataset: DatasetId, version: int) -> State:
         """A state that knows `version`, for answering at it: without asking anybody where one was seen already."""
@@ -118,17 +118,17 @@ class Catalog:
         self._index.announce(spec.dataset)
         return self.commit(spec.dataset, body, producer="create")
 
-    def alter(self, dataset: DatasetId, schema: Schema, force: bool = False) -> State:
+    def alter(self, dataset: DatasetId, schema: Schema, force: bool = False, lease: Lease | None = None) -> State:
         """Make `schema` the dataset's: lossless growth keeps the session, anything else is SchemaConflict unless forced."""
 
         def body(state: State) -> Body | None:
-            spec = state.spec
-            if spec.columns == schema:
+            spec, wanted = state.spec, _keyed(state.spec, schema)
+            if spec.columns == wanted:
                 return None
-            spec.check(schema)
-            grown = spec.model_copy(update={"columns": schema})
+            spec.check(wanted)
+            grown = spec.model_copy(update={"columns": wanted})
             try:
-                if spec.columns is None or spec.columns.merged(schema, spec.order) == schema:
+                if spec.columns is None or spec.columns.merged(wanted, spec.order) == wanted:
                     return Alter(spec=grown)
             except SchemaConflict:
                 if not force:
@@ -140,7 +140,7 @@ class Catalog:
                 )  # fmt: skip
             return Alter(spec=grown, session=uuid4().hex)
 
-        return self.commit(dataset, body, producer="alter")
+        return self.commit(dataset, body, "alter", lease)
 
     def drop(self, dataset: DatasetId) -> State:
         """Its log stays, its edges are no longer offered; created again it has a new session. Raises NotFound."""
@@ -341,6 +341,17 @@ class Catalog:
 
 def _fits(have: Schema | None, asked: Schema | None) -> bool:
     return asked is None or have is None or have == asked
+
+
+def _keyed(spec: DatasetSpec, schema: Schema) -> Schema:
+    """The schema with key columns as the dataset has them: never null, which a caller's Arrow schema hardly ever says."""
+    known = {column.name: column.nullable for column in spec.columns.columns} if spec.columns else {}
+    return Schema(
+        columns=tuple(
+            column.model_copy(update={"nullable": known.get(column.name, False)}) if column.name in spec.key else column
+            for column in schema.columns
+        )
+    )
 
 
 def _dataset_of(key: str) -> DatasetId | None:

@@ -249,7 +249,7 @@ class Dataset:
     def latest(self) -> VersionInfo | None:
         """The newest version; None before the first."""
         state = self.state
-        return state.info(state.version) if state.version else None
+        return state.info(state.offered) if state.offered else None
 
     def plan(self, since: int | None = None, version: int | None = None) -> Plan:
         """The edges, fewest bytes, from `since` to `version` (None: the newest)."""

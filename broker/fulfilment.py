@@ -27,7 +27,7 @@ from broker.model.request import Completion, Request, State
 from broker.outcomes import Delta, ProductionRequest, Since, Snapshot, close, failure_of, resolve_position
 from broker.producers import Producers
 from broker.publication import Note, Publication, Published
-from broker.requests import Claimed, Flight, Member, Requests, Retry, ended
+from broker.requests import Claimed, Confirmed, Flight, Member, Requests, Retry, ended
 from broker.rules.answering import completed, derivation_of, expiry_hour, needs_files, road
 from broker.rules.fold import State as DatasetState
 from broker.rules.plan import Plan
@@ -38,12 +38,16 @@ STEPS: Final = ("claimed", "produced", "derived", "closed", "answered")
 
 
 class Produced(Frozen):
-    """How a production ended well. `confirmed_at`: its start, seconds since the epoch; `version` stands after it."""
+    """How a production ended well. `confirmed_at`: its start, seconds since the epoch; `version` stands after it.
+
+    `session`: the one it was made in; '' where that is not known.
+    """
 
     version: int
     changed: bool
     confirmed_at: float
     position: str | None = None
+    session: str = ""
 
 
 class Derivation(Frozen):
@@ -73,8 +77,8 @@ class Maker:
         state = self._catalog.state(flight.dataset)
         if (version := state.made_by(flight.id)) is not None:
             return Produced(version=version, changed=True, confirmed_at=state.confirmed_at)
-        if (since.version if since else 0) != state.version:
-            since = Since(*self._catalog.noted(flight.dataset))
+        if (since.version if since else 0) != state.offered:
+            since = Since(*self._catalog.noted(flight.dataset)) if state.offered else None
         producer = self._producers.match(flight.dataset)
         asked = ProductionRequest(dataset=flight.dataset, spec=state.spec, reason="request", members=members)
         outcome = producer.run(asked, since)
@@ -88,7 +92,10 @@ class Maker:
         # A producer that says no position leaves the one noted before: forgetting a watermark would read everything again.
         noted = None if published.edge else resolve_position(outcome)
         position = None if noted is None else json.dumps(noted)
-        return Produced(version=published.version, changed=published.edge is not None, confirmed_at=started, position=position)
+        return Produced(
+            version=published.version, changed=published.edge is not None, confirmed_at=started, position=position,
+            session=state.session,
+        )  # fmt: skip
 
     def parts(self, flight: Flight, members: int) -> tuple[str, ...]:
         """Names of the parts into which the production is cut. Raises what `values` raised, Invalid when it names none."""
@@ -193,23 +200,19 @@ class Clerk:
     def complete(self, flight: Flight, members: Sequence[Member], produced: Produced) -> Answered:
         """Answer all members at `produced.version`. Raises Fenced."""
         state = self.catalog.at_least(flight.dataset, produced.version)
-        confirmed = produced.confirmed_at if flight.kind == "produce" else None
-        return self._answer(
-            flight, [self._completion(state, member, produced.version) for member in members], confirmed, produced.position
-        )
+        answers = [self._completion(state, member, produced.version) for member in members]
+        if flight.kind == "derive":
+            return self._answer(flight, answers)
+        session = produced.session or state.session
+        confirmed = Confirmed(session, produced.version, produced.confirmed_at, produced.position)
+        return self._answer(flight, answers, confirmed)
 
     def fail(self, flight: Flight, members: Sequence[Member], error: BrokerError) -> Answered:
         """A failed attempt: transient errors go another round with back-off, the rest to the dead letters."""
         return self._answer(flight, [self._failure(member, error) for member in members])
 
-    def _answer(
-        self,
-        flight: Flight,
-        answers: Sequence[Completion | Retry],
-        confirmed_at: float | None = None,
-        position: str | None = None,
-    ) -> Answered:
-        count = self.requests.answer(flight, answers, confirmed_at=confirmed_at, position=position)
+    def _answer(self, flight: Flight, answers: Sequence[Completion | Retry], confirmed: Confirmed | None = None) -> Answered:
+        count = self.requests.answer(flight, answers, confirmed=confirmed)
         self._on_step("answered")
         return Answered(count, sum(isinstance(answer, Retry) for answer in answers))
 
@@ -240,7 +243,7 @@ def completion_at_once(
     id: str, request: Request, state: DatasetState, derived: Derived, settings: Settings
 ) -> Completion | None:
     """The answer of a request that needs neither production nor derivation, if `state` is still fresh; None otherwise."""
-    if state.version == 0:
+    if not state.offered:
         return None
     try:
         found = road(state, request)

@@ -22,6 +22,7 @@ from broker.columnar.intake import Intake
 from broker.columnar.tombstones import Standing
 from broker.errors import StaleBase
 from broker.model.commit import Body, Edge, NewVersion
+from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
 from broker.rules.fold import State
 from broker.rules.plan import plan
@@ -74,30 +75,16 @@ class Publication:
         self._trusted, self._on_step = trusted, on_step
 
     def snapshot(self, dataset: DatasetId, data: Intake, note: Note | None = None) -> Published:
-        """A new version that replaces the state. Raises NullKey, DuplicateKey, SchemaConflict, Busy, Fenced."""
-        note, started = note or Note(), time.time()
+        """A new version that replaces the state. Raises NullKey, DuplicateKey, SchemaConflict, Busy, Fenced, StaleBase."""
+        note = note or Note()
         with self._writing(dataset, note) as lease:
-            state, uploaded_at = self._catalog.state(dataset), time.monotonic()
-            written = self._engine.write_snapshot(state.spec, data, _standing(state))
-            self._prepare(dataset, written)
-            return self._seal(dataset, written, None, _Sealing(note, lease, started, uploaded_at))
+            return self._again(data, lambda: self._replace(dataset, data, replace(note, lease=lease)))
 
     def difference(self, dataset: DatasetId, data: Intake, note: Note | None = None) -> Published:
         """The whole dataset in, only its difference out; nothing new makes no version. An absent key is a delete."""
-        note, started = note or Note(), time.time()
+        note = note or Note()
         with self._writing(dataset, note) as lease:
-            for round_ in range(REBASES):
-                state, uploaded_at = self._catalog.state(dataset), time.monotonic()
-                if not state.edges:
-                    return self.snapshot(dataset, data, replace(note, lease=lease))
-                written = self._engine.write_difference(state.spec, data, _whole(state))
-                try:
-                    self._prepare(dataset, written)
-                    return self._seal(dataset, written, state.version, _Sealing(note, lease, started, uploaded_at))
-                except StaleBase:
-                    if _read_once(data) or round_ == REBASES - 1:
-                        raise
-        raise AssertionError("unreachable")
+            return self._again(data, lambda: self._differ(dataset, data, replace(note, lease=lease)))
 
     def delta(
         self,
@@ -110,10 +97,10 @@ class Publication:
         """Changes as they are; over no version, the upserts are the first. `base`: the only head they fit, else StaleBase."""
         note, started = note or Note(), time.time()
         state, uploaded_at = self._catalog.state(dataset), time.monotonic()
-        if not state.edges:
-            return self.snapshot(dataset, [] if upserts is None else upserts, note)
+        if not state.offered:
+            return self._replace(dataset, [] if upserts is None else upserts, note, first=True)
         written = self._engine.write_delta(state.spec, upserts, deletes)
-        self._prepare(dataset, written)
+        self._prepare(state, written, note.lease)
         sealing = _Sealing(note, note.lease, started, uploaded_at)
         return self._seal(dataset, written, state.version if base is None else base, sealing, rebase=base is None)
 
@@ -123,7 +110,7 @@ class Publication:
         Raises StaleBase, SchemaConflict, Fenced. The caller saw to it that keys are unique over all files.
         """
         started = note.started or time.time()
-        self._fit(dataset, written)
+        self._fit(self._catalog.state(dataset).spec, written, note.lease)
         sealing = _Sealing(note, note.lease, started, time.monotonic() - (time.time() - started), head)
         return self._seal(dataset, written, base, sealing)
 
@@ -136,18 +123,50 @@ class Publication:
 
     # --- steps
 
+    def _replace(self, dataset: DatasetId, data: Intake, note: Note, first: bool = False) -> Published:
+        """One try at a snapshot. It fits only the head it was made for where it remembers deletes, or must be the first."""
+        started, uploaded_at, state = time.time(), time.monotonic(), self._catalog.state(dataset)
+        standing = _standing(state)
+        written = self._engine.write_snapshot(state.spec, data, standing)
+        self._prepare(state, written, note.lease)
+        head = state.version if first or standing else None
+        return self._seal(dataset, written, None, _Sealing(note, note.lease, started, uploaded_at, head))
+
+    def _differ(self, dataset: DatasetId, data: Intake, note: Note) -> Published:
+        """One try at a difference."""
+        started, uploaded_at, state = time.time(), time.monotonic(), self._catalog.state(dataset)
+        if not state.offered:
+            return self._replace(dataset, data, note, first=True)
+        written = self._engine.write_difference(state.spec, data, _whole(state))
+        self._prepare(state, written, note.lease)
+        return self._seal(dataset, written, state.version, _Sealing(note, note.lease, started, uploaded_at))
+
+    def _again(self, data: Intake, work: Callable[[], Published]) -> Published:
+        """From the new head, as long as the data can be read again."""
+        for _ in range(REBASES - 1):
+            try:
+                return work()
+            except StaleBase:
+                if isinstance(data, pa.RecordBatchReader | Iterator):
+                    raise
+        return work()
+
     def _writing(self, dataset: DatasetId, note: Note) -> _Writing:
         """The dataset's writer lease, so that two do not make the same difference; a flight brings its own."""
         return _Writing(self._leases, self._catalog, dataset, note)
 
-    def _prepare(self, dataset: DatasetId, written: Written) -> None:
+    def _prepare(self, state: State, written: Written, lease: Lease | None) -> None:
         self.verify(written)
-        self._fit(dataset, written)
+        self._fit(state.spec, written, lease)
 
-    def _fit(self, dataset: DatasetId, written: Written) -> None:
-        """The schema that the files need."""
-        if written.files and written.schema != self._catalog.state(dataset).spec.columns:
-            self._catalog.alter(dataset, written.schema)
+    def _fit(self, made_for: DatasetSpec, written: Written, lease: Lease | None) -> None:
+        """The schema that the files need. Raises StaleBase when somebody changed it since they were made, Fenced."""
+        columns = self._catalog.state(made_for.dataset).spec.columns
+        if not written.files or written.schema == columns:
+            return
+        if columns != made_for.columns:
+            raise StaleBase("the schema changed meanwhile", of=made_for.dataset, hint="Again")
+        self._catalog.alter(made_for.dataset, written.schema, lease=lease)
 
     def _seal(
         self, dataset: DatasetId, written: Written, base: int | None, sealing: _Sealing, rebase: bool = False
@@ -209,15 +228,11 @@ class _Writing:
 
 def _whole(state: State) -> tuple[Edge, ...]:
     """Edges that give the whole present state; () before the session's first version."""
-    return plan(state.edges, None, state.version).edges if state.edges else ()
+    return plan(state.edges, None, state.version).edges if state.offered else ()
 
 
 def _standing(state: State) -> Standing | None:
     """What a snapshot would replace, where its deletes need to be remembered."""
-    if not state.edges or not state.spec.order:
+    if not state.offered or not state.spec.order:
         return None
     return Standing(_whole(state), {info.version: info.time for info in state.versions}, time.time())
-
-
-def _read_once(data: Intake) -> bool:
-    return isinstance(data, pa.RecordBatchReader | Iterator)

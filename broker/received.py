@@ -12,7 +12,7 @@ import pyarrow as pa
 from broker.catalog import Catalog
 from broker.columnar.engine import Engine
 from broker.columnar.types import schema_of
-from broker.errors import Conflict, Unsupported
+from broker.errors import Conflict, StaleBase, Unsupported
 from broker.model.commit import Edge, File
 from broker.model.request import Completion, Cursor, Selection
 from broker.sinks.port import Applied, Batch, Sink, SinkCursor
@@ -47,16 +47,34 @@ class Received:
         return self._changes()[1]
 
     def apply(self, sink: Sink, name: str = "requests") -> Applied:
-        """Rows and cursor in one transaction of the sink. Raises StaleBase when the sink is not where the request said."""
+        """Rows and cursor in one transaction of the sink; applied before, it does nothing.
+
+        Raises StaleBase when a delta does not begin where the sink stands, or a snapshot is older than what it holds.
+        """
         done, held = self.completion, sink.cursor(name)
         cursor = Cursor.parse(done.cursor)
         assert isinstance(cursor, Cursor)
-        fence = (held.fence[0], held.fence[1] + 1) if held else (0, 1)
-        sink.take(name, held, fence)
-        to = SinkCursor(done.dataset, cursor.version, cursor.session or "", cursor.selection or "", fence)
-        if done.mode == "unchanged":
+        to = SinkCursor(done.dataset, cursor.version, cursor.session or "", cursor.selection or "", _next_fence(held))
+        if held is not None and _place(held) == _place(to):
             return Applied()
+        self._check_base(held, to)
+        sink.take(name, held, to.fence)
         return sink.apply(name, self._batch(), expect=sink.cursor(name), to=to)
+
+    def _check_base(self, held: SinkCursor | None, to: SinkCursor) -> None:
+        """Whether this answer leads from where the sink stands."""
+        base = self.completion.edges[0].base if self.completion.edges else to.version
+        wanted = (to.dataset, to.session, to.selection, base)
+        if self.completion.mode != "snapshot" and (held is None or _place(held) != wanted):
+            raise StaleBase(
+                "the sink does not stand where this begins", of=self.completion.request,
+                why=f"it begins at version {base}, the sink is at {held.version if held else 0}", hint="Ask since its cursor",
+            )  # fmt: skip
+        if held is not None and held.version > to.version and _place(held)[:3] == _place(to)[:3]:
+            raise StaleBase(
+                "the sink is further", of=self.completion.request, why=f"version {held.version}, this is {to.version}",
+                hint="Drop this answer",
+            )  # fmt: skip
 
     def download(self, folder: str | Path) -> list[Path]:
         """Copy the files, verified, into `folder` (made if needed), as they apply: 01-rows.parquet, 02-upserts.parquet."""
@@ -109,3 +127,11 @@ class Received:
             raise Conflict(
                 f"not a {mode}", of=self.completion.request, why=f"the answer is {self.completion.mode}", hint="Look at .mode"
             )
+
+
+def _place(cursor: SinkCursor) -> tuple[str, str, str, int]:
+    return cursor.dataset, cursor.session, cursor.selection, cursor.version
+
+
+def _next_fence(held: SinkCursor | None) -> tuple[int, int]:
+    return (held.fence[0], held.fence[1] + 1) if held else (0, 1)

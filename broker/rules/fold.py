@@ -119,8 +119,10 @@ def _version_patch(record: Record, body: NewVersion, head: dict[str, str]) -> Pa
 
 
 def apply(tables: Tables, patch: Patch) -> Tables:
-    """New tables; the old ones stay as they were."""
-    result: Tables = {name: {} if name in patch.clear else dict(tables.get(name, {})) for name in TABLES}
+    """New tables; the old ones stay as they were, and those that the patch leaves alone are shared: they may be long."""
+    result: Tables = {name: tables.get(name, {}) for name in TABLES}
+    for name in {*patch.clear, *patch.drop, *patch.put}:
+        result[name] = {} if name in patch.clear else dict(result[name])
     for name, fields in patch.drop.items():
         for gone in fields:
             result[name].pop(gone, None)
@@ -167,6 +169,11 @@ class State:
         return int(self.head.get("version", 0))
 
     @property
+    def offered(self) -> int:
+        """Newest version of this session; 0 before its first. Versions count on over sessions, edges do not."""
+        return self.version if self.tables["edges"] else 0
+
+    @property
     def exists(self) -> bool:
         return bool(self.session) and not self.head.get("dropped")
 
@@ -203,10 +210,20 @@ class State:
             raise NotFound("no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}")
         return VersionInfo.model_validate_json(text)
 
+    def edge(self, base: int | None, version: int) -> Edge | None:
+        """The edge from `base` (None: a snapshot) to `version`, if it is offered."""
+        text = self.tables["edges"].get(edge_field(base, version))
+        return _edge(text) if text else None
+
+    @property
+    def snapshot(self) -> Edge | None:
+        """The newest snapshot offered."""
+        found = [int(name[1:]) for name in self.tables["edges"] if name.startswith("-")]
+        return self.edge(None, max(found)) if found else None
+
     def edge_to(self, version: int) -> Edge | None:
         """The edge the version was made with; None when it is retired. Raises NotFound for an unknown version."""
-        text = self.tables["edges"].get(edge_field(self.info(version).base, version))
-        return _edge(text) if text else None
+        return self.edge(self.info(version).base, version)
 
     def made_by(self, production: str) -> int | None:
         """The version a production ended in, if it did."""
