@@ -113,6 +113,16 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What a production that ended well says of one version: current at `at` (seconds), read up to `position` (JSON)."""
+
+    session: str
+    version: int
+    at: float
+    position: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Try a member again, `delay_seconds` from now. `cause`: why this attempt failed, for the dead letter it may become."""
 
@@ -293,17 +303,18 @@ class Requests:
         flight: Flight,
         answers: Iterable[Completion | Retry],
         *,
-        confirmed_at: float | None = None,
-        position: str | None = None,
+        confirmed: Confirmed | None = None,
         over: bool = True,
     ) -> int:
         """Flip states and post the terminal events in one step; -> how many requests ended by it. Raises Fenced.
 
-        `confirmed_at`, `position`: of a production that ended well (seconds since the epoch; JSON). `over`: it was the last.
+        `confirmed` is noted only while the head is still at its session and version. `over`: these answers are the last.
         """
         slot = Slot(slot_of(flight.id))
-        args: list[Argument] = ["" if confirmed_at is None else repr(confirmed_at), position or "", "1" if over else "0"]
-        args.append(self._settings.history_seconds)
+        noted: list[Argument] = ["", "", "", ""]
+        if confirmed:
+            noted = [repr(confirmed.at), confirmed.position or "", confirmed.session, confirmed.version]
+        args = [*noted, "1" if over else "0", self._settings.history_seconds]
         for item in answers:
             if isinstance(item, Retry):
                 args += [item.id, "queued", item.to_argument()]
