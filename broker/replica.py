@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any, Final
 from uuid import uuid4
 
@@ -11,13 +13,13 @@ from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
 from broker.columnar.types import schema_of
-from broker.errors import NotFound
+from broker.errors import Corrupt, NotFound
 from broker.model.names import DatasetId, check_name
 from broker.model.request import Cursor, ResetReason, Selection
 from broker.rules.fold import State
-from broker.rules.plan import Plan, plan_for
+from broker.rules.plan import Plan, plan, plan_for
 from broker.rules.publishing import Lease
-from broker.sinks.port import Applied, Batch, Sink, SinkCursor
+from broker.sinks.port import Batch, Sink, SinkCursor
 
 STEPS: Final = ("planned", "fetched", "applied")
 """The named steps of a sync, in order: tests crash at each. A sink has its own inside `applied`."""
@@ -48,7 +50,7 @@ class Replica:
     ) -> None:  # fmt: skip
         self._catalog, self._engine, self._leases = parts
         self.dataset, self.name, self.sink, self.selection = dataset, check_name(name, "replica"), sink, selection
-        self._owner, self._on_step = uuid4().hex, on_step
+        self._owner, self._on_step, self._woken = uuid4().hex, on_step, Event()
 
     @property
     def cursor(self) -> SinkCursor | None:
@@ -58,29 +60,38 @@ class Replica:
     def sync(self, timeout: float = 0.0) -> Report:
         """Bring the sink to the newest version: plan, fetch, verify, apply. Waits up to `timeout` seconds for something new.
 
+        A damaged file is fetched once more, then left aside for another road, with a reset `corrupt` where that starts anew.
         Raises Busy (held by another process, or the sink is locked), Fenced, Corrupt, Unavailable; the sink is whole always.
         """
-        begun, slot = time.monotonic(), self._catalog.slot(self.dataset)
-        while True:
-            state = self._catalog.state(self.dataset)
-            held = self.sink.cursor(self.name)
-            if state.version and not self._at_head(state, held):
-                break
-            if time.monotonic() - begun >= timeout:
-                mode = "up-to-date" if state.version else "nothing-yet"
-                return Report(mode, held.version if held else 0, seconds=time.monotonic() - begun)
-            time.sleep(min(POLL_SECONDS, timeout))
-        with self._leases.held(
-            slot, f"lease:replica:{self.dataset.tenant}/{self.dataset.name}:{self.name}", self._owner
-        ) as lease:
+        begun = time.monotonic()
+        held = self.sink.cursor(self.name)
+        state = self._wait(held, begun + timeout)
+        if not self._behind(state, held):
+            mode = "up-to-date" if state.edges else "nothing-yet"
+            return Report(mode, held.version if held else 0, seconds=time.monotonic() - begun)
+        name = f"lease:replica:{self.dataset.tenant}/{self.dataset.name}:{self.name}"
+        with self._leases.held(self._catalog.slot(self.dataset), name, self._owner) as lease:
             return self._apply(lease, begun)
 
-    def _at_head(self, state: State, held: SinkCursor | None) -> bool:
-        return held is not None and (held.version, held.session, held.selection) == (
-            state.version,
-            state.session,
-            self.selection.fingerprint,
-        )
+    def wake(self) -> None:
+        """Let a `sync` that waits in another thread look at once: an event said that there is something new."""
+        self._woken.set()
+
+    def _wait(self, held: SinkCursor | None, until: float) -> State:
+        """The newest state: one that `held` is behind of, if it comes before `until` (monotonic seconds)."""
+        while True:
+            state, left = self._catalog.state(self.dataset), until - time.monotonic()
+            if left <= 0 or self._behind(state, held):
+                return state
+            self._woken.wait(min(POLL_SECONDS, left))
+            self._woken.clear()
+
+    def _behind(self, state: State, held: SinkCursor | None) -> bool:
+        """Whether there is something to apply. A session without a version has nothing yet, whatever an older one had."""
+        if held is None or not state.edges:
+            return bool(state.edges)
+        wanted = (state.version, state.session, self.selection.fingerprint)
+        return (held.version, held.session, held.selection) != wanted
 
     def _apply(self, lease: Lease, begun: float) -> Report:
         fence = (lease.fence.epoch, lease.fence.counter)
@@ -90,15 +101,38 @@ class Replica:
         state = self._catalog.state(self.dataset)
         found = plan_for(state, _cursor_of(held), self.selection)
         self._on_step("planned")
-        batch = self._batch(state, found)
+        if found.mode == "unchanged":  # another process was quicker
+            return Report("up-to-date", found.version, seconds=time.monotonic() - begun)
+        found, batch = self._fetched(state, found)
         self._on_step("fetched")
         to = SinkCursor(self.dataset, found.version, state.session, self.selection.fingerprint, fence)
-        applied = self.sink.apply(self.name, batch, expect=expect, to=to) if found.edges or held is None else Applied()
+        applied = self.sink.apply(self.name, batch, expect=expect, to=to)
         self._on_step("applied")
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
             found.reset, time.monotonic() - begun,
         )  # fmt: skip
+
+    def _fetched(self, state: State, found: Plan) -> tuple[Plan, Batch]:
+        """Verified data, and the plan it follows: another one where files of this one are damaged or gone."""
+        damaged: set[str] = set()
+        while True:
+            try:
+                return found, self._batch_or_again(state, found)
+            except (Corrupt, NotFound) as error:
+                if error.of in damaged:
+                    raise
+                damaged.add(error.of)
+                detour = around(state, found, damaged)
+                if detour is None:
+                    raise
+                found = detour
+
+    def _batch_or_again(self, state: State, found: Plan) -> Batch:
+        try:
+            return self._batch(state, found)
+        except Corrupt:  # perhaps only on its way: the second copy decides
+            return self._batch(state, found)
 
     def _batch(self, state: State, found: Plan) -> Batch:
         spec = state.spec
@@ -117,6 +151,19 @@ class Replica:
         if len(found.edges) != 1 or not self.selection.everything:
             return []
         return [self._engine.fetch(file) for file in found.edges[0].of_role("rows")]
+
+
+def around(state: State, found: Plan, damaged: Collection[str]) -> Plan | None:
+    """Another road to the plan's version, past all edges with a file (store key) in `damaged`; None when there is none."""
+    whole = [edge for edge in state.edges if not any(file.key in damaged for file in edge.files)]
+    if len(whole) == len(state.edges):
+        return None
+    try:
+        other = plan(whole, found.base, found.version)
+    except NotFound:
+        return None
+    lost = found.base is not None and other.base is None
+    return replace(other, reset=found.reset or ("corrupt" if lost else None))
 
 
 def _cursor_of(held: SinkCursor | None) -> Cursor | None:
