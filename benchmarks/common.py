@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -45,7 +46,7 @@ HEADER = "|    ratio | work | broker | peer | target | |\n|---:|---|---|---|---|
 
 
 @contextmanager
-def private_broker(**settings: object) -> Iterator[broker.Broker]:
+def private_broker(**settings: Any) -> Iterator[broker.Broker]:
     """A broker with the settings `connect()` gives, in a folder of its own; its Redis ends with it."""
     with tempfile.TemporaryDirectory(
         prefix="broker-bench-", dir=ROOT.parent if os.access(ROOT.parent, os.W_OK) else None
@@ -102,9 +103,11 @@ def peak_bytes(pid: int | str = "self") -> int:
 def offers(rows: int, changed_every: int = 0) -> pa.Table:
     """`rows` offers in 6 columns, unsorted by key; every `changed_every`-th has another price (0: none)."""
     price = "(hash(i) % 10000) / 100.0" + (f" + (i % {changed_every} = 0)::INT" if changed_every else "")
-    return duckdb.sql(
+    relation = duckdb.sql(
         f"""SELECT 'sku-' || lpad((i * 7919 % {rows})::VARCHAR, 9, '0') AS sku, {price} AS price,
             (hash(i, 1) % 1000)::INT AS stock, 'title of offer ' || (i % 5000) AS title,
             TIMESTAMP '2026-01-01' + INTERVAL (i % 100000) SECOND AS updated_at, (i % 50)::INT AS shop
         FROM range({rows}) AS r(i)"""
-    ).to_arrow_table()
+    )
+    assert relation is not None
+    return relation.to_arrow_table()
