@@ -15,12 +15,14 @@ from threading import Lock, Thread
 from typing import Final
 
 from broker.errors import BrokerError
-from broker.model.commit import NewVersion, Record
+from broker.model.commit import Edge, NewVersion, Record
 from broker.model.event import Event, rfc3339
 from broker.model.names import DatasetId
 from broker.rules.fold import State
 
 NOTIFY_FORMAT: Final = 1
+NOTIFY_DELTAS: Final = 100
+"""About a hundred kilobytes of JSON."""
 LIVE: Final = "live"
 
 
@@ -70,13 +72,16 @@ class Bell:
 
 
 def notification(state: State, channel: str = LIVE) -> bytes:
-    """The bytes of notify/<channel>.json: session, seq, version, the newest snapshot and the deltas behind it, with SHA-256."""
-    snapshot = next((edge for edge in reversed(state.edges) if edge.base is None), None)
-    deltas = {edge.base: edge for edge in state.edges if edge.base is not None and edge.kind == "delta"}
-    chain, at = [], snapshot.version if snapshot else 0
-    while at in deltas:
-        chain.append(deltas[at])
-        at = deltas[at].version
+    """The bytes of notify/<channel>.json: session, seq, version, the newest snapshot and the deltas behind it, with SHA-256.
+
+    At most NOTIFY_DELTAS deltas, the newest, so that a commit costs the same however many versions there are. Who holds less
+    than the first one's base takes the snapshot if that is newer, and else reads the commit log.
+    """
+    snapshot, at, chain = state.snapshot, state.version, list[Edge]()
+    oldest = max(snapshot.version if snapshot else 0, at - NOTIFY_DELTAS)
+    while at > oldest and (delta := state.edge(at - 1, at)) is not None:
+        chain.insert(0, delta)
+        at -= 1
     spec = state.spec if state.exists else None
     fields = {
         "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": state.session, "seq": state.seq,

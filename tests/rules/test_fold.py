@@ -121,6 +121,27 @@ def test_an_empty_patch_changes_nothing() -> None:
     assert apply(tables, Patch()) == tables
 
 
+def test_a_patch_copies_only_the_tables_it_changes() -> None:
+    tables = replay(DATASET, _sealed(Create(session="s", spec=SPEC), *_versions(3))).tables
+    after = apply(tables, Patch(put={"head": {"seq": "9"}}))
+    assert after["head"] is not tables["head"]
+    assert all(after[name] is tables[name] for name in TABLES if name != "head")
+
+
+def test_an_edge_is_found_by_its_ends_and_the_newest_snapshot_without_reading_the_others() -> None:
+    state = replay(DATASET, _sealed(Create(session="s", spec=SPEC), *_versions(3)))
+    assert (state.edge(1, 2), state.edge(None, 2), state.snapshot) == (state.edges[1], None, state.edges[0])
+    assert State(DATASET).snapshot is None
+
+
+def _versions(count: int) -> list[NewVersion]:
+    """A snapshot and the deltas behind it."""
+    return [
+        NewVersion(edge=Edge(base=number - 1 or None, version=number, files=(file_of(str(number), 5),)))
+        for number in range(1, count + 1)
+    ]
+
+
 def _sealed(*bodies: Body) -> list[bytes]:
     previous, log = GENESIS, list[bytes]()
     for seq, body in enumerate(bodies, 1):
