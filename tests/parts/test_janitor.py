@@ -1,0 +1,150 @@
+"""The janitor: finishes what crashed writers left, seals checkpoints, sweeps what nobody names, and harms nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from broker import Broker
+from broker.errors import Busy
+from broker.janitor import Janitor
+from broker.model import names
+from broker.model.names import DatasetId
+from broker.stores.memory import MemoryStore
+from tests.faulty_store import Fault, FaultyStore, matching, never
+from tests.ledger import OFFERS, broker_over
+
+DAY = 86_400.0
+
+
+class Crash(BaseException):
+    """Stands for kill -9: no handler of the code under test catches it."""
+
+
+class Fuse:
+    """An on_step hook that crashes at `step`, once."""
+
+    step = ""
+
+    def __call__(self, step: str) -> None:
+        if step == self.step:
+            self.step = ""
+            raise Crash
+
+
+@pytest.fixture
+def store() -> FaultyStore:
+    return FaultyStore(MemoryStore())
+
+
+@pytest.fixture
+def fuse() -> Fuse:
+    return Fuse()
+
+
+@pytest.fixture
+def b(redis_url: str, store: FaultyStore, fuse: Fuse) -> Iterator[Broker]:
+    with broker_over(store, redis_url, fuse, reservation_seconds=0, checkpoint_every=4) as connected:
+        connected.dataset(OFFERS, key=["sku"]).publish([{"sku": "a", "price": 1}])
+        yield connected
+
+
+@pytest.fixture
+def janitor(b: Broker) -> Janitor:
+    return Janitor(b.parts.index, b.parts.catalog, b.parts.store, b.parts.leases, b.parts.settings)
+
+
+def crash_publishing(b: Broker, fuse: Fuse, step: str) -> None:
+    fuse.step = step
+    with pytest.raises(Crash):
+        b.dataset(OFFERS).publish([{"sku": "a", "price": 2}], delta=True)
+
+
+@pytest.mark.parametrize("step", ["reserve", "seal", "read-back"])
+def test_a_commit_that_was_left_behind_its_reservation_is_finished(b: Broker, janitor: Janitor, fuse: Fuse, step: str) -> None:
+    crash_publishing(b, fuse, step)
+    assert b.dataset(OFFERS).state.version == 1
+    assert janitor.run_once("janitor").helped == [OFFERS]
+    assert b.dataset(OFFERS).state.version == 2
+    assert b.dataset(OFFERS).read()["price"].to_pylist() == [2]
+    assert janitor.run_once("janitor").helped == []
+
+
+def test_a_version_that_nobody_announced_is_announced(b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore) -> None:
+    crash_publishing(b, fuse, "publish")
+    assert b'"version": 1' in b"".join(store.get(names.notify_key(OFFERS, "live")))
+    janitor.run_once("janitor")
+    assert b'"version": 2' in b"".join(store.get(names.notify_key(OFFERS, "live")))
+
+
+def test_a_record_sealed_behind_the_head_that_redis_never_heard_of_is_published(
+    b: Broker, janitor: Janitor, fuse: Fuse
+) -> None:
+    crash_publishing(b, fuse, "seal")
+    b.parts.redis.run("HDEL", b.parts.index.slot(OFFERS).head(OFFERS), "reserved_seq", "reserved_data", "reserved_at")
+    assert janitor.run_once("janitor").helped == [OFFERS]
+    assert b.dataset(OFFERS).state.version == 2
+
+
+def test_checkpoints_are_sealed_at_their_numbers(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
+    assert janitor.run_once("janitor").checkpoints == 0
+    b.dataset(OFFERS).publish([{"sku": "b", "price": 1}])
+    assert [janitor.run_once("janitor").checkpoints for _ in range(2)] == [1, 0]
+    assert store.stat(names.checkpoint_key(OFFERS, 4)) is not None
+
+
+def test_two_janitors_do_not_do_the_same_work_at_once(b: Broker, janitor: Janitor, fuse: Fuse) -> None:
+    crash_publishing(b, fuse, "reserve")
+    slot = b.parts.index.slot(OFFERS)
+    with b.parts.leases.held(slot, "lease:janitor", "the other"):
+        assert janitor.run_once("janitor").helped == []
+        with pytest.raises(Busy):
+            b.parts.leases.acquire(slot, "lease:janitor", "janitor")
+    assert janitor.run_once("janitor").helped == [OFFERS]
+
+
+def test_orphans_are_swept_when_they_are_old_and_nothing_else_is(
+    b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore
+) -> None:
+    inner = store.inner
+    assert isinstance(inner, MemoryStore)
+    kept = {info.key for info in store.list(f"{OFFERS}/data/")}
+    crash_publishing(b, fuse, "upload")
+    assert janitor.run_once("janitor", sweep=True).swept == 0
+    clock = inner.clock
+    inner.clock = lambda: clock() + 1.5 * DAY
+    b.dataset(OFFERS).publish([{"sku": "c", "price": 3}])
+    named = {info.key for info in store.list(f"{OFFERS}/data/")} - kept
+    assert janitor.run_once("janitor", sweep=True).swept == 1
+    left = {info.key for info in store.list(f"{OFFERS}/data/")}
+    assert kept <= left
+    assert len(named - left) == 1
+    assert b.dataset(OFFERS).read()["sku"].to_pylist() == ["c"]
+
+
+def test_nothing_is_deleted_when_the_log_cannot_be_read(b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore) -> None:
+    crash_publishing(b, fuse, "upload")
+    inner = store.inner
+    assert isinstance(inner, MemoryStore)
+    clock = inner.clock
+    inner.clock = lambda: clock() + 2 * DAY
+    store.plan = matching("get", "/log/", Fault.REFUSED)
+    report = janitor.run_once("janitor", sweep=True)
+    assert (report.swept, list(report.failed)) == (0, [OFFERS])
+    assert store.calls["delete"] == 0
+    store.plan = never
+    assert janitor.run_once("janitor", sweep=True).swept == 1
+
+
+def test_a_dataset_that_is_broken_or_dropped_does_not_keep_the_janitor_from_the_others(
+    b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore
+) -> None:
+    for name in ("aaa/catalog/dropped", "aaa/catalog/broken"):
+        b.dataset(name, key=["sku"])
+    b.dataset("aaa/catalog/dropped").drop()
+    store.inner.put(names.log_key(DatasetId("aaa/catalog/broken"), 2), b"no record")
+    crash_publishing(b, fuse, "reserve")
+    report = janitor.run_once("janitor", sweep=True)
+    assert report.helped == [OFFERS]
+    assert "aaa/catalog/broken" in report.failed
