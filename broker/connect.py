@@ -126,7 +126,7 @@ class Broker:
     def received(self, response: Response | Completion) -> Received:
         """The data of a completion."""
         completion = response.completion if isinstance(response, Response) else response
-        return Received(self.parts.catalog, self.parts.engine, self.parts.store, completion)
+        return Received(self.parts.catalog, self.parts.engine, self.parts.store, self.parts.requests, completion)
 
     def replica(
         self, dataset: str, *, name: str, sink: Sink, where: str | None = None, columns: Sequence[str] | None = None,
@@ -300,8 +300,12 @@ class Handle:
         """True: it ends as cancelled. False: it had ended."""
         return self._parts.requests.end(self.id, State.CANCELLED)
 
+    def ack(self) -> bool:
+        """Take this request's terminal event from the response stream. False: it has not ended, or was taken already."""
+        return self._parts.requests.ack(self.id)
+
     def wait(self, timeout: float | None = None) -> Received:
-        """The completion; looks at the response stream without taking from it.
+        """The completion; looks at the response stream without taking from it: `ack()` does that, and frees its place.
 
         Raises TimedOut, RequestFailed (with the cause), RequestCancelled, RequestExpired, RequestLost.
         """
@@ -328,7 +332,7 @@ class Handle:
                 raise RequestCancelled("the request was cancelled", of=self.id)
             case State.EXPIRED:
                 raise RequestExpired("the request's deadline passed", of=self.id)
-        return Received(self._parts.catalog, self._parts.engine, self._parts.store, completion)
+        return Received(self._parts.catalog, self._parts.engine, self._parts.store, self._parts.requests, completion)
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

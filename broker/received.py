@@ -15,6 +15,7 @@ from broker.columnar.types import schema_of
 from broker.errors import Conflict, StaleBase, Unsupported
 from broker.model.commit import Edge, File
 from broker.model.request import Completion, Cursor, Selection
+from broker.requests import Requests
 from broker.sinks.port import Applied, Batch, Sink, SinkCursor
 from broker.stores.port import ObjectStore
 
@@ -22,8 +23,11 @@ from broker.stores.port import ObjectStore
 class Received:
     """What came back. The completion's fields are attributes: version, cursor, mode, reset_reason, files, rows, bytes, ..."""
 
-    def __init__(self, catalog: Catalog, engine: Engine, store: ObjectStore, completion: Completion) -> None:
-        self._catalog, self._engine, self._store, self.completion = catalog, engine, store, completion
+    def __init__(
+        self, catalog: Catalog, engine: Engine, store: ObjectStore, requests: Requests, completion: Completion
+    ) -> None:
+        self._catalog, self._engine, self._store, self._requests = catalog, engine, store, requests
+        self.completion = completion
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.completion, name)
@@ -32,6 +36,10 @@ class Received:
         done = self.completion
         what = f"{done.mode} of {done.dataset} version {done.version}"
         return f"<completion {done.request}: {what}, {done.rows} rows, {done.bytes} bytes>"
+
+    def ack(self) -> bool:
+        """Done: take this answer, and no other, from the target's response stream. False: it was taken already."""
+        return self._requests.ack(self.completion.request)
 
     def table(self) -> pa.Table:
         """The rows of a snapshot. Raises Conflict for a delta or an unchanged answer."""

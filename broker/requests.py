@@ -173,7 +173,7 @@ class Requests:
 
     def __init__(self, redis: RedisClient, settings: Settings) -> None:
         self._redis, self._settings = redis, settings
-        names = ("submit", "claim", "close", "answer", "beat", "take_over", "tick", "end_requests", "park")
+        names = ("submit", "claim", "close", "answer", "beat", "take_over", "tick", "end_requests", "park", "ack")
         self._scripts = {name: redis.script(name) for name in names}
 
     # --- the asking side
@@ -223,7 +223,9 @@ class Requests:
                 return RequestExpired("the deadline has passed already", of=dataset, why=f"deadline={request.deadline}")
             case "unread":
                 return Overloaded(
-                    "the target has too many unread responses", of=target, hint=f"Read: broker responses {target} --ack"
+                    "the target has too many unread responses",
+                    of=target,
+                    hint=f"Read: broker responses {target} --ack; who only waits calls ack() on what it received",
                 )
             case "line":
                 return Overloaded("the tenant's line is full", of=dataset.tenant, why=f"{self._settings.tenant_backlog} wait")
@@ -250,6 +252,11 @@ class Requests:
         """The completion, None while it is not there. Raises RequestLost, NotFound."""
         done = self._redis.run("HGET", Slot(slot_of(id)).request(id), "done", writes=False)
         return completion_of(done) if done else self.status(id).completion
+
+    def ack(self, id: str) -> bool:
+        """Take exactly this request's terminal event from its response stream. False: it is not there (any more)."""
+        slot = Slot(slot_of(id))
+        return bool(self._redis.call(self._scripts["ack"], [slot.meta, slot.request(id)]))
 
     def watch(self, id: str, target: str) -> Watch:
         """For waiting on a response stream without taking from it."""

@@ -12,7 +12,7 @@ from broker.fulfilment import Maker
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
-from tests.ledger import OFFERS, Hand, Source
+from tests.ledger import OFFERS, Hand, Source, events
 
 SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
 
@@ -87,3 +87,49 @@ def test_an_answer_of_nothing_new_notes_its_position_with_the_version_it_spoke_o
     flight = hand.lead()
     hand.answer(flight, says_unchanged(b, "further").produce(flight, 1, hand.clerk.since(flight)))
     assert noted(b) == (1, "further")
+
+
+# --- a target that only waits
+
+
+def test_a_target_that_only_waits_takes_its_own_answers_and_is_never_refused(redis_url: str) -> None:
+    with opened(redis_url, max_unread_responses=2) as b:
+        hand = Hand(b.parts, Source())
+        for _ in range(5):
+            handle = ask(b)
+            hand.work()
+            assert handle.wait(1).ack()
+        assert events(b) == []
+
+
+def test_an_ack_takes_exactly_the_answer_it_names(b: broker.Broker, hand: Hand) -> None:
+    first, second = ask(b), ask(b)
+    assert not first.ack()  # it has not ended
+    hand.work()
+    assert first.ack()
+    assert not first.ack()
+    assert [done.request for done in events(b)] == [second.id]
+
+
+def test_an_answer_at_once_can_be_taken_and_a_reader_that_had_it_keeps_it_no_longer(b: broker.Broker, hand: Hand) -> None:
+    ask(b, target="other")
+    hand.work()
+    handle, reader = ask(b, max_staleness=60), b.responses("search")
+    (seen,) = reader.read()
+    assert seen.id == handle.id
+    assert handle.wait(1).ack()
+    assert reader.read() == []
+    seen.ack()  # idempotent
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_an_answer_that_a_reader_put_off_can_be_taken(b: broker.Broker, hand: Hand, shown: bool) -> None:
+    handle = ask(b)
+    hand.work()
+    reader = b.responses("search")
+    reader.read()[0].retry(0 if shown else 3600)
+    if shown:
+        assert [again.id for again in reader.read()] == [handle.id]
+    assert handle.ack()
+    assert b.responses("search").read() == []
+    assert events(b) == []

@@ -77,7 +77,7 @@ local function finish(id, state, event, history_seconds)
   redis.call('HSET', key, 'state', state, 'done', event)
   redis.call('HDEL', key, 'flight', 'wait')
   redis.call('EXPIRE', key, history_seconds)
-  redis.call('XADD', prefix .. 'responses:' .. r[3], '*', 'e', event)
+  redis.call('HSET', key, 'entry', redis.call('XADD', prefix .. 'responses:' .. r[3], '*', 'e', event))
   if state == 'failed' then
     local kept = redis.call('HMGET', key, 'body', 'causes')
     redis.call('XADD', prefix .. 'dead', '*', 'e', event, 'b', kept[1], 'c', '[' .. (kept[2] or '') .. ']')

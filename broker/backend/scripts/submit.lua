@@ -38,9 +38,8 @@ if idem then
   redis.call('EXPIRE', idem, ARGV[19])
 end
 if fresh then
-  redis.call('HSET', key, 'done', ARGV[13])
+  redis.call('HSET', key, 'done', ARGV[13], 'entry', redis.call('XADD', responses, '*', 'e', ARGV[13]))
   redis.call('EXPIRE', key, ARGV[19])
-  redis.call('XADD', responses, '*', 'e', ARGV[13])
   return { 'answered', ARGV[1], seq }
 end
 if ARGV[10] ~= '' then
