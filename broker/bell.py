@@ -6,13 +6,15 @@ A crash before it rang is made up for by the janitor, which compares the head wi
 
 from __future__ import annotations
 
+import atexit
 import json
+import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Final
+from weakref import WeakSet
 
 from broker.errors import BrokerError
 from broker.model.commit import Edge, NewVersion, Record
@@ -20,6 +22,7 @@ from broker.model.event import Event, rfc3339
 from broker.model.names import DatasetId
 from broker.rules.fold import State
 
+log = logging.getLogger("broker.bell")
 NOTIFY_FORMAT: Final = 1
 NOTIFY_DELTAS: Final = 100
 """About a hundred kilobytes of JSON."""
@@ -27,22 +30,20 @@ LIVE: Final = "live"
 
 
 class Bell:
-    """Calls `ring(dataset)` in the background. Safe for threads and after a fork; `close` waits for what was asked."""
+    """Calls `ring(dataset)` in the background. Safe for threads and over a fork; what was asked rings before an exit."""
 
     _thread: Thread | None
     _asked: set[DatasetId]
     _queue: SimpleQueue[DatasetId | None]
 
     def __init__(self, ring: Callable[[DatasetId], None]) -> None:
-        self._ring, self._lock = ring, Lock()
-        self._thread: Thread | None = None
+        self._ring = ring
         self._begin()
+        _BELLS.add(self)
 
     def ask(self, dataset: DatasetId) -> None:
         """Ring soon; asked again before it rang, it rings once."""
         with self._lock:
-            if self._pid != os.getpid():
-                self._begin()
             if dataset in self._asked:
                 return
             self._asked.add(dataset)
@@ -55,20 +56,41 @@ class Bell:
         """Everything asked for so far has rung."""
         with self._lock:
             thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
+        if thread is not None:
             self._queue.put(None)
             thread.join()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._thread, self._asked, self._queue = None, set(), SimpleQueue()
+        """As new: in a forked child the thread is gone, and the lock may be one that nobody is left to release."""
+        self._lock, self._thread, self._asked, self._queue = Lock(), None, set(), SimpleQueue()
 
     def _run(self) -> None:
         while (dataset := self._queue.get()) is not None:
             with self._lock:
                 self._asked.discard(dataset)
-            with suppress(BrokerError):  # the janitor finds the bell unrung, and reports why if it cannot ring either
+            try:
                 self._ring(dataset)
+            except BrokerError as error:  # the janitor finds the bell unrung, and reports why if it cannot ring either
+                log.debug("%s: not rung: %s", dataset, error)
+            except Exception:  # one dataset's surprise must not silence the others
+                log.exception("%s: the bell failed", dataset)
+
+
+_BELLS: Final = WeakSet[Bell]()
+
+
+def _after_fork() -> None:
+    for bell in _BELLS:
+        bell._begin()
+
+
+def _at_exit() -> None:
+    for bell in list(_BELLS):
+        bell.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
 
 
 def notification(state: State, channel: str = LIVE) -> bytes:

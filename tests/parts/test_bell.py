@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
 
-from broker.bell import NOTIFY_DELTAS, notification
+import pytest
+
+from broker.bell import NOTIFY_DELTAS, Bell, notification
+from broker.errors import Unavailable
 from broker.model.commit import GENESIS, Create, Edge, NewVersion, Record, digest
+from broker.model.names import DatasetId
 from broker.rules.fold import State, replay
 from tests.rules.logs import DATASET, SPEC, file_of
 
@@ -21,6 +31,95 @@ def test_a_notification_does_not_grow_with_the_number_of_versions() -> None:
     chain = [edge["version"] for edge in told["deltas"]]
     assert chain == list(range(51, NOTIFY_DELTAS + 51))
     assert told["snapshot"]["version"] == 1
+
+
+# --- ringing
+
+ONE, TWO = DatasetId("t/d/one"), DatasetId("t/d/two")
+
+
+def test_it_rings_for_everything_that_was_asked_before_it_closes() -> None:
+    rung = list[DatasetId]()
+    bell = Bell(rung.append)
+    bell.ask(ONE)
+    bell.ask(TWO)
+    bell.close()
+    assert rung == [ONE, TWO]
+    bell.ask(ONE)
+    bell.close()
+    assert rung == [ONE, TWO, ONE]
+
+
+def test_asked_many_times_before_it_rang_it_rings_once_more() -> None:
+    rung, ringing, go = list[DatasetId](), Event(), Event()
+
+    def ring(dataset: DatasetId) -> None:
+        ringing.set()
+        assert go.wait(30)
+        rung.append(dataset)
+
+    bell = Bell(ring)
+    bell.ask(ONE)
+    assert ringing.wait(30)
+    for _ in range(5):
+        bell.ask(ONE)
+    go.set()
+    bell.close()
+    assert rung == [ONE, ONE]
+
+
+@pytest.mark.parametrize("error", [Unavailable("the store does not answer"), ValueError("a surprise")])
+def test_a_ring_that_fails_does_not_silence_the_others(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    rung = list[DatasetId]()
+
+    def ring(dataset: DatasetId) -> None:
+        if dataset == ONE:
+            raise error
+        rung.append(dataset)
+
+    bell = Bell(ring)
+    with caplog.at_level(logging.DEBUG, "broker.bell"):
+        bell.ask(ONE)
+        bell.ask(TWO)
+        bell.close()
+    assert rung == [TWO]
+    assert ONE in caplog.text
+
+
+def test_a_process_that_ends_without_closing_has_rung_all_the_same(tmp_path: Path) -> None:
+    program = f"""
+import atexit, pathlib, threading
+from broker.bell import Bell
+begun = threading.Event()
+def ring(dataset):
+    begun.wait(30)
+    pathlib.Path({str(tmp_path)!r}, dataset).touch()
+bell = Bell(ring)
+bell.ask("one")
+bell.ask("two")
+atexit.register(begun.set)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_child_forked_while_somebody_asks_has_a_bell_of_its_own() -> None:
+    rung = list[DatasetId]()
+    bell = Bell(rung.append)
+    reader, writer = os.pipe()
+    with bell._lock:  # as held by a thread that the child does not have
+        child = os.fork()
+    if child == 0:
+        with os.fdopen(writer, "w") as told:
+            bell.ask(TWO)
+            bell.close()
+            told.write(",".join(rung))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        assert told.read() == TWO
+    os.waitpid(child, 0)
+    assert rung == []
 
 
 def versions(count: int) -> State:
