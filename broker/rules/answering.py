@@ -13,6 +13,8 @@ from broker.rules.fold import State as DatasetState
 from broker.rules.plan import Plan, plan_for
 
 HOUR: Final = 3600
+MOST_EDGES: Final = 32
+"""Edges an answer names at most: it lies in Redis once a request, and a longer road is merged into one edge for all who ask."""
 
 
 def road(state: DatasetState, request: Request, want: int | None = None) -> Plan:
@@ -31,8 +33,9 @@ def road(state: DatasetState, request: Request, want: int | None = None) -> Plan
 
 
 def needs_files(found: Plan, request: Request) -> bool:
-    """Whether files must be derived; canonical ones are handed out as they are."""
-    return found.mode != "unchanged" and not (request.selection.everything and request.format == "parquet")
+    """Whether files must be derived; canonical ones are handed out as they are, if the answer stays short."""
+    canonical = request.selection.everything and request.format == "parquet"
+    return found.mode != "unchanged" and not (canonical and len(found.edges) <= MOST_EDGES)
 
 
 def derivation_of(request: Request) -> str:

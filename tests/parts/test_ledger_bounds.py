@@ -12,6 +12,7 @@ from broker.fulfilment import Maker
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
+from broker.rules.answering import MOST_EDGES
 from tests.ledger import OFFERS, Hand, Source, events
 
 SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
@@ -133,3 +134,20 @@ def test_an_answer_that_a_reader_put_off_can_be_taken(b: broker.Broker, hand: Ha
     assert handle.ack()
     assert b.responses("search").read() == []
     assert events(b) == []
+
+
+# --- a long road
+
+
+def test_an_answer_along_a_long_road_is_one_derived_edge_that_serves_all(b: broker.Broker, hand: Hand) -> None:
+    offers = b.dataset(OFFERS)
+    offers.publish([{"sku": f"s{n}", "price": n} for n in range(500)])
+    for n in range(1, MOST_EDGES + 2):
+        offers.publish_delta([{"sku": "s1", "price": 1000 + n}])
+    first, second = ask(b, since=1, max_staleness=60), ask(b, since=1, max_staleness=60)
+    assert hand.work() == 1
+    (edge,) = first.wait(1).edges
+    assert (edge.base, edge.version, second.wait(1).edges) == (1, MOST_EDGES + 2, (edge,))
+    assert first.wait(1).upserts().to_pylist() == [{"sku": "s1", "price": 1001 + MOST_EDGES}]
+    assert ask(b, since=1, max_staleness=60).wait(1).edges == (edge,)  # made already: answered at submit
+    assert len(ask(b, since=2, max_staleness=60).wait(1).edges) == MOST_EDGES
