@@ -12,33 +12,28 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Final
 from uuid import uuid4
 
 from broker.backend.client import BLOCK_MAX_MS, Entry
-from broker.backend.group_reader import GroupReader
-from broker.backend.keys import PRODUCERS, Slot
+from broker.backend.keys import Slot
 from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, RequestCancelled, StaleBase, Transient
 from broker.fulfilment import Clerk, Derivation, Produced
 from broker.model.commit import Edge
 from broker.model.names import DatasetId
-from broker.model.request import PRIORITIES
 from broker.parts import Parts
 from broker.producers import Producers
 from broker.requests import Flight, Member
 from workers.child import flight_to_json
 from workers.leading import Leading, spent
 from workers.line import Line
+from workers.streams import READ_COUNT, Streams
 from workers.supervisor import Result, Supervisor
 
-READ_COUNT: Final = 100
-"""Entries of one read; as long as reads are full, what waits joins a flight before any flight starts."""
 LINE_LENGTH: Final = 64
 """Flights a worker holds before it stops reading: what it cannot start soon, others may."""
-DISCOVER_SECONDS: Final = 1.0
 STEAL_SECONDS: Final = 5.0
 
 
@@ -75,9 +70,8 @@ class Producing:
         self._clerk = Clerk(parts.catalog, parts.requests, parts.derived, parts.settings, parts.on_step)
         self._line, self._held, self._lock = Line(), dict[str, Held](), Lock()
         self._leading = Leading(parts, producers, supervisor.app)
-        self._streams: dict[bytes, Slot] = {}
-        self._reader: GroupReader | None = None
-        self._discovered = self._stolen = 0.0
+        self._streams = Streams(parts.index, self.name, self._serves)
+        self._stolen = 0.0
         self.counts = Counts()
 
     @property
@@ -89,34 +83,25 @@ class Producing:
 
     def intake(self, block_seconds: float) -> int:
         """Read what there is (waiting at most `block_seconds`), claim it, start what can start. -> entries read"""
-        self._discover()
+        self._streams.discover()
         self._dispatch()
-        if self._reader is None or len(self._line) >= LINE_LENGTH:
+        if not self._streams or len(self._line) >= LINE_LENGTH:
             time.sleep(min(block_seconds, 0.01))
             return 0
-        found = 0
+        found, slots = 0, self._streams.of
         for entries in self._batches(min(int(block_seconds * 1000), BLOCK_MAX_MS)):
-            self._claim(entries, self._streams)
+            self._claim(entries, slots)
             found += len(entries)
         self._dispatch()
         return found
 
     def _batches(self, block_ms: int) -> Iterator[list[Entry]]:
         """Entries until none is left: requests alike that wait already join one flight before it starts."""
-        entries = self._read(block_ms)
+        entries = self._streams.read(block_ms)
         while entries:
             yield entries
             enough = len(entries) < READ_COUNT or len(self._line) >= LINE_LENGTH
-            entries = [] if enough else self._read(0)
-
-    def _read(self, block_ms: int) -> list[Entry]:
-        assert self._reader is not None
-        try:
-            return self._reader.read(READ_COUNT, block_ms)
-        except NotFound:
-            self._streams = {}  # the groups are gone with Redis' memory
-            self._discovered = 0.0
-            return []
+            entries = [] if enough else self._streams.read(0)
 
     def _claim(self, entries: list[Entry], slots: dict[bytes, Slot]) -> None:
         for slot in {slot.name: slot for slot in (slots[entry.stream] for entry in entries)}.values():
@@ -137,24 +122,6 @@ class Producing:
         except NotFound:
             return False
         return True
-
-    def _discover(self) -> None:
-        """The request streams of datasets this worker serves; looked for once a second."""
-        if time.monotonic() - self._discovered < DISCOVER_SECONDS:
-            return
-        index, streams = self._parts.index, dict[bytes, Slot]()
-        for priority in PRIORITIES:
-            for slot in index.slots():
-                for name in sorted({dataset.name for dataset in index.datasets(slot) if self._serves(dataset)}):
-                    streams[slot.requests(name, priority)] = slot
-        if streams.keys() != self._streams.keys():
-            for stream in streams:
-                self._parts.redis.create_group(stream, PRODUCERS)
-            if self._reader:
-                self._reader.close()
-            self._reader = GroupReader(self._parts.redis, list(streams), PRODUCERS, self.name.encode()) if streams else None
-            self._streams = streams
-        self._discovered = time.monotonic()
 
     def _dispatch(self) -> None:
         while self._supervisor.idle and (flight := self._line.take()) is not None:
@@ -302,7 +269,7 @@ class Producing:
     def watch(self) -> None:
         """Limits of attempts, and what is due in every slot."""
         self._supervisor.inspect()
-        for slot in {slot.name: slot for slot in self._streams.values()}.values():
+        for slot in {slot.name: slot for slot in self._streams.of.values()}.values():
             due = self._requests.tick(slot)
             self._requests.expire(due.expired)
             self._requests.unpark(slot, [id for id, dataset in due.parked if self._serves(dataset)])
@@ -328,23 +295,11 @@ class Producing:
 
     def _steal(self) -> None:
         """Entries that a worker read and never claimed: it died in between."""
-        idle_ms = int(self._parts.settings.lease_seconds * 1000)
-        slots = dict(self._streams)
-        for stream in slots:
-            try:
-                reply = self._parts.redis.run("XAUTOCLAIM", stream, PRODUCERS, self.name, idle_ms, "0", "COUNT", READ_COUNT)
-            except NotFound:
-                return  # Redis lost its memory: the next intake makes the groups anew
-            entries = [Entry(stream, id, dict(zip(flat[::2], flat[1::2], strict=True))) for id, flat in reply[1] if flat]
+        slots = self._streams.of
+        for entries in self._streams.stale(int(self._parts.settings.lease_seconds * 1000)):
             self._claim(entries, slots)
         self._supervisor.wake()
 
     def close(self) -> None:
         """Leave the groups; what is held lapses to others."""
-        if self._reader:
-            self._reader.close()
-        with suppress(Transient, NotFound):
-            for stream in self._streams:
-                pending = self._parts.redis.run("XPENDING", stream, PRODUCERS, "-", "+", 1, self.name, writes=False)
-                if not pending:
-                    self._parts.redis.run("XGROUP", "DELCONSUMER", stream, PRODUCERS, self.name)
+        self._streams.close()

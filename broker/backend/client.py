@@ -277,9 +277,24 @@ def _cluster(options: dict[str, Any], url: str) -> redis.Redis:
         raise InvalidSettings("a Redis cluster has only database 0", of=public_url(url))
     options.pop("connection_class", None)
     try:
-        # It has the commands of redis.Redis by the same mixins, though not by type.
-        return cast(redis.Redis, RedisCluster(**options, ssl=url.startswith("rediss"), retry=Retry(NoBackoff(), 0)))
+        cluster = RedisCluster(**options, ssl=url.startswith("rediss"), retry=Retry(NoBackoff(), 0))
     except TypeError as error:
         raise InvalidSettings("the Redis URL has an unknown option", of=public_url(url), why=str(error)) from None
     except ROOTS as error:
         raise broker_error(error, public_url(url), unknown=False) from error
+    nodes = cast(Any, cluster.nodes_manager)
+    create = nodes.create_redis_node
+    nodes.create_redis_node = lambda *args, **kwargs: _raw(create(*args, **kwargs))
+    for node in cluster.get_nodes():
+        if node.redis_connection is not None:
+            _raw(node.redis_connection)
+    # It has the commands of redis.Redis by the same mixins, though not by type.
+    return cast(redis.Redis, cluster)
+
+
+def _raw(node: redis.Redis) -> redis.Redis:
+    """Let a node's replies through as they are, but for those that the driver and `health` read themselves."""
+    callbacks = cast(Any, node).response_callbacks
+    for name in [name for name in callbacks if not name.startswith(("CLUSTER", "COMMAND", "CONFIG", "INFO"))]:
+        del callbacks[name]
+    return node

@@ -1,0 +1,106 @@
+"""What a worker process does besides its work: which streams it reads, what it tells of its attempts, what it survives."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import redis
+
+import broker
+from broker.model.names import DatasetId
+from tests.servers import Process, free_port, require, temporary_folder, wait_until
+from workers.producing import Producing
+from workers.supervisor import Supervisor
+
+OFFERS, PRICES = DatasetId("goodstuff_01/catalog/offers"), DatasetId("goodstuff_01/pricing/offers")
+
+
+def serving() -> broker.Producers:
+    """An application that serves every dataset."""
+    app = broker.Producers()
+    app.add("*/*/*", lambda _request, _since: broker.Unchanged())
+    return app
+
+
+@contextmanager
+def role(b: broker.Broker) -> Iterator[Producing]:
+    """A producer role without children: what it claims, it holds."""
+    supervisor = Supervisor(b.parts.settings, "unused", 0)
+    found = Producing(b.parts, serving(), supervisor)
+    try:
+        yield found
+    finally:
+        found.close()
+        supervisor.stop()
+
+
+@pytest.fixture
+def b(redis_url: str) -> Iterator[broker.Broker]:
+    with broker.connect(redis=redis_url, store="memory://") as connected:
+        yield connected
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """URL of a Redis cluster of one node, which refuses commands over several slots like any other."""
+    program = require("redis-server", "apt-get install redis-server")
+    with temporary_folder("cluster") as folder:
+        port = free_port()
+        server = Process(
+            [
+                program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder),
+                "--cluster-enabled", "yes", "--save", "", "--maxmemory-policy", "noeviction",
+            ],
+            folder / "log",
+        )  # fmt: skip
+        server.start()
+        try:
+            with redis.Redis(port=port) as client:
+                wait_until(lambda: listens(port), "redis-server of a cluster")
+                client.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+                wait_until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), "the cluster")
+            yield f"redis+cluster://127.0.0.1:{port}"
+        finally:
+            server.kill()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# --- the streams it reads
+
+
+def test_a_worker_reads_the_streams_of_several_slots_of_a_cluster() -> None:
+    with cluster() as url, broker.connect(redis=url, store="memory://") as b, role(b) as worker:
+        for dataset in (OFFERS, PRICES):
+            b.dataset(dataset, key="sku")
+            b.request(dataset, target="search")
+        while worker.busy < 2:
+            worker.intake(0.2)
+        assert flights(worker) == {OFFERS, PRICES}
+
+
+def test_a_worker_whose_slots_redis_forgot_asks_no_more_for_their_streams(b: broker.Broker) -> None:
+    with role(b) as worker:
+        b.dataset(OFFERS, key="sku")
+        worker.intake(0.01)
+        b.parts.redis.run("FLUSHALL")
+        worker.intake(0.01)
+        asked = reads(b)
+        worker.intake(0.01)
+        worker.intake(0.01)
+        assert reads(b) == asked
+
+
+def reads(b: broker.Broker) -> int:
+    """How often this Redis was asked for entries."""
+    return int(b.parts.redis.commands.info("commandstats").get("cmdstat_xreadgroup", {"calls": 0})["calls"])
+
+
+def flights(worker: Producing) -> set[DatasetId]:
+    return {held.flight.dataset for held in worker._held.values()}
