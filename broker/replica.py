@@ -19,7 +19,7 @@ from broker.model.request import Cursor, ResetReason, Selection
 from broker.rules.fold import State
 from broker.rules.plan import Plan, plan, plan_for
 from broker.rules.publishing import Lease
-from broker.sinks.port import Batch, Sink, SinkCursor
+from broker.sinks.port import Batch, Sink, SinkCursor, taken
 
 STEPS: Final = ("planned", "fetched", "applied")
 """The named steps of a sync, in order: tests crash at each. A sink has its own inside `applied`."""
@@ -97,7 +97,6 @@ class Replica:
         fence = (lease.fence.epoch, lease.fence.counter)
         held = self.sink.cursor(self.name)
         self.sink.take(self.name, held, fence)
-        expect = self.sink.cursor(self.name)
         state = self._catalog.state(self.dataset)
         found = plan_for(state, _cursor_of(held), self.selection)
         self._on_step("planned")
@@ -106,7 +105,7 @@ class Replica:
         found, batch = self._fetched(state, found)
         self._on_step("fetched")
         to = SinkCursor(self.dataset, found.version, state.session, self.selection.fingerprint, fence)
-        applied = self.sink.apply(self.name, batch, expect=expect, to=to)
+        applied = self.sink.apply(self.name, batch, expect=taken(held, fence), to=to)
         self._on_step("applied")
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
