@@ -22,6 +22,7 @@ from broker.errors import (
     TimedOut,
     from_dict,
 )
+from broker.flights import Order, Status, Submitted
 from broker.fulfilment import completion_at_once
 from broker.model.commit import Edge
 from broker.model.dataset import DatasetSpec, Schema
@@ -32,7 +33,6 @@ from broker.parts import Parts, open_parts
 from broker.publication import Note, Published
 from broker.received import Received
 from broker.replica import Replica
-from broker.requests import Order, Status, Submitted
 from broker.responses import Response, Responses
 from broker.rules.answering import derivation_of
 from broker.rules.fold import State as DatasetState

@@ -18,11 +18,11 @@ from broker.backend.client import RedisClient
 from broker.backend.keys import Slot
 from broker.backend.lanes import Argument
 from broker.errors import BrokerError, Fenced, from_dict
+from broker.flights import Flight
 from broker.model.commit import Fence, File
 from broker.model.dataset import Frozen, Schema
 from broker.model.names import DatasetId
 from broker.model.request import slot_of
-from broker.requests import Flight
 
 FINALISE: Final = "finalise"
 

@@ -20,6 +20,7 @@ from broker.backend.keys import Slot
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
 from broker.errors import BrokerError, Invalid, StaleBase, Transient
+from broker.flights import Claimed, Confirmed, Flight, Member, Retry, ended
 from broker.model.commit import Edge
 from broker.model.dataset import Frozen
 from broker.model.names import DatasetId, derived_key
@@ -27,7 +28,7 @@ from broker.model.request import Completion, Request, State
 from broker.outcomes import Delta, ProductionRequest, Since, Snapshot, close, failure_of, resolve_position
 from broker.producers import Producers
 from broker.publication import Note, Publication, Published
-from broker.requests import Claimed, Confirmed, Flight, Member, Requests, Retry, ended
+from broker.requests import Requests
 from broker.rules.answering import completed, derivation_of, expiry_hour, needs_files, road
 from broker.rules.fold import State as DatasetState
 from broker.rules.plan import Plan

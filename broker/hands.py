@@ -16,6 +16,7 @@ from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import EVERYTHING, Engine, Written
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, PartMade
 from broker.errors import BrokerError, Invalid, StaleBase, Transient
+from broker.flights import Flight
 from broker.fulfilment import Produced
 from broker.model.commit import Edge, File
 from broker.model.dataset import DatasetSpec, Schema
@@ -33,7 +34,6 @@ from broker.outcomes import (
 )
 from broker.producers import Producers
 from broker.publication import Note, Publication
-from broker.requests import Flight
 
 T = TypeVar("T")
 STEPS: Final = ("part-written", "part-recorded", "gathered", "finalised")

@@ -20,8 +20,8 @@ from broker.backend.jobs import MAINTENANCE, PARTS, Jobs, Look
 from broker.catalog import OnStep, nothing
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, Progress
 from broker.errors import AttemptFailed, BrokerError, Fenced, StaleBase, Transient
+from broker.flights import Flight
 from broker.fulfilment import Produced, backoff
-from broker.requests import Flight
 from broker.rules.fold import State
 from broker.settings import Settings
 

@@ -13,9 +13,10 @@ from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot
 from broker.backend.registry import Registry, Worker
 from broker.errors import NotFound
+from broker.flights import Status, completion_of, status_of
 from broker.model.names import DatasetId
 from broker.model.request import PRIORITIES, Completion, Request, State, slot_of
-from broker.requests import Requests, Status, completion_of, status_of
+from broker.requests import Requests
 from broker.rules.patterns import pattern_matches
 
 SCAN_KEYS: Final = 100_000

@@ -15,10 +15,10 @@ from broker.backend.group_reader import GroupReader
 from broker.backend.index import Index
 from broker.backend.keys import READERS, Slot
 from broker.errors import NotFound
+from broker.flights import completion_of
 from broker.model.event import Event
 from broker.model.names import check_name
 from broker.model.request import Completion
-from broker.requests import completion_of
 
 CLAIM_IDLE_MS: Final = 60_000
 """What a reader has held unacknowledged for a minute goes to another: it is dead, or should have said retry."""

@@ -28,12 +28,12 @@ from broker.backend.client import Entry, RedisClient
 from broker.backend.keys import PRODUCERS, Slot
 from broker.connect import Broker, connect
 from broker.errors import BrokerError, NotFound, TimedOut, Unsupported
+from broker.flights import Flight
 from broker.fulfilment import Clerk, Maker, Produced
 from broker.inquiry import Inquiry
 from broker.model.names import DatasetId
 from broker.model.request import PRIORITIES
 from broker.producers import Producers
-from broker.requests import Flight
 from broker.settings import load
 from broker.stores.memory import MemoryStore
 

@@ -12,6 +12,7 @@ from broker.backend.keys import PRODUCERS, Slot
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
 from broker.errors import BrokerError
+from broker.flights import Claimed, Flight
 from broker.fulfilment import Answered, Clerk, Maker, Produced
 from broker.model.names import DatasetId
 from broker.model.request import PRIORITIES, Completion, slot_of
@@ -19,7 +20,6 @@ from broker.outcomes import ProductionRequest, Since, Snapshot
 from broker.parts import Parts, open_parts
 from broker.producers import Producers
 from broker.publication import Publication
-from broker.requests import Claimed, Flight
 from broker.settings import load
 from broker.stores.port import ObjectStore
 

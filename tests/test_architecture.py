@@ -21,7 +21,7 @@ FLOORS: Final = tuple(
         "errors settings model",
         "rules",
         "stores backend columnar",
-        "bell catalog requests responses inquiry cuts channels changelog events cursors",
+        "bell catalog flights requests responses inquiry cuts channels changelog events cursors",
         "outcomes producers sinks sources publication received replica",
         "fulfilment hands heavy microbatcher compactor retention janitor rebuild pipeline",
         "parts connect .",
@@ -62,7 +62,6 @@ MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_MEDIAN_LINES = 350, 50, 6, 10
 
 LONG_MODULES: Final = {
     "broker.catalog": 400,  # one state machine's driver: each effect of publishing is one method, and they share a record
-    "broker.requests": 400,  # the ledger is the only writer of its keys: its methods are its scripts
     "broker.stores.s3": 400,  # the driver's seam: all eight methods map the same errors
     "broker.model.predicate_parser": 360,  # one whitelist, read in one place
 }

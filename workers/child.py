@@ -20,13 +20,13 @@ from typing import Any
 
 from broker.catalog import nothing
 from broker.errors import AttemptFailed, BrokerError
+from broker.flights import Flight
 from broker.fulfilment import Derivation, Maker
 from broker.model.commit import Fence
 from broker.model.names import DatasetId
 from broker.outcomes import Since
 from broker.parts import Parts, open_parts
 from broker.producers import Producers, load_app
-from broker.requests import Flight
 from broker.settings import Settings
 from broker.sources.config import load_sources
 from workers.channel import Channel

@@ -10,11 +10,11 @@ from functools import cached_property
 from broker.backend.jobs import Jobs
 from broker.cuts import Cuts, Progress
 from broker.errors import AttemptFailed, StaleBase, Transient
+from broker.flights import Flight, Member
 from broker.fulfilment import Produced
 from broker.heavy import Lead
 from broker.parts import Parts, rq_url
 from broker.producers import Producers
-from broker.requests import Flight, Member
 
 
 class Leading:

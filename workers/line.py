@@ -7,8 +7,8 @@ from itertools import count
 from threading import Lock
 from typing import Final
 
+from broker.flights import Flight
 from broker.model.request import PRIORITIES
-from broker.requests import Flight
 
 LOW_EVERY: Final = 10
 

@@ -20,12 +20,12 @@ from uuid import uuid4
 from broker.backend.client import BLOCK_MAX_MS, Entry
 from broker.backend.keys import Slot
 from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, RequestCancelled, StaleBase, Transient
+from broker.flights import Flight, Member
 from broker.fulfilment import Clerk, Derivation, Produced
 from broker.model.commit import Edge
 from broker.model.names import DatasetId
 from broker.parts import Parts
 from broker.producers import Producers
-from broker.requests import Flight, Member
 from workers.child import flight_to_json
 from workers.leading import Leading, spent
 from workers.line import Line

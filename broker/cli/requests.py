@@ -23,10 +23,10 @@ from broker.cli.shown import (
 from broker.cli.words import time_text
 from broker.connect import Broker, Handle
 from broker.errors import Conflict
+from broker.flights import Status
 from broker.inquiry import Inquiry, find_request
 from broker.model.request import PRIORITIES, State
 from broker.received import Received
-from broker.requests import Status
 
 POLL_SECONDS: Final = 0.2
 FOREVER: Final = "forever"

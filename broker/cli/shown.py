@@ -8,9 +8,9 @@ from typing import Any
 
 from broker.cli.face import fields_of
 from broker.cli.words import bytes_text, span_text, time_text
+from broker.flights import Status
 from broker.inquiry import DeadLetter
 from broker.model.request import Completion, State
-from broker.requests import Status
 
 
 def status_value(status: Status, unserved: bool = False) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from broker.backend.registry import Registry, Worker
 from broker.cli.exits import Exit
 from broker.connect import connect
 from broker.errors import BadData, Unavailable
+from broker.flights import Status
 from broker.inquiry import FlightView, Inquiry, reason_of
 from broker.model.request import Request, State
-from broker.requests import Status
 from broker.testing import PrivateBroker
 from tests.cli import Cli
 

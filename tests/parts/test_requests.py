@@ -24,9 +24,9 @@ from broker.errors import (
     RequestLost,
     Unavailable,
 )
+from broker.flights import Due
 from broker.model.names import DatasetId
 from broker.model.request import State, new_id, slot_of
-from broker.requests import Due
 from tests.ledger import OFFERS, Hand, Source, events, let_lapse
 from tests.servers import RedisServer, redis_server, wait_until
 

@@ -10,12 +10,12 @@ import pytest
 
 import broker
 from broker.errors import Fenced, StaleBase
+from broker.flights import Flight
 from broker.fulfilment import Maker
 from broker.model.commit import Fence
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest
 from broker.publication import Note
-from broker.requests import Flight
 from broker.rules.publishing import Lease
 
 DATASET = "goodstuff_01/catalog/offers"
