@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -106,10 +107,13 @@ def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Opt
     finished = Drained(parts, producers) if options.burst else None
     try:
         loop.run(finished, drained=lambda: not role.busy, drain_seconds=options.drain_seconds)
-    except SystemExit:
-        for child in supervisor.children:
+    except SystemExit as stopped:
+        for child in list(supervisor.children):
             child.kill("ended by a second signal")
-        raise
+        presence.leave()
+        parts.engine.close()
+        # At once: other threads may be in the middle of anything, and the flights lapse to other workers.
+        os._exit(int(stopped.code or 1))
     finally:
         supervisor.stop()
         if pool is not None:

@@ -23,6 +23,7 @@ class Loop:
     def __init__(self) -> None:
         self.stopping, self.ended, self.failure = Event(), Event(), list[BaseException]()
         self._threads: list[Thread] = []
+        self._draining: list[Thread] = []
 
     def every(self, name: str, seconds: float, work: Callable[[], object], drains: bool = False) -> None:
         """Run `work` every `seconds` in a thread of its own; 0: again at once (it waits by itself).
@@ -50,7 +51,7 @@ class Loop:
                 if seconds:
                     over.wait(seconds)
 
-        self._threads.append(Thread(target=passes, name=name, daemon=True))
+        (self._draining if drains else self._threads).append(Thread(target=passes, name=name, daemon=True))
 
     def handle_signals(self) -> None:
         """TERM and INT ask for a drain; a second one ends at once."""
@@ -72,18 +73,21 @@ class Loop:
         drain_seconds: float = 0.0,
     ) -> None:
         """Until a signal, a failure, or `done()`; then until `drained()`, at most `drain_seconds`. Raises the failure."""
-        for thread in self._threads:
+        for thread in (*self._threads, *self._draining):
             thread.start()
         while not self.stopping.is_set():
             if done is not None and done():
                 break
             self.stopping.wait(poll_seconds if done else 1.0)
         self.stopping.set()
+        for thread in self._threads:
+            thread.join()
+        log.info("takes no more, finishes what runs")
         deadline = time.monotonic() + drain_seconds
         while not self.ended.is_set() and not drained() and time.monotonic() < deadline:
             self.ended.wait(poll_seconds)
         self.ended.set()
-        for thread in self._threads:
+        for thread in self._draining:
             thread.join()
         if self.failure:
             raise self.failure[0]
