@@ -285,7 +285,7 @@ def _cluster(options: dict[str, Any], url: str) -> redis.Redis:
     nodes = cast(Any, cluster.nodes_manager)
     create = nodes.create_redis_node
     nodes.create_redis_node = lambda *args, **kwargs: _raw(create(*args, **kwargs))
-    for node in cluster.get_nodes():
+    for node in cast(Any, cluster).get_nodes():
         if node.redis_connection is not None:
             _raw(node.redis_connection)
     # It has the commands of redis.Redis by the same mixins, though not by type.
