@@ -114,6 +114,14 @@ def notification(state: State, channel: str = LIVE) -> bytes:
     return json.dumps(fields).encode()
 
 
+def rung(data: bytes) -> int:
+    """The seq that notify/<channel>.json was written for; 0 when it cannot be read, so that it is written anew."""
+    try:
+        return int(json.loads(data)["seq"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
 def published(dataset: DatasetId, record: Record) -> str:
     """The event of a new version, as JSON; '' for other records."""
     if not isinstance(record.body, NewVersion):

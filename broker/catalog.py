@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from broker.backend.index import Index
 from broker.backend.keys import Slot
-from broker.bell import LIVE, Bell, notification, published
+from broker.bell import LIVE, Bell, notification, published, rung
 from broker.errors import Conflict, Corrupt, NotFound, OutcomeUnknown, Reconciling, SchemaConflict, Unavailable
 from broker.model import names
 from broker.model.commit import Alter, Body, Create, Drop, digest, parse_record
@@ -172,8 +172,12 @@ class Catalog:
         self._index.announce(dataset)
         self._drive(dataset, protocol.reconcile())
 
-    def help(self, dataset: DatasetId, older_than_seconds: float) -> bool:
-        """Finish a reservation whose writer is gone, publish what the log holds behind the head, catch up on notify."""
+    def help(self, dataset: DatasetId, older_than_seconds: float, look: bool = True) -> bool:
+        """Finish a reservation whose writer is gone, publish what the log holds behind the head, catch up on notify.
+
+        `look`: ask the store, too, what Redis has no trace of: a record behind the head, and what notify really says (two
+        writers may have written it in the wrong order, the later one dying before it looked again).
+        """
         view = self._head(dataset)
         if not view.current:
             if view.state.exists:
@@ -183,10 +187,10 @@ class Catalog:
         if view.reservation is not None and reserved_at and time.time() - int(reserved_at) / 1000 >= older_than_seconds:
             self._drive(dataset, protocol.settle(*view.reservation))
             return True
-        unpublished = self._log(dataset, view.state.seq + 1)
+        unpublished = self._log(dataset, view.state.seq + 1) if look or view.reservation is not None else None
         if unpublished is not None:
             self._drive(dataset, protocol.publish(view.state.seq + 1, unpublished))
-        if unpublished is not None or self._notified(dataset) < self._head(dataset).state.seq:
+        if unpublished is not None or self._notified(dataset, look) < self._head(dataset).state.seq:
             self._notify(dataset)
         return unpublished is not None
 
@@ -335,8 +339,14 @@ class Catalog:
             if self._head(dataset).state.seq == state.seq:
                 return
 
-    def _notified(self, dataset: DatasetId) -> int:
-        return int(self._index.fields(dataset, "notified")[0] or 0)
+    def _notified(self, dataset: DatasetId, look: bool) -> int:
+        """The record last rung for, as noted in Redis, or as it stands in the store."""
+        if not look:
+            return int(self._index.fields(dataset, "notified")[0] or 0)
+        try:
+            return rung(b"".join(self._store.get(names.notify_key(dataset, LIVE))))
+        except NotFound:
+            return 0
 
 
 def _fits(have: Schema | None, asked: Schema | None) -> bool:

@@ -30,6 +30,14 @@ class Head:
     reservation: tuple[int, bytes] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A head as a janitor sees it from afar. `restless`: something stands open that no writer may be left to finish."""
+
+    seq: int
+    restless: bool
+
+
 class Index:
     """Safe for threads and processes: every change is one atomic script."""
 
@@ -63,6 +71,21 @@ class Index:
     def fields(self, dataset: DatasetId, *names: str) -> list[bytes | None]:
         """Fields of the head hash, read at one moment."""
         return cast(list[bytes | None], self.redis.run("HMGET", self.slot(dataset).head(dataset), *names, writes=False))
+
+    def glance(self, slot: Slot) -> dict[DatasetId, Glance]:
+        """All heads of a slot, in three round trips however many there are."""
+        datasets = self.datasets(slot)
+        if not datasets:
+            return {}
+        run_id = self.redis.call(self._read_head, [slot.meta, slot.head(datasets[0])])[0]
+        commands = [("HMGET", slot.head(dataset), "seq", "run_id", "notified", "reserved_seq") for dataset in datasets]
+        found = dict[DatasetId, Glance]()
+        for dataset, reply in zip(datasets, self.redis.pipeline(commands, slot.name, writes=False), strict=True):
+            if isinstance(reply, Exception):
+                raise reply
+            seq, notified, reserved = int(reply[0] or 0), int(reply[2] or 0), int(reply[3] or 0)
+            found[dataset] = Glance(seq, reply[1] != run_id or notified < seq or reserved > seq)
+        return found
 
     def mark_notified(self, dataset: DatasetId, seq: int) -> None:
         self.redis.run("HSET", self.slot(dataset).head(dataset), "notified", seq)

@@ -148,3 +148,88 @@ def test_a_dataset_that_is_broken_or_dropped_does_not_keep_the_janitor_from_the_
     report = janitor.run_once("janitor", sweep=True)
     assert report.helped == [OFFERS]
     assert "aaa/catalog/broken" in report.failed
+
+
+def test_a_pass_over_datasets_at_rest_asks_the_store_nothing(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
+    for number in range(9):
+        b.dataset(f"aaa/catalog/d{number}", key=["sku"]).publish([{"sku": "a"}])
+    b.parts.catalog.close()
+    janitor.run_once("janitor")
+    before = store.calls.total()
+    janitor.run_once("janitor")
+    assert store.calls.total() == before
+
+
+def test_two_loops_of_one_name_are_two_janitors(b: Broker, janitor: Janitor, fuse: Fuse) -> None:
+    crash_publishing(b, fuse, "reserve")
+    with b.parts.leases.held(b.parts.index.slot(OFFERS), "lease:janitor", "worker"):
+        assert janitor.run_once("worker").helped == []
+    assert janitor.run_once("worker").helped == [OFFERS]
+
+
+def test_a_notification_that_was_overwritten_with_an_older_one_is_written_anew(
+    b: Broker, janitor: Janitor, store: FaultyStore
+) -> None:
+    key = names.notify_key(OFFERS, "live")
+    b.parts.catalog.close()
+    older = b"".join(store.get(key))
+    b.dataset(OFFERS).publish([{"sku": "a", "price": 2}], delta=True)
+    b.parts.catalog.close()
+    store.put(key, older)  # by a writer that was slow between its look and its write, and died behind it
+    janitor.run_once("janitor")
+    assert b'"version": 2' in b"".join(store.get(key))
+
+
+@pytest.mark.parametrize("stray", ["stray.txt", "hour/x/y.jsonl", "\u00b2/x/y.jsonl"])
+def test_an_object_that_is_not_ours_among_the_derived_stays_and_harms_nothing(
+    b: Broker, janitor: Janitor, store: FaultyStore, stray: str
+) -> None:
+    store.inner.put(f"{OFFERS}/derived/{stray}", b"")
+    assert janitor.run_once("janitor", sweep=True).failed == {}
+    assert store.stat(f"{OFFERS}/derived/{stray}") is not None
+
+
+def test_derived_files_go_by_the_clock_of_the_store_an_hour_behind_theirs(
+    b: Broker, janitor: Janitor, store: FaultyStore
+) -> None:
+    inner = store.inner
+    assert isinstance(inner, MemoryStore)
+    keys = {hour: names.derived_key(OFFERS, hour, "f", "jsonl") for hour in (997, 998, 999)}
+    for key in keys.values():
+        store.put(key, b"")
+    inner.clock = lambda: 998 * 3600 + 60.0
+    assert janitor.run_once("janitor", sweep=True).swept == 1
+    assert {hour for hour, key in keys.items() if store.stat(key)} == {998, 999}
+
+
+def test_a_log_with_a_hole_sweeps_nothing(b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore) -> None:
+    crash_publishing(b, fuse, "upload")
+    inner = store.inner
+    assert isinstance(inner, MemoryStore)
+    clock = inner.clock
+    inner.clock = lambda: clock() + 2 * DAY
+    hidden = b"".join(inner.get(names.log_key(OFFERS, 2)))
+    inner.delete([names.log_key(OFFERS, 2)])
+    report = janitor.run_once("janitor", sweep=True)
+    assert (report.swept, store.calls["delete"]) == (0, 0)
+    assert "log 2" in report.failed[OFFERS]
+    inner.put(names.log_key(OFFERS, 2), hidden)
+    assert janitor.run_once("janitor", sweep=True).swept == 1
+
+
+def test_a_sweeper_whose_lease_is_lost_deletes_nothing(
+    b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_publishing(b, fuse, "upload")
+    inner = store.inner
+    assert isinstance(inner, MemoryStore)
+    clock, records = inner.clock, b.parts.catalog.records
+    inner.clock = lambda: clock() + 2 * DAY
+
+    def slow(dataset: DatasetId, first: int = 1) -> Iterator[bytes]:
+        b.parts.redis.run("DEL", b.parts.index.slot(OFFERS).lease("lease:sweep"))  # as if it slept through its time
+        return records(dataset, first)
+
+    monkeypatch.setattr(b.parts.catalog, "records", slow)
+    assert list(janitor.run_once("janitor", sweep=True).failed) == [OFFERS]
+    assert store.calls["delete"] == 0
