@@ -27,7 +27,7 @@ _BAD_DATA: Final = (duckdb.ConversionException, duckdb.OutOfRangeException, duck
 
 
 class Database:
-    """Opened by the first session. `close` ends it; sessions still open then fail. `threads` None: as many as there are cores."""
+    """Opened by the first session. `close` ends it; sessions still open then fail. `threads` None: as many as cores."""
 
     def __init__(self, memory_limit_bytes: int, folder: Path, threads: int | None = None) -> None:
         self._limit, self._folder, self._threads = memory_limit_bytes, folder, threads

@@ -547,7 +547,8 @@ def test_scripts_and_group_readers_work_on_a_cluster(cluster_url: str) -> None:
 
 def test_replies_of_a_cluster_are_as_raw_as_those_of_one_server(cluster_url: str, redis_url: str) -> None:
     commands: list[tuple[str, ...]] = [
-        ("HSET", "h", "a", "1"), ("HGETALL", "h"), ("XGROUP", "CREATE", "x", "g", "0", "MKSTREAM"), ("XADD", "x", "1-1", "e", ""),
+        ("HSET", "h", "a", "1"), ("HGETALL", "h"),
+        ("XGROUP", "CREATE", "x", "g", "0", "MKSTREAM"), ("XADD", "x", "1-1", "e", ""),
         ("XRANGE", "x", "-", "+"), ("XPENDING", "x", "g", "-", "+", "1", "me"), ("SADD", "set", "1"), ("SMEMBERS", "set"),
         ("XAUTOCLAIM", "x", "g", "me", "0", "0"), ("ZADD", "z", "1", "m"), ("ZRANGE", "z", "0", "-1", "WITHSCORES"),
     ]  # fmt: skip
