@@ -119,10 +119,12 @@ class Hands:
         plan, made = cut.plan, dict(cut.made())
         state = self._catalog.state(plan.dataset)
         if (version := state.made_by(held.id)) is not None:
-            return Produced(version=version, changed=True, confirmed_at=plan.started)
+            return Produced(version=version, changed=True, confirmed_at=plan.started, session=state.session)
         kind, position, files = kind_of(made), positions(plan.position, made), gathered(made.values())
         if not files:
-            return Produced(version=plan.version, changed=False, confirmed_at=plan.started, position=noted(position))
+            return Produced(
+                version=plan.version, changed=False, confirmed_at=plan.started, position=noted(position), session=state.session
+            )
         schema = merged_schema(state.spec, made.values())
         note = Note(
             production=held.id, started=plan.started, lease=held.lease, position=lambda: position, kind="producer",
@@ -144,7 +146,7 @@ class Hands:
         changed = published.edge is not None
         return Produced(
             version=published.version, changed=changed, confirmed_at=plan.started,
-            position=None if changed else noted(position),
+            position=None if changed else noted(position), session=state.session,
         )  # fmt: skip
 
 

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from broker import hands
 from broker.backend.jobs import MAINTENANCE, PARTS, Jobs, Look
 from broker.catalog import OnStep, nothing
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, Progress
-from broker.errors import AttemptFailed, BrokerError, Fenced, StaleBase, Transient
+from broker.errors import AttemptFailed, BrokerError, Fenced, StaleBase, Terminal, Transient
 from broker.flights import Flight
 from broker.fulfilment import Produced, backoff
 from broker.rules.fold import State
@@ -99,7 +101,7 @@ class Lead:
         progress, result = found
         if result is not None:
             self._followed.pop(flight.id, None)
-            return Report(progress, Produced.model_validate_json(result))
+            return Report(progress, produced_of(result, str(flight.dataset)))
         followed = self._followed.setdefault(flight.id, _Followed())
         if time.monotonic() - followed.inspected >= INSPECT_SECONDS:
             followed.inspected = time.monotonic()
@@ -158,3 +160,14 @@ class Lead:
         due = followed.due.setdefault(job_of(flight.id, task, attempt), time.monotonic() + backoff(self._settings, attempt))
         if time.monotonic() >= due:
             enqueue(self._jobs, self._settings, flight.id, task, self._cuts.again(flight, task, attempt))
+
+
+def produced_of(result: str, of: str) -> Produced:
+    """The finaliser's answer. Raises Terminal when another release of the broker gave it, as in the middle of an upgrade."""
+    try:
+        return Produced.model_validate_json(result)
+    except ValidationError as error:
+        raise Terminal(
+            "the finaliser's answer cannot be read", of=of, why=str(error.errors()[0]["msg"]),
+            hint="Run workers of one release: broker --version",
+        ) from None  # fmt: skip
