@@ -42,6 +42,8 @@ from broker.settings import load
 from broker.sinks.port import Sink
 
 WAIT_BLOCK_MS: Final = 1_000
+SELECTIONS: Final = 1_024
+"""Checked selections a connection remembers."""
 SUBMIT_BATCH: Final = 8
 """Requests of one round trip: more adds latency and hardly any rate."""
 
@@ -59,6 +61,7 @@ class Broker:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self._selections: dict[tuple[DatasetId, int, str | None, tuple[str, ...] | None], Selection] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +149,20 @@ class Broker:
             raise InvalidRequest("mode='delta' needs since=", of=request.dataset, hint="Give the version or cursor you hold")
         if request.where is None and request.columns is None:
             return request
-        selection = Dataset(self.parts, request.dataset).selection(request.where, request.columns)
+        selection = self._selection(request)
         return request.model_copy(update={"where": selection.where, "columns": selection.columns})
+
+    def _selection(self, request: Request) -> Selection:
+        """Canonical and checked, once for all that ask alike of the dataset as this process last saw it."""
+        seen = self.parts.catalog.cached(request.dataset) or self.parts.catalog.state(request.dataset)
+        alike = (request.dataset, seen.seq, request.where, request.columns)
+        found = self._selections.get(alike)
+        if found is None:
+            found = Dataset(self.parts, request.dataset).selection(request.where, request.columns)
+            if len(self._selections) >= SELECTIONS:
+                self._selections.clear()
+            self._selections[alike] = found
+        return found
 
     def _submit(self, requests: Sequence[Request]) -> list[Handle | BrokerError]:
         orders = [self._order(request) for request in requests]

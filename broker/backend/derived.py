@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Final
 
 from broker.backend.client import RedisClient
 from broker.backend.index import Index
 from broker.model.commit import Edge
 from broker.model.names import DatasetId
+
+KNOWN: Final = 1_024
+"""Selections a process remembers by itself: many requests of one selection are then answered without asking Redis."""
 
 
 class Derived:
@@ -16,21 +20,33 @@ class Derived:
 
     def __init__(self, redis: RedisClient, index: Index, result_seconds: float) -> None:
         self._redis, self._index, self._result_seconds = redis, index, result_seconds
+        self._known: dict[tuple[DatasetId, str], tuple[int, Edge, float]] = {}
 
     def get(self, dataset: DatasetId, fingerprint: str, version: int) -> tuple[Edge, float] | None:
         """The edge and until when its files stay, for exactly this version."""
-        text = self._redis.run("HGET", self._key(dataset), fingerprint, writes=False)
-        if text is None:
-            return None
-        known = json.loads(text)
-        if known["version"] != version or known["expires_at"] < time.time() + self._result_seconds / 2:
-            return None
-        return Edge.model_validate(known["edge"]), known["expires_at"]
+        found = self._known.get((dataset, fingerprint))
+        if found is None or found[0] != version or not self._lasts(found[2]):
+            found = self._ask(dataset, fingerprint)
+        return found[1:] if found and found[0] == version and self._lasts(found[2]) else None
 
     def put(self, dataset: DatasetId, fingerprint: str, version: int, edge: Edge, expires_at: float) -> None:
         fields = {"version": version, "expires_at": expires_at, "edge": edge.model_dump(mode="json")}
         self._redis.run("HSET", self._key(dataset), fingerprint, json.dumps(fields))
         self._redis.run("EXPIRE", self._key(dataset), int(self._result_seconds))
+
+    def _ask(self, dataset: DatasetId, fingerprint: str) -> tuple[int, Edge, float] | None:
+        text = self._redis.run("HGET", self._key(dataset), fingerprint, writes=False)
+        if text is None:
+            return None
+        known = json.loads(text)
+        found = known["version"], Edge.model_validate(known["edge"]), float(known["expires_at"])
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        self._known[dataset, fingerprint] = found
+        return found
+
+    def _lasts(self, expires_at: float) -> bool:
+        return expires_at >= time.time() + self._result_seconds / 2
 
     def _key(self, dataset: DatasetId) -> bytes:
         return self._index.slot(dataset).key(f"derived:{dataset.tenant}/{dataset.name}")
