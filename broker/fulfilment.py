@@ -52,10 +52,14 @@ class Produced(Frozen):
 
 
 class Derivation(Frozen):
-    """An order for files: `request` answered at `version`."""
+    """An order for files: `request` answered at `version`. They stay until `expires_at` (seconds since the epoch).
+
+    That time is fixed before they are made: their names and what is told of them say the same, however long it takes.
+    """
 
     request: Request
     version: int
+    expires_at: float
 
 
 class Maker:
@@ -125,12 +129,12 @@ class Maker:
             )
         return Published(since.version, None)
 
-    def derive(self, order: Derivation, result_seconds: float) -> Edge:
-        """Make the files of one selection from sealed edges; they may be swept after `result_seconds`."""
+    def derive(self, order: Derivation) -> Edge:
+        """Make the files of one selection from sealed edges."""
         request = order.request
         state = self._catalog.state(request.dataset)
         found = road(state, request, order.version)
-        hour, fingerprint = expiry_hour(time.time() + result_seconds), derivation_of(request)
+        hour, fingerprint = expiry_hour(order.expires_at), derivation_of(request)
 
         def key_of(extension: str) -> str:
             return derived_key(request.dataset, hour, fingerprint, extension)
@@ -183,6 +187,7 @@ class Clerk:
     def orders(self, flight: Flight, members: Iterable[Member], version: int) -> list[Derivation]:
         """Derivations that the members need and nobody has made yet, one a fingerprint."""
         state, wanted = self.catalog.at_least(flight.dataset, version), dict[str, Derivation]()
+        expires_at = time.time() + self._settings.result_seconds
         for member in members:
             request, fingerprint = member.request, derivation_of(member.request)
             try:
@@ -190,13 +195,12 @@ class Clerk:
             except BrokerError:
                 continue  # answered with its error in `complete`
             if needed and fingerprint not in wanted and self._derived.get(request.dataset, fingerprint, version) is None:
-                wanted[fingerprint] = Derivation(request=request, version=version)
+                wanted[fingerprint] = Derivation(request=request, version=version, expires_at=expires_at)
         return list(wanted.values())
 
     def keep(self, order: Derivation, edge: Edge) -> None:
         """Remember derived files for whoever asks the same of the same version."""
-        expires_at = time.time() + self._settings.result_seconds
-        self._derived.put(order.request.dataset, derivation_of(order.request), order.version, edge, expires_at)
+        self._derived.put(order.request.dataset, derivation_of(order.request), order.version, edge, order.expires_at)
 
     def complete(self, flight: Flight, members: Sequence[Member], produced: Produced) -> Answered:
         """Answer all members at `produced.version`. Raises Fenced."""

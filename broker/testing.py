@@ -78,7 +78,7 @@ class _Hands:
         self._app, self._redis, self._index, self._requests = app, parts.redis, parts.index, parts.requests
         self._clerk = Clerk(parts.catalog, parts.requests, parts.derived, parts.settings)
         self._maker = Maker(parts.catalog, parts.engine, parts.publication, app)
-        self._inquiry, self._result_seconds = Inquiry(parts.redis, parts.requests), parts.settings.result_seconds
+        self._inquiry = Inquiry(parts.redis, parts.requests)
 
     def waiting(self) -> list[DatasetId]:
         """Datasets with a request this app serves."""
@@ -125,7 +125,7 @@ class _Hands:
             produced = self._produced(flight)
             members = self._clerk.close(flight)
             for order in self._clerk.orders(flight, members, produced.version):
-                self._clerk.keep(order, self._maker.derive(order, self._result_seconds))
+                self._clerk.keep(order, self._maker.derive(order))
             return self._clerk.complete(flight, members, produced).ended
         except BrokerError as error:
             return self._clerk.fail(flight, self._clerk.close(flight), error).ended

@@ -77,7 +77,7 @@ class Hand:
     def answer(self, flight: Flight, produced: Produced) -> Answered:
         members = self.clerk.close(flight)
         for order in self.clerk.orders(flight, members, produced.version):
-            self.clerk.keep(order, self.maker.derive(order, self.parts.settings.result_seconds))
+            self.clerk.keep(order, self.maker.derive(order))
         return self.clerk.complete(flight, members, produced)
 
     def run(self, flight: Flight) -> Answered:

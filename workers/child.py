@@ -62,7 +62,6 @@ class Child:
     """Answers one message after the other: {"do": "produce" | "parts" | "derive", ...} -> {"ok": ...} | {"error": ...}."""
 
     def __init__(self, parts: Parts, producers: Producers) -> None:
-        self._settings = parts.settings
         self._maker = Maker(parts.catalog, parts.engine, parts.publication, producers, parts.on_step)
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +86,7 @@ class Child:
 
     def _derive(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         orders = [Derivation.model_validate(order) for order in message["orders"]]
-        return [self._maker.derive(order, self._settings.result_seconds).model_dump(mode="json") for order in orders]
+        return [self._maker.derive(order).model_dump(mode="json") for order in orders]
 
 
 class Orphanage:

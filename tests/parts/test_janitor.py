@@ -13,7 +13,7 @@ from broker.model import names
 from broker.model.names import DatasetId
 from broker.stores.memory import MemoryStore
 from tests.faulty_store import Fault, FaultyStore, matching, never
-from tests.ledger import OFFERS, broker_over
+from tests.ledger import OFFERS, Hand, Source, broker_over
 
 DAY = 86_400.0
 
@@ -233,3 +233,18 @@ def test_a_sweeper_whose_lease_is_lost_deletes_nothing(
     monkeypatch.setattr(b.parts.catalog, "records", slow)
     assert list(janitor.run_once("janitor", sweep=True).failed) == [OFFERS]
     assert store.calls["delete"] == 0
+
+
+def test_derived_files_stay_as_long_as_the_answer_says_however_slowly_they_were_made(b: Broker, janitor: Janitor) -> None:
+    hand = Hand(b.parts, Source())
+    handle = b.request(OFFERS, target="search", where="price > 5", max_staleness=None)
+    flight = hand.lead()
+    produced = hand.produce(flight)
+    members = hand.clerk.close(flight)
+    (order,) = hand.clerk.orders(flight, members, produced.version)
+    late = order.model_copy(update={"expires_at": order.expires_at - 2 * 3600})  # it took two hours to make them
+    hand.clerk.keep(late, hand.maker.derive(late))
+    hand.clerk.complete(flight, members, produced)
+    answer = handle.wait(30)
+    hour = int(answer.files[0].key.split("/derived/")[1].split("/")[0])
+    assert answer.expires_at <= hour * 3600
