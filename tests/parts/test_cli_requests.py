@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import broker
+from broker.backend.keys import PRODUCERS
 from broker.backend.registry import Registry, Worker
 from broker.cli.exits import Exit
 from broker.connect import connect
@@ -170,6 +171,24 @@ def test_dead_letters_tell_every_attempts_cause_and_can_be_asked_again(cli: Cli,
     }
     assert place.work(app_of(ROWS)) == 1
     assert cli.json("requests", "show", again)["state"] == "completed"
+
+
+def test_an_attempt_lost_with_its_worker_is_among_the_causes(
+    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "store")
+    with connect(redis=redis_url, store=store, lease_seconds=0.2) as own:
+        own.dataset(OFFERS, key=["sku"])
+        own.request(OFFERS, target="search")
+        parts, slot = own.parts, own.parts.index.slots()[0]
+        stream = slot.requests("offers", "normal")
+        parts.redis.create_group(stream, PRODUCERS)
+        entries = parts.redis.wait_entries({stream: b">"}, PRODUCERS, "lost", 10, 0)
+        assert len(parts.requests.claim(slot, "lost", entries).flights) == 1  # and then never heard of again
+        PrivateBroker(own, redis_url, store).work(app_of(BadData("a broken feed")))
+    (letter,) = Cli(capsys, "--redis", redis_url, "--store", store).json("requests", "dead")
+    assert [cause["what"] for cause in letter["causes"]] == ["its worker fell silent", "a broken feed"]
+    assert letter["causes"][0]["why"].startswith("lost held the flight")
 
 
 def test_what_still_runs_is_not_asked_again(cli: Cli, place: PrivateBroker) -> None:
