@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import broker
+from broker.errors import Fenced
 from broker.fulfilment import Maker
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
 from broker.rules.answering import MOST_EDGES
+from broker.rules.fold import Checkpoint
 from tests.ledger import OFFERS, Hand, Source, events
 
 SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
@@ -151,3 +154,27 @@ def test_an_answer_along_a_long_road_is_one_derived_edge_that_serves_all(b: brok
     assert first.wait(1).upserts().to_pylist() == [{"sku": "s1", "price": 1001 + MOST_EDGES}]
     assert ask(b, since=1, max_staleness=60).wait(1).edges == (edge,)  # made already: answered at submit
     assert len(ask(b, since=2, max_staleness=60).wait(1).edges) == MOST_EDGES
+
+
+# --- fences
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_epochs_grow_also_when_redis_is_replaced_by_one_whose_clock_is_behind(b: broker.Broker, checkpointed: bool) -> None:
+    parts, slot = b.parts, b.parts.index.slot(OFFERS)
+    ahead = int((time.time() + 3600) * 1000)
+    parts.redis.run("HSET", slot.meta, "run_id", "another", "epoch", ahead)
+    b.dataset(OFFERS).publish([{"sku": "a", "price": 1}])
+    if checkpointed:
+        state = parts.catalog.state(OFFERS)
+        key = f"{OFFERS}/checkpoint/{state.seq:020d}.json"
+        parts.store.put(key, Checkpoint.of(state))
+    before = parts.leases.acquire(slot, "lease:writer:test", "sleeper")
+    parts.redis.run("FLUSHALL")
+    b.dataset(OFFERS).publish([{"sku": "a", "price": 2}])
+    after = parts.leases.acquire(slot, "lease:writer:test", "sleeper")
+    assert before.fence < after.fence
+    with pytest.raises(Fenced):
+        parts.leases.renew(slot, before)
+    assert parts.index.head(OFFERS).current
+    assert b.dataset(OFFERS).read()["price"].to_pylist() == [2]

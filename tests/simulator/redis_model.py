@@ -90,6 +90,11 @@ class ModelRedis:
         self.put("meta", run_id=self.run, epoch=epoch)
         return identity(self.run, epoch), epoch
 
+    def outgrow(self, epoch: int) -> None:
+        """A log of another incarnation whose clock was ahead."""
+        if epoch >= int(self.incarnation()[1]):
+            self.put("meta", epoch=str(epoch + 1))
+
     def holds(self, lease: Lease) -> bool:
         kept = self.db.get(f"lease:{lease.name}", {})
         _, current = self.incarnation()
@@ -178,8 +183,11 @@ class ModelRedis:
         if int(head.get("reserved_seq", want + 1)) <= want:
             self.drop("head", "reserved_seq", "reserved_data", "reserved_at")
         body = sealed.record.body
-        if isinstance(body, Barrier) and self.incarnation()[0] == body.run_id:
-            self.put("head", run_id=body.run_id)
+        if isinstance(body, Barrier):
+            if self.incarnation()[0] == body.run_id:
+                self.put("head", run_id=body.run_id)
+            else:
+                self.outgrow(body.epoch)
         return PublishAnswer("published")
 
     def _patch(self, patch: Patch) -> None:
@@ -194,6 +202,7 @@ class ModelRedis:
             if self.seq == 0 and adopt == self.incarnation()[0]:
                 self.put("head", run_id=self.incarnation()[0])
         elif self.seq < state.seq:
+            self.outgrow(int(state.head.get("epoch", -1)))
             self.db = {**self.db, **{name: dict(state.tables[name]) for name in TABLES}}
 
 

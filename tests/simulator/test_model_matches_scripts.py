@@ -170,7 +170,8 @@ class Schedule:
         """The log grows by what any writer may have sealed."""
         seq = len(self.log) + 1
         run = self.random.choice(self.runs or ["x"]) if self.random.random() < 0.7 else self.side.look()[1]
-        barrier = Barrier(run_id=run, epoch=1)
+        ahead = self.random.choice((1, 1, 10**15, 10**15 + 7))  # of both servers' clocks
+        barrier = Barrier(run_id=run, epoch=ahead)
         hold = Hold(name=f"h{seq}", version=0)
         self.log.append(self.record(seq, CREATE if seq == 1 else self.random.choice((barrier, hold))))
         return None

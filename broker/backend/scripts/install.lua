@@ -9,7 +9,9 @@ if want == 0 then
 end
 if have >= want then return 'there' end
 local tables = { head = KEYS[2], versions = KEYS[3], edges = KEYS[4], productions = KEYS[5], holds = KEYS[6] }
-for name, fields in pairs(cjson.decode(ARGV[2])) do
+local state = cjson.decode(ARGV[2])
+outgrow(state.head.epoch)
+for name, fields in pairs(state) do
   redis.call('DEL', tables[name])
   for field, value in pairs(fields) do redis.call('HSET', tables[name], field, value) end
 end

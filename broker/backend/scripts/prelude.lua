@@ -23,6 +23,12 @@ local function incarnation()
   return run .. ':' .. epoch, epoch
 end
 
+-- A log of another incarnation whose clock was ahead: epochs only grow, so this one begins anew behind it, under a new identity.
+local function outgrow(epoch)
+  local _, current = incarnation()
+  if epoch and tonumber(epoch) >= tonumber(current) then redis.call('HSET', KEYS[1], 'epoch', int(epoch + 1)) end
+end
+
 -- Whether (epoch, counter) is the present holder of the lease in `key`. Equality at the moment of effect: that is the fence.
 local function holds(key, epoch, counter)
   local lease = redis.call('HMGET', key, 'epoch', 'counter', 'until')

@@ -18,7 +18,11 @@ for name, fields in pairs(patch.put) do
   for field, value in pairs(fields) do redis.call('HSET', tables[name], field, value) end
 end
 if head[3] and tonumber(head[3]) <= want then redis.call('HDEL', KEYS[2], 'reserved_seq', 'reserved_data', 'reserved_at') end
-if run and run == ARGV[4] then redis.call('HSET', KEYS[2], 'run_id', run) end
+if run and run == ARGV[4] then
+  redis.call('HSET', KEYS[2], 'run_id', run)
+elseif run then
+  outgrow(patch.put.head.epoch)
+end
 redis.call('SADD', prefix .. 'datasets', ARGV[5])
 if ARGV[6] ~= '' then redis.call('XADD', prefix .. 'events', 'MINID', '~', ARGV[7], '*', 'e', ARGV[6]) end
 return 'published'
