@@ -146,7 +146,8 @@ class Supervisor:
             for child in self.children:
                 if child.task is None:
                     continue
-                if time.monotonic() - child.task.started > limits.attempt_seconds:
+                seconds = limits.attempt_seconds if child.ready else max(limits.attempt_seconds, START_SECONDS)
+                if time.monotonic() - child.task.started > seconds:
                     child.kill(f"ran longer than attempt_seconds={limits.attempt_seconds:g}")
                 elif (resident := child.resident_bytes()) > limits.attempt_max_bytes:
                     child.kill(f"held {resident} bytes, more than attempt_max_bytes={limits.attempt_max_bytes}")
@@ -190,7 +191,10 @@ class Supervisor:
                 raise Terminal(
                     "a worker's child cannot start", why=str(from_dict(message["error"])), hint="See its settings and app"
                 )
-            child.ready, self._failed_starts = True, 0
+            with self._lock:
+                child.ready, self._failed_starts = True, 0
+                if child.task is not None:
+                    child.task.started = time.monotonic()  # its start-up is not the attempt's
             return None
         with self._lock:
             task, child.task = child.task, None

@@ -23,7 +23,7 @@ from tests.heavy_place import ON_STEP, WAIT_SECONDS, LeaderProcess, Place, leade
 from tests.servers import RedisServer, redis_server, wait_until
 
 ALL_KEYS = sorted(f"{part}-{number}" for part in MERCHANTS for number in range(ROWS))
-LIMITS = {"attempt_seconds": 3.0, "attempt_max_bytes": 600 << 20, "max_attempts": 3}
+LIMITS = {"attempt_seconds": 4.0, "attempt_max_bytes": 600 << 20, "max_attempts": 3}
 AFTER_PLANNING = tuple(step for step in HEAVY_STEPS if step != "planned")
 
 
