@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +23,8 @@ from broker.flights import Status
 from broker.inquiry import FlightView, Inquiry, reason_of
 from broker.model.request import Request, State
 from broker.testing import PrivateBroker
-from tests.cli import Cli
+from tests.cli import Cli, Shell
+from tests.servers import wait_until
 
 OFFERS = "shop/catalog/offers"
 ROWS = [{"sku": "a", "price": 1}, {"sku": "b", "price": 60}]
@@ -223,6 +226,26 @@ def test_responses_are_looked_at_until_they_are_acknowledged(cli: Cli, place: Pr
     assert {line.split()[0] for line in cli.ok("responses", "search", "--ack").lines} == ids
     assert cli.ok("responses", "search").out == ""
     assert cli.ok("responses", "search", "--ack").out == ""
+
+
+@pytest.mark.parametrize(("options", "left"), [((), 2), (("--ack",), 0)])
+def test_follow_goes_on_as_responses_come(place: PrivateBroker, tmp_path: Path, options: tuple[str, ...], left: int) -> None:
+    shell, log = Shell(tmp_path, {"BROKER_REDIS": place.redis, "BROKER_STORE": place.store}), tmp_path / "log"
+    first = place.broker.request(OFFERS, target="search").id
+    place.work(app_of(ROWS))
+    process = shell.start("responses", "search", "--follow", "--json", *options, log=log)
+    try:
+        wait_until(lambda: first in log.read_text(), "the first response")
+        second = place.broker.request(OFFERS, target="search").id
+        place.work(app_of(ROWS))
+        wait_until(lambda: second in log.read_text(), "the second response")
+        wait_until(lambda: len(place.broker.responses("search").peek()) == left, "the acknowledgements")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert [json.loads(line)["request"] for line in log.read_text().splitlines()] == [first, second]
 
 
 # --- explain
