@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from broker import errors, sinks, sources
-    from broker.connect import Broker, Dataset, Handle, connect
+    from broker.connect import Broker, Dataset, connect
+    from broker.handle import Handle
     from broker.model.dataset import Column, Schema
     from broker.model.event import Event
     from broker.model.request import Completion
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __version__: Final = "0.1.0"
 
 _WHERE: Final = {
-    "Broker": "broker.connect", "Dataset": "broker.connect", "Handle": "broker.connect", "connect": "broker.connect",
+    "Broker": "broker.connect", "Dataset": "broker.connect", "Handle": "broker.handle", "connect": "broker.connect",
     "Column": "broker.model.dataset", "Schema": "broker.model.dataset",
     "Event": "broker.model.event", "Completion": "broker.model.request",
     "Delta": "broker.outcomes", "ProductionRequest": "broker.outcomes", "Since": "broker.outcomes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
@@ -16,19 +15,16 @@ from broker.errors import (
     BrokerError,
     InvalidRequest,
     Reconciling,
-    RequestCancelled,
-    RequestExpired,
-    RequestFailed,
-    TimedOut,
-    from_dict,
 )
-from broker.flights import Order, Status, Submitted
+from broker.flights import Order, Submitted
 from broker.fulfilment import completion_at_once
+from broker.handle import Handle
 from broker.model.commit import Edge
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.model.predicate_parser import parse
-from broker.model.request import Completion, Request, Selection, State, new_id
+from broker.model.request import Completion, Request, Selection, new_id
+from broker.outcomes import checked_position
 from broker.parts import Parts, open_parts
 from broker.publication import Note, Published
 from broker.received import Received
@@ -41,7 +37,6 @@ from broker.rules.plan import Plan, plan
 from broker.settings import load
 from broker.sinks.port import Sink
 
-WAIT_BLOCK_MS: Final = 1_000
 SELECTIONS: Final = 1_024
 """Checked selections a connection remembers."""
 SUBMIT_BATCH: Final = 8
@@ -226,9 +221,9 @@ class Dataset:
     ) -> Published:
         """The whole dataset as a new version; `delta=True` commits only its difference (an absent key is a delete).
 
-        Raises NullKey, DuplicateKey, SchemaConflict, Busy (another writer), StaleBase.
+        Raises NullKey, DuplicateKey, SchemaConflict, Busy (another writer), StaleBase, Invalid (attributes, position).
         """
-        note = Note(attributes=dict(attributes or {}), position=lambda: position)
+        note = _note(attributes, position)
         publish = self._parts.publication.difference if delta else self._parts.publication.snapshot
         return publish(self.id, data, note)
 
@@ -241,7 +236,7 @@ class Dataset:
         position: Any = None,
     ) -> Published:
         """Changed rows, and keys of deleted ones (with the order columns, where the dataset has them). Raises as `publish`."""
-        note = Note(attributes=dict(attributes or {}), position=lambda: position)
+        note = _note(attributes, position)
         return self._parts.publication.delta(self.id, upserts, deletes, note)
 
     def read(self, version: int | None = None, where: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
@@ -301,53 +296,10 @@ class Dataset:
         return Selection(where=text, columns=None if columns is None else tuple(columns))
 
 
-class Handle:
-    """A submitted request."""
-
-    def __init__(self, parts: Parts, id: str, target: str) -> None:
-        self._parts, self.id, self.target = parts, id, target
-
-    def status(self) -> Status:
-        """Raises RequestLost, NotFound."""
-        return self._parts.requests.status(self.id)
-
-    def cancel(self) -> bool:
-        """True: it ends as cancelled. False: it had ended."""
-        return self._parts.requests.end(self.id, State.CANCELLED)
-
-    def ack(self) -> bool:
-        """Take this request's terminal event from the response stream. False: it has not ended, or was taken already."""
-        return self._parts.requests.ack(self.id)
-
-    def wait(self, timeout: float | None = None) -> Received:
-        """The completion; looks at the response stream without taking from it: `ack()` does that, and frees its place.
-
-        Raises TimedOut, RequestFailed (with the cause), RequestCancelled, RequestExpired, RequestLost.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        watch = self._parts.requests.watch(self.id, self.target)
-        while True:
-            at = watch.position()
-            completion = self._parts.requests.outcome(self.id)
-            if completion is not None:
-                return self._received(completion)
-            left = WAIT_BLOCK_MS if deadline is None else int(min(WAIT_BLOCK_MS, (deadline - time.monotonic()) * 1000))
-            if left <= 0:
-                raise TimedOut("no answer yet", of=self.id, why=f"within {timeout:g} s", hint="Wait again: the request goes on")
-            watch.wait(at, left)
-
-    def _received(self, completion: Completion) -> Received:
-        match completion.state:
-            case State.FAILED:
-                cause = from_dict(completion.error or {})
-                raise RequestFailed(
-                    "the request failed", of=self.id, why=str(cause), hint="See: broker requests dead"
-                ) from cause
-            case State.CANCELLED:
-                raise RequestCancelled("the request was cancelled", of=self.id)
-            case State.EXPIRED:
-                raise RequestExpired("the request's deadline passed", of=self.id)
-        return Received(self._parts.catalog, self._parts.engine, self._parts.store, self._parts.requests, completion)
+def _note(attributes: Mapping[str, str] | None, position: Any) -> Note:
+    """Checked before anything is read or uploaded. Raises Invalid."""
+    plain = checked_position(position)
+    return Note(attributes=dict(attributes or {}), position=lambda: plain)
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -159,7 +159,11 @@ def _guards(outcome: Outcome) -> list[Guarded]:
 
 def resolve_position(outcome: Outcome) -> Any:
     """The position as plain JSON; call it once the outcome's data was read to its end. Raises Invalid."""
-    value = outcome.position() if callable(outcome.position) else outcome.position
+    return checked_position(outcome.position() if callable(outcome.position) else outcome.position)
+
+
+def checked_position(value: object) -> Any:
+    """As plain JSON. Raises Invalid."""
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine, Written
 from broker.columnar.intake import Intake
 from broker.columnar.tombstones import Standing
-from broker.errors import StaleBase
+from broker.errors import Invalid, StaleBase
 from broker.model.commit import Body, Edge, NewVersion
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
@@ -45,6 +45,16 @@ class Note:
     position: Callable[[], Any] = lambda: None
     attributes: dict[str, str] = field(default_factory=dict)
     kind: str = "direct"
+
+    def __post_init__(self) -> None:
+        for name, value in self.attributes.items():
+            if not (isinstance(name, str) and isinstance(value, str)):
+                raise Invalid(
+                    "attributes are text",
+                    of=repr(name)[:100],
+                    why=f"its value is a {type(value).__name__}",
+                    hint="Give str: str",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,8 @@ class Publication:
         note, started = note or Note(), time.time()
         state, uploaded_at = self._catalog.state(dataset), time.monotonic()
         if not state.offered:
+            if upserts is None and state.spec.columns is None:
+                raise Invalid("nothing to delete from", of=dataset, why="no version exists yet", hint="Publish rows first")
             return self._replace(dataset, [] if upserts is None else upserts, note, first=True)
         written = self._engine.write_delta(state.spec, upserts, deletes)
         self._prepare(state, written, note.lease)

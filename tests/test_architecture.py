@@ -21,10 +21,10 @@ FLOORS: Final = tuple(
         "errors settings model",
         "rules",
         "stores backend columnar",
-        "bell catalog flights requests responses inquiry cuts channels changelog events cursors",
+        "bell sealed catalog flights requests responses inquiry cuts channels changelog events cursors",
         "outcomes producers sinks sources publication received replica",
         "fulfilment hands heavy microbatcher compactor retention janitor rebuild pipeline",
-        "parts connect .",
+        "parts handle connect .",
         "testing demo cli",
         "workers",
     )

@@ -104,8 +104,8 @@ class Request(Frozen):
     columns: tuple[ColumnName, ...] | None = Field(None, min_length=1)
     format: Format = "parquet"
     mode: Mode = "auto"
-    max_staleness: float | None = Field(None, ge=0)
-    deadline: float | None = None
+    max_staleness: float | None = Field(None, ge=0, allow_inf_nan=False)
+    deadline: float | None = Field(None, allow_inf_nan=False)
     priority: Priority = "normal"
     idempotency_key: str | None = Field(None, min_length=1, max_length=200)
     attributes: Attributes = Field(default_factory=dict)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import broker
-from broker.errors import InvalidRequest, NotFound
+from broker.errors import Invalid, InvalidRequest
 from tests.ledger import OFFERS, Hand, Source
 
 
@@ -52,3 +53,29 @@ def test_requests_with_one_selection_look_for_its_files_and_columns_once(b: brok
     first = b.request(**fields)  # type: ignore[arg-type]
     assert first.status().completion is not None
     assert round_trips(b, lambda: list(b.requests([fields] * 20))) == 0
+
+
+# --- typed refusals
+
+
+@pytest.mark.parametrize("field", ["max_staleness", "deadline"])
+@pytest.mark.parametrize("seconds", [math.inf, math.nan])
+def test_a_time_that_is_no_number_is_an_invalid_request(b: broker.Broker, field: str, seconds: float) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        b.request(OFFERS, target="search", **{field: seconds})
+
+
+@pytest.mark.parametrize(
+    "bad", [{"attributes": {"n": 1}}, {"attributes": {1: "n"}}, {"position": object()}, {"position": math.nan}]
+)
+def test_what_no_record_can_hold_is_refused_before_anything_is_read(b: broker.Broker, bad: dict[str, Any]) -> None:
+    rows = iter([[{"sku": "a"}]])
+    for publish in (b.dataset(OFFERS).publish, b.dataset(OFFERS).publish_delta):
+        with pytest.raises(Invalid, match=r"attribute|position"):
+            publish(rows, **bad)
+    assert next(rows)
+
+
+def test_deletes_before_the_first_rows_say_that_there_is_nothing_to_delete_from(b: broker.Broker) -> None:
+    with pytest.raises(Invalid, match="no version exists yet"):
+        b.dataset(OFFERS).publish_delta(deletes=[{"sku": "a"}])
