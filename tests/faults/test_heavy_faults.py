@@ -210,6 +210,7 @@ def test_a_leader_killed_right_behind_its_plan_leaves_everything_to_the_next(tmp
         doomed = LeaderProcess(here)
         request = shop.ask()
         assert doomed.process.wait(WAIT_SECONDS) == -signal.SIGKILL
+        doomed.kill()
         assert not order.exists()
         rq_workers(here, 2)
         with leader(here):
