@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Final
@@ -88,6 +89,7 @@ Tree = Mapping[str, Module]
 Check = Callable[[Tree], Iterator[str]]
 
 
+@cache
 def project() -> Tree:
     """Every module of the two packages by its dotted name."""
     modules = {}
