@@ -16,7 +16,18 @@ from uuid import uuid4
 from broker.backend.index import Index
 from broker.backend.keys import Slot
 from broker.bell import LIVE, Bell, notification, published, rung
-from broker.errors import Conflict, Corrupt, NotFound, OutcomeUnknown, Reconciling, SchemaConflict, Unavailable
+from broker.errors import (
+    BrokerError,
+    Conflict,
+    Corrupt,
+    InvalidName,
+    NotFound,
+    OutcomeUnknown,
+    Reconciling,
+    SchemaConflict,
+    Transient,
+    Unavailable,
+)
 from broker.model import names
 from broker.model.commit import Alter, Body, Create, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
@@ -24,6 +35,7 @@ from broker.model.names import DatasetId
 from broker.rules import publishing as protocol
 from broker.rules.fold import Checkpoint, State, fold, patch_of
 from broker.rules.publishing import Draft, Effect, HeadView, Lease, PublishAnswer, ReserveAnswer
+from broker.sealed import Sealed
 from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
@@ -46,7 +58,7 @@ class Catalog:
     def __init__(self, index: Index, store: ObjectStore, settings: Settings, on_step: OnStep = nothing) -> None:
         self._index, self._store, self._settings, self._on_step = index, store, settings, on_step
         self._cache: dict[DatasetId, State] = {}
-        self._lock, self._bell = Lock(), Bell(self._notify)
+        self._lock, self._bell, self._sealed = Lock(), Bell(self._notify), Sealed(store)
 
     def slot(self, dataset: DatasetId) -> Slot:
         return self._index.slot(dataset)
@@ -63,7 +75,7 @@ class Catalog:
         Else a Redis rolled back to an older copy would show versions that are no longer the newest.
         """
         view = self._head(dataset)
-        if not view.current and (view.state.exists or self._sealed(dataset)):
+        if not view.current and (view.state.exists or self._sealed.exists(dataset)):
             self.reconcile(dataset)
             view = self._head(dataset)
         if not view.state.exists:
@@ -92,13 +104,7 @@ class Catalog:
 
     def records(self, dataset: DatasetId, first: int = 1) -> Iterator[bytes]:
         """Sealed records from the store, from number `first` on."""
-        while (data := self._log(dataset, first)) is not None:
-            yield data
-            first += 1
-
-    def _sealed(self, dataset: DatasetId) -> bool:
-        """Whether the store has a log of it, whatever Redis says."""
-        return self._log(dataset, 1) is not None or self._load_checkpoint(dataset) is not None
+        return self._sealed.records(dataset, first)
 
     # --- writing
 
@@ -187,19 +193,32 @@ class Catalog:
         if view.reservation is not None and reserved_at and time.time() - int(reserved_at) / 1000 >= older_than_seconds:
             self._drive(dataset, protocol.settle(*view.reservation))
             return True
-        unpublished = self._log(dataset, view.state.seq + 1) if look or view.reservation is not None else None
+        unpublished = self._sealed.record(dataset, view.state.seq + 1) if look or view.reservation is not None else None
         if unpublished is not None:
             self._drive(dataset, protocol.publish(view.state.seq + 1, unpublished))
         if unpublished is not None or self._notified(dataset, look) < self._head(dataset).state.seq:
             self._notify(dataset)
         return unpublished is not None
 
-    def rebuild(self, tenant_prefix: str = "") -> list[DatasetId]:
-        """Restore the index of every dataset found in the store, from the store alone. LIST only names candidates."""
-        found = sorted({candidate for info in self._store.list(tenant_prefix) if (candidate := _dataset_of(info.key))})
+    def rebuild(self, prefix: str = "") -> list[DatasetId]:
+        """Restore the index of every dataset found in the store, from the store alone. LIST only names candidates.
+
+        One that fails does not keep the others from it: all are tried before Corrupt (or Unavailable) names those that failed.
+        """
+        found = sorted({candidate for info in self._store.list(prefix) if (candidate := _dataset_of(info.key))})
+        failed = dict[DatasetId, BrokerError]()
         for dataset in found:
-            self.reconcile(dataset)
-            self._notify(dataset)
+            try:
+                self.reconcile(dataset)
+                self._notify(dataset)
+            except BrokerError as error:
+                failed[dataset] = error
+        if failed:
+            kind = Unavailable if all(isinstance(error, Transient) for error in failed.values()) else Corrupt
+            raise kind(
+                f"{len(failed)} of {len(found)} datasets are not restored, the others are", of=", ".join(failed),
+                why="; ".join(str(error) for error in failed.values()), hint="Look at each: broker doctor",
+            )  # fmt: skip
         return found
 
     def checkpoint(self, dataset: DatasetId) -> int | None:
@@ -209,7 +228,7 @@ class Catalog:
         key = names.checkpoint_key(dataset, seq)
         if seq == 0 or self._store.stat(key) is not None:
             return None
-        past = self._load_checkpoint(dataset, below=seq) or State(dataset)
+        past = self._sealed.checkpoint(dataset, below=seq) or State(dataset)
         for data in self.records(dataset, past.seq + 1):
             past = fold(past, data)
             if past.seq == seq:
@@ -246,12 +265,12 @@ class Catalog:
             case protocol.Reserve():
                 return self._named("reserve", self._index.reserve(dataset, effect, self._settings.upload_max_age_seconds))
             case protocol.Seal(seq=seq, data=data):
-                self._do_seal(dataset, seq, data)
+                self._sealed.seal(dataset, seq, data)
                 return self._on_step("seal")
             case protocol.ReadLog(seq=seq):
-                return self._named("read-back", self._log(dataset, seq))
+                return self._named("read-back", self._sealed.record(dataset, seq))
             case protocol.ReadCheckpoint():
-                return self._load_checkpoint(dataset)
+                return self._sealed.checkpoint(dataset)
             case protocol.Install(state=state, adopt=adopt):
                 return self._index.install(dataset, state, adopt or "")
             case protocol.Publish(seq=seq, data=data):
@@ -281,7 +300,7 @@ class Catalog:
             return state
         if state is not None and 0 < seq - state.seq <= FOLLOW_RECORDS:
             for number in range(state.seq + 1, seq + 1):
-                data = self._log(dataset, number)
+                data = self._sealed.record(dataset, number)
                 if data is None or parse_record(data, f"{dataset} log {number}").previous != state.sha:
                     return self._remember(self._index.load(dataset))
                 state = fold(state, data)
@@ -294,25 +313,6 @@ class Catalog:
             if known is None or known.seq <= state.seq or known.session != state.session:
                 self._cache[DatasetId(state.dataset)] = state
         return state
-
-    def _do_seal(self, dataset: DatasetId, seq: int, data: bytes) -> None:
-        try:
-            self._store.put_if_absent(names.log_key(dataset, seq), data)
-        except OutcomeUnknown:
-            return  # reading back tells
-
-    def _log(self, dataset: DatasetId, seq: int) -> bytes | None:
-        try:
-            return b"".join(self._store.get(names.log_key(dataset, seq)))
-        except NotFound:
-            return None
-
-    def _load_checkpoint(self, dataset: DatasetId, below: int = 1 << 62) -> State | None:
-        keys = [info.key for info in self._store.list(f"{dataset}/checkpoint/")]
-        for key in reversed(keys):
-            if names.seq_of(key) < below:
-                return Checkpoint.model_validate_json(b"".join(self._store.get(key))).state()
-        return None
 
     def _do_publish(self, dataset: DatasetId, seq: int, data: bytes) -> PublishAnswer:
         record = parse_record(data, f"{dataset} log {seq}")
@@ -366,7 +366,10 @@ def _keyed(spec: DatasetSpec, schema: Schema) -> Schema:
 
 def _dataset_of(key: str) -> DatasetId | None:
     """The dataset a log or checkpoint key belongs to."""
-    head, _, tail = key.rpartition("/")
-    owner, _, folder = head.rpartition("/")
-    is_log = folder in ("log", "checkpoint") and tail.endswith(".json") and not owner.endswith("=channels")
-    return DatasetId(owner) if is_log and owner.count("/") == 2 else None
+    owner, _, folder = key.rpartition("/")[0].rpartition("/")
+    if folder not in ("log", "checkpoint") or not key.endswith(".json"):
+        return None
+    try:
+        return DatasetId(owner)
+    except InvalidName:
+        return None  # the broker's own folders, or somebody else's

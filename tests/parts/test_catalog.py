@@ -235,3 +235,68 @@ def test_a_store_that_is_away_is_a_typed_error(b: Broker, offers: Dataset, store
         offers.read()
     with pytest.raises(Transient):
         offers.publish(MORE, delta=True)
+
+
+# --- checkpoints that were damaged
+
+
+@pytest.fixture
+def long(redis_url: str, store: FaultyStore) -> Iterator[Broker]:
+    """Six records, checkpoints behind the second, fourth and sixth."""
+    with broker_over(store, redis_url, checkpoint_every=2) as connected:
+        dataset = connected.dataset(OFFERS, key=["sku"])
+        for price in range(4):
+            dataset.publish([{"sku": "a", "price": price}], delta=True)
+            connected.parts.catalog.checkpoint(OFFERS)
+        yield connected
+
+
+DAMAGES = [b"", b"{}", b'{"format": 2}', b"\xff", b'{"format":1,"dataset":"x","tables":{"head":{"seq":"y"}}}']
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_by_for_an_older_one_or_the_whole_log(
+    long: Broker, store: FaultyStore, damage: bytes
+) -> None:
+    before = long.dataset(OFFERS).versions()
+    for seq in (6, 4, 2):
+        store.inner.put(names.checkpoint_key(OFFERS, seq), damage)
+        long.parts.redis.run("FLUSHALL")
+        assert long.parts.catalog.rebuild() == [OFFERS]
+        assert long.dataset(OFFERS).versions() == before
+
+
+def test_a_checkpoint_under_another_number_is_not_taken_for_it(long: Broker, store: FaultyStore) -> None:
+    before = long.dataset(OFFERS).versions()
+    store.inner.put(names.checkpoint_key(OFFERS, 6), b"".join(store.get(names.checkpoint_key(OFFERS, 4))))
+    assert long.parts.catalog.checkpoint(OFFERS) is None
+    store.inner.put(names.checkpoint_key(OFFERS, 99), b"".join(store.get(names.checkpoint_key(OFFERS, 4))))
+    long.parts.redis.run("FLUSHALL")
+    long.parts.catalog.rebuild()
+    assert long.dataset(OFFERS).versions() == before
+
+
+def test_a_log_that_begins_behind_a_damaged_checkpoint_is_corrupt_and_never_begun_anew(
+    long: Broker, store: FaultyStore
+) -> None:
+    store.inner.delete([names.log_key(OFFERS, seq) for seq in range(1, 7)])
+    for seq in (2, 4, 6):
+        store.inner.put(names.checkpoint_key(OFFERS, seq), b"{}")
+    long.parts.redis.run("FLUSHALL")
+    with pytest.raises(Corrupt, match="checkpoint"):
+        long.parts.catalog.rebuild()
+    with pytest.raises(Corrupt, match="checkpoint"):
+        long.dataset(OFFERS, key=["sku"])
+
+
+def test_a_rebuild_restores_the_others_before_it_names_the_broken_one(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    for name in ("aaa/catalog/broken", "zzz/catalog/whole"):
+        b.dataset(name, key=["sku"])
+    store.inner.put(names.log_key("aaa/catalog/broken", 1), b"no record")
+    store.inner.put("a/B/c/log/00000000000000000001.json", b"somebody else's")
+    store.inner.put("zzz/catalog/whole/checkpoint/readme.json", b"not ours")
+    b.parts.redis.run("FLUSHALL")
+    with pytest.raises(Corrupt, match="1 of 3 datasets are not restored") as caught:
+        b.parts.catalog.rebuild()
+    assert caught.value.of == "aaa/catalog/broken"
+    assert b.parts.catalog.find() == [OFFERS, "zzz/catalog/whole"]
