@@ -44,6 +44,7 @@ class Submitted:
 class Flight:
     """One production or derivation held by this worker. Its id is the production id in the commit record.
 
+    `started`: when it was opened, seconds since the epoch by Redis' clock, with which staleness is measured (0: not known).
     `noted`: the newest version (0: none) and the producer's position, as the claim saw them; None after a take-over.
     """
 
@@ -55,6 +56,7 @@ class Flight:
     attempt: int
     priority: Priority = "normal"
     noted: tuple[int, Any] | None = None
+    started: float = 0.0
 
     def __str__(self) -> str:
         return self.id
@@ -149,11 +151,11 @@ def completion_of(event: bytes | str) -> Completion:
 
 def flight_of(worker: str, outcome: Sequence[Any]) -> Flight:
     """From a claim's reply about the request that opened the flight."""
-    _, _, body, attempts, id, epoch, counter, kind, version, position = outcome
+    _, _, body, attempts, id, epoch, counter, kind, version, position, started = outcome
     request, fence = Request.model_validate_json(body), Fence(int(epoch), int(counter))
     return Flight(
         id=id.decode(), dataset=request.dataset, kind=kind.decode(), owner=worker, fence=fence, attempt=int(attempts),
-        priority=request.priority, noted=(int(version), json.loads(position)),
+        priority=request.priority, noted=(int(version), json.loads(position)), started=int(started) / 1000,
     )  # fmt: skip
 
 

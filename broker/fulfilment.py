@@ -78,7 +78,7 @@ class Maker:
 
         Raises what the producer raised (typed, or AttemptFailed), BadData, Fenced, StaleBase.
         """
-        started = time.time()
+        started = flight.started or time.time()
         state = self._catalog.state(flight.dataset)
         if (version := state.made_by(flight.id)) is not None:
             return Produced(version=version, changed=True, confirmed_at=state.confirmed_at)
@@ -115,8 +115,8 @@ class Maker:
 
     def _publish(self, flight: Flight, outcome: Any, since: Since | None) -> Published:
         note = Note(
-            production=flight.id, lease=flight.lease, position=lambda: resolve_position(outcome),
-            attributes=getattr(outcome, "attributes", {}), kind="producer",
+            production=flight.id, started=flight.started or None, lease=flight.lease, kind="producer",
+            position=lambda: resolve_position(outcome), attributes=getattr(outcome, "attributes", {}),
         )  # fmt: skip
         match outcome:
             case Snapshot(data=data):

@@ -224,8 +224,11 @@ class Requests:
         reply = self._redis.call(self._scripts["take_over"], [Slot(slot_of(id)).meta], args)
         if reply is None:
             return None
-        epoch, counter, kind, dataset, attempts = reply
-        return Flight(id, DatasetId(dataset.decode()), kind.decode(), worker, Fence(int(epoch), int(counter)), int(attempts))
+        epoch, counter, kind, dataset, attempts, started = reply
+        return Flight(
+            id=id, dataset=DatasetId(dataset.decode()), kind=kind.decode(), owner=worker, fence=Fence(int(epoch), int(counter)),
+            attempt=int(attempts), started=int(started) / 1000,
+        )  # fmt: skip
 
     def tick(self, slot: Slot) -> Due:
         """Ring for delayed requests that are due; find what is overdue."""

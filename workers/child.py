@@ -36,6 +36,7 @@ def flight_to_json(flight: Flight) -> dict[str, Any]:
     return {
         "id": flight.id, "dataset": flight.dataset, "kind": flight.kind, "owner": flight.owner,
         "fence": list(flight.fence), "attempt": flight.attempt, "priority": flight.priority,
+        "started": flight.started,
     }  # fmt: skip
 
 

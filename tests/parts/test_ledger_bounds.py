@@ -10,7 +10,7 @@ import pytest
 
 import broker
 from broker.errors import Fenced
-from broker.fulfilment import Maker
+from broker.fulfilment import Maker, Produced
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
@@ -178,3 +178,43 @@ def test_epochs_grow_also_when_redis_is_replaced_by_one_whose_clock_is_behind(b:
         parts.leases.renew(slot, before)
     assert parts.index.head(OFFERS).current
     assert b.dataset(OFFERS).read()["price"].to_pylist() == [2]
+
+
+# --- whose clock says what is fresh
+
+
+def test_staleness_is_measured_by_one_clock(b: broker.Broker, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(b)
+    flight = hand.lead()
+    ahead = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    hand.run(flight)
+    (text,) = b.parts.index.fields(OFFERS, "confirmed_at")
+    assert text is not None
+    assert float(text) == flight.started
+    seconds, _ = b.parts.redis.run("TIME")
+    assert abs(flight.started - int(seconds)) < 60
+
+
+def test_a_confirmation_by_a_clock_that_is_ahead_counts_as_of_now(
+    b: broker.Broker, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    b.dataset(OFFERS).publish([{"sku": "a", "price": 1}])
+    monkeypatch.undo()
+    (published,) = b.parts.index.fields(OFFERS, "confirmed_at")
+    ask(b)
+    flight = hand.lead()
+    late = Produced(version=1, changed=False, confirmed_at=ahead)
+    hand.answer(flight, late)
+    (answered,) = b.parts.index.fields(OFFERS, "confirmed_at")
+    assert published is not None
+    assert answered is not None
+    assert float(published) <= float(answered) <= time.time() + 60
+
+
+def test_a_flight_taken_over_counts_from_its_first_start(b: broker.Broker, hand: Hand) -> None:
+    ask(b)
+    flight = hand.lead()
+    assert hand.take_over(flight.id).started == flight.started > 0

@@ -27,7 +27,8 @@ end
 -- A late answer says nothing about a head that moved on: it would put the position of the newer version back.
 local head = redis.call('HMGET', KEYS[2], 'session', 'version', 'confirmed_at')
 if head[1] == ARGV[6] and head[2] == ARGV[7] then
-  if ARGV[4] ~= '' and tonumber(ARGV[4]) > tonumber(head[3] or '0') then redis.call('HSET', KEYS[2], 'confirmed_at', ARGV[4]) end
+  local confirmed_at = ARGV[4] ~= '' and tonumber(ARGV[4]) > tonumber(head[3] or '0') and not_ahead(ARGV[4])
+  if confirmed_at then redis.call('HSET', KEYS[2], 'confirmed_at', confirmed_at) end
   if ARGV[5] ~= '' then redis.call('HSET', KEYS[2], 'position', ARGV[5]) end
 end
 if ARGV[8] == '1' then

@@ -1,6 +1,6 @@
 -- Touches: meta, requests:… (the streams in ARGV), request:<id>, head:<dataset>, flights, flight:<id>, members:<id>, waiting:…, lapse.
 -- ARGV: 1 worker, 2 lease (ms), 3 most members of a flight, then for each entry read: stream, entry id, request id, fresh flight id
--- -> for each entry: {'lead'|'join', request, body, attempts, flight, epoch, counter, kind, head's version, its position}
+-- -> for each entry: {'lead'|'join', request, body, attempts, flight, epoch, counter, kind, head's version, its position, started (ms)}
 --    | {'wait'|'gone'|'expired', request}
 -- The entry is only a bell: it is acknowledged and deleted here, and from then on the flight's lease keeps the request.
 local _, epoch = incarnation()
@@ -36,12 +36,12 @@ for i = 4, #ARGV, 4 do
         'state', 'open', 'owner', ARGV[1], 'epoch', epoch, 'counter', counter, 'until', int(now + ARGV[2]), 'started', int(now))
       redis.call('ZADD', prefix .. 'lapse', int(now + ARGV[2]), flight)
     end
-    local f = redis.call('HMGET', prefix .. 'flight:' .. flight, 'state', 'epoch', 'counter', 'kind')
+    local f = redis.call('HMGET', prefix .. 'flight:' .. flight, 'state', 'epoch', 'counter', 'kind', 'started')
     if f[1] == 'open' and redis.call('SCARD', prefix .. 'members:' .. flight) < tonumber(ARGV[3]) then
       redis.call('SADD', prefix .. 'members:' .. flight, id)
       local attempts = redis.call('HINCRBY', key, 'attempts', 1)
       redis.call('HSET', key, 'state', 'running', 'flight', flight)
-      results[#results + 1] = { mine and 'lead' or 'join', id, r[6], attempts, flight, f[2], f[3], f[4], head[1] or '0', head[2] or 'null' }
+      results[#results + 1] = { mine and 'lead' or 'join', id, r[6], attempts, flight, f[2], f[3], f[4], head[1] or '0', head[2] or 'null', f[5] }
     else
       redis.call('SADD', prefix .. 'waiting:' .. slot, id)
       results[#results + 1] = { 'wait', id }

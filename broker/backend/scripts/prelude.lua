@@ -11,6 +11,12 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- A time that another clock told (seconds, as text), at most the present: what is ahead would count as fresh for as long.
+local function not_ahead(seconds)
+  local now = now_ms()
+  return tonumber(seconds) * 1000 > now and string.format('%.3f', now / 1000) or seconds
+end
+
 -- The server's own run id, read here: an identity a client sends survives its retries and proves nothing. The epoch is part of
 -- the identity because FLUSHALL forgets everything and keeps the run id.
 -- A new incarnation gets a higher epoch; leases of the old one are void from that moment.

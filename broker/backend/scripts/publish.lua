@@ -10,6 +10,8 @@ local patch = cjson.decode(ARGV[3])
 local run = ARGV[4] ~= '' and incarnation()
 local tables = { head = KEYS[2], versions = KEYS[3], edges = KEYS[4], productions = KEYS[5], holds = KEYS[6] }
 
+local put = patch.put.head
+if put and put.confirmed_at then put.confirmed_at = not_ahead(put.confirmed_at) end
 for _, name in ipairs(patch.clear) do redis.call('DEL', tables[name]) end
 for name, fields in pairs(patch.drop) do
   for _, field in ipairs(fields) do redis.call('HDEL', tables[name], field) end
