@@ -182,6 +182,18 @@ def test_a_replica_that_starts_from_a_snapshot_knows_what_was_deleted_before(b: 
     assert prices(sink) == prices_of(dataset) == {"b": 20, "c": 1}
 
 
+def test_a_filtered_replica_knows_the_order_of_rows_it_does_not_see(b: broker.Broker) -> None:
+    dataset = b.dataset(OFFERS, key=["sku"], order=["at"])
+    dataset.publish(rows(("a", 60)).append_column("at", pa.array([10])))
+    sink = Memory()
+    replica = b.replica(OFFERS, name="search", sink=sink, where="price < 50")
+    replica.sync()
+    for at, price, seen in ((9, 1, {}), (11, 2, {"a": 2})):
+        dataset.publish_delta(rows(("a", price)).append_column("at", pa.array([at])))
+        replica.sync()
+        assert prices(sink) == seen
+
+
 def prices_of(dataset: broker.Dataset) -> dict[str, int]:
     return {row["sku"]: row["price"] for row in dataset.read().to_pylist()}
 
