@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Final
 
 from broker.backend import embedded
-from broker.connect import Broker, Handle, connect
+from broker.connect import Broker, connect
 from broker.demo_data import Feeds, generated_feeds, real_feeds
 from broker.errors import RequestFailed, TimedOut
+from broker.handle import Handle
 from broker.model.request import State
 from broker.received import Received
 from broker.settings import CONFIG_FILE

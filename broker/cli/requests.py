@@ -21,9 +21,10 @@ from broker.cli.shown import (
     status_value,
 )
 from broker.cli.words import time_text
-from broker.connect import Broker, Handle
+from broker.connect import Broker
 from broker.errors import Conflict
 from broker.flights import Status
+from broker.handle import Handle
 from broker.inquiry import Inquiry, find_request
 from broker.model.request import PRIORITIES, State
 from broker.received import Received

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.connect import Broker, Handle, connect
+from broker.connect import Broker, connect
 from broker.errors import Transient
+from broker.handle import Handle
 from broker.model.request import State
 from tests.cli import Shell
 from tests.servers import wait_until
