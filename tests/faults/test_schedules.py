@@ -185,7 +185,7 @@ class Campaign:
 @pytest.fixture(scope="module")
 def campaign() -> Iterator[Campaign]:
     with redis_server("--auto-aof-rewrite-percentage", "0") as server, temporary_folder("schedules") as home:
-        arena = Arena(home, server.url, settings={"checkpoint_every": 50, "history_seconds": 60})
+        arena = Arena(home, server.url, settings={"checkpoint_every": 50, "history_seconds": 300})
         with arena.connect() as b:
             for dataset in DATASETS:
                 b.dataset(dataset, key=["sku"])
