@@ -14,6 +14,7 @@ from broker.columnar.types import schema_of
 from broker.errors import (
     BrokerError,
     InvalidRequest,
+    NotFound,
     Reconciling,
 )
 from broker.flights import Order, Submitted
@@ -71,19 +72,21 @@ class Broker:
     def dataset(  # noqa: PLR0913 - the fields of DatasetSpec
         self, name: str, *, key: str | Sequence[str] | None = None, order: str | Sequence[str] = (),
         schema: Schema | pa.Schema | None = None, partitions: int = 1, attributes: Mapping[str, str] | None = None,
-        tombstone_seconds: int = 7 * 86400,
+        tombstone_seconds: int | None = None,
     ) -> Dataset:  # fmt: skip
-        """Create a dataset, or open it. Without `key` it must exist.
+        """Create a dataset, or open it. Without `key` it must exist. `tombstone_seconds` None: as it is, 7 days for a new one.
 
+        One that exists keeps its attributes; a schema from which its own has grown fits.
         Raises NotFound, Conflict (it exists with another spec), InvalidName, Invalid (naming the field), SchemaConflict.
         """
         dataset = DatasetId(name)
         if key is None:
             self.parts.catalog.state(dataset)
             return Dataset(self.parts, dataset)
+        limits = {} if tombstone_seconds is None else {"tombstone_seconds": tombstone_seconds}
         spec = DatasetSpec.of(
             dataset=dataset, key=_names(key), order=_names(order), partitions=partitions, attributes=dict(attributes or {}),
-            columns=schema_of(schema) if isinstance(schema, pa.Schema) else schema, tombstone_seconds=tombstone_seconds,
+            columns=schema_of(schema) if isinstance(schema, pa.Schema) else schema, **limits,
         )  # fmt: skip
         self.parts.catalog.create(spec)
         return Dataset(self.parts, dataset)
@@ -246,10 +249,9 @@ class Dataset:
     def reader(
         self, version: int | None = None, where: str | None = None, columns: Sequence[str] | None = None
     ) -> pa.RecordBatchReader:
-        """As `read`, in batches. Raises NotFound for a version that never was or is retired."""
+        """As `read`, in batches. Raises NotFound for a version that never was or is retired, and before the first."""
         state = self.state
-        want = state.version if version is None else version
-        edges = plan(state.edges, None, state.info(want).version).edges if want else ()
+        edges = plan(state.edges, None, state.info(_wanted(state, version)).version).edges
         return self._parts.engine.read(state.spec, edges, self.selection(where, columns))
 
     def versions(self) -> tuple[VersionInfo, ...]:
@@ -262,9 +264,9 @@ class Dataset:
         return state.info(state.offered) if state.offered else None
 
     def plan(self, since: int | None = None, version: int | None = None) -> Plan:
-        """The edges, fewest bytes, from `since` to `version` (None: the newest)."""
+        """The edges, fewest bytes, from `since` to `version` (None: the newest). Raises NotFound as `reader`."""
         state = self.state
-        return plan(state.edges, since, state.version if version is None else version)
+        return plan(state.edges, since, _wanted(state, version))
 
     def alter(self, schema: Schema | pa.Schema, force: bool = False) -> None:
         """New nullable columns and lossless widening; anything else only with `force`: a new session, and replicas reset."""
@@ -294,6 +296,13 @@ class Dataset:
             raise InvalidRequest("no such columns", of=self.id, why=", ".join(unknown), hint=f"It has {', '.join(types or ())}")
         text = None if where is None else parse(where, types).canonical
         return Selection(where=text, columns=None if columns is None else tuple(columns))
+
+
+def _wanted(state: DatasetState, version: int | None) -> int:
+    """The version asked for, or the newest. Raises NotFound before the first."""
+    if not state.offered:
+        raise NotFound("no version yet", of=state.dataset, why="nothing was published", hint="Publish, or request it")
+    return state.offered if version is None else version
 
 
 def _note(attributes: Mapping[str, str] | None, position: Any) -> Note:

@@ -21,7 +21,7 @@ from broker.model.names import DatasetId, Name
 Format = Literal["parquet", "jsonl", "csv", "arrow"]
 Mode = Literal["auto", "snapshot", "delta"]
 Priority = Literal["high", "normal", "low"]
-ResetReason = Literal["new-session", "too-old", "corrupt", "filter-changed", "schema", "rolled-back", "asked"]
+ResetReason = Literal["new-session", "too-old", "replaced", "corrupt", "filter-changed", "schema", "rolled-back", "asked"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("high", "normal", "low")
 MAX_ATTRIBUTES: Final = 64
 MAX_ATTRIBUTE_BYTES: Final = 4096

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, Literal
@@ -64,10 +64,11 @@ def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, 
     return tuple(reversed(road_back))
 
 
-def plan(edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
+def plan(edges: Sequence[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
     """How to get from `held` (None: nothing) to `want`. A given `reset` makes the held version count for nothing.
 
-    Raises NotFound when no road leads to `want` at all (retired, or never made).
+    A plan that starts anew though nothing speaks against `held` says `replaced` while edges to or from `held` are offered (a snapshot came
+    later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want` at all.
     """
     if held is not None and reset is None and held > want:
         reset = "rolled-back"
@@ -80,8 +81,12 @@ def plan(edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason 
             "no road leads to this version", of=f"version {want}", why="its edges are retired", hint="Ask for a newer one"
         )
     if road and road[0].base is None:
-        return Plan(None, want, road, reset or (None if held is None else "too-old"))
+        return Plan(None, want, road, reset or (None if held is None else _passed_by(edges, held)))
     return Plan(base, want, road)
+
+
+def _passed_by(edges: Sequence[Edge], held: int) -> ResetReason:
+    return "replaced" if any(held in (edge.version, edge.base) for edge in edges) else "too-old"
 
 
 def reset_of(state: State, cursor: Cursor | None, selection: Selection, asked: bool = False) -> ResetReason | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import broker
-from broker.errors import Invalid, InvalidRequest
+from broker.errors import Invalid, InvalidRequest, NotFound
 from tests.ledger import OFFERS, Hand, Source
 
 
@@ -79,3 +79,20 @@ def test_what_no_record_can_hold_is_refused_before_anything_is_read(b: broker.Br
 def test_deletes_before_the_first_rows_say_that_there_is_nothing_to_delete_from(b: broker.Broker) -> None:
     with pytest.raises(Invalid, match="no version exists yet"):
         b.dataset(OFFERS).publish_delta(deletes=[{"sku": "a"}])
+
+
+# --- before the first version, and behind a snapshot
+
+
+def test_before_the_first_version_there_is_nothing_to_read_or_plan(b: broker.Broker) -> None:
+    offers = b.dataset(OFFERS)
+    for ask in (offers.read, offers.plan, lambda: offers.plan(since=1)):
+        with pytest.raises(NotFound, match="no version yet"):
+            ask()
+
+
+def test_a_reset_says_whether_what_is_held_is_gone_or_was_replaced(b: broker.Broker) -> None:
+    offers = b.dataset(OFFERS)
+    offers.publish([{"sku": "a"}])
+    offers.publish([{"sku": "b"}])
+    assert offers.plan(since=1).reset == "replaced"

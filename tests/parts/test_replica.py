@@ -143,12 +143,12 @@ def test_another_filter_resets(b: broker.Broker) -> None:
     assert (report.reset, prices(sink)) == ("filter-changed", {"b": 60})
 
 
-def test_a_snapshot_published_over_the_version_held_resets_as_too_old(b: broker.Broker) -> None:
+def test_a_snapshot_published_over_the_version_held_resets_as_replaced(b: broker.Broker) -> None:
     dataset, sink = offers(b), Memory()
     replica = b.replica(OFFERS, name="search", sink=sink)
     replica.sync()
     dataset.publish(rows(("z", 9)))
-    assert (replica.sync().reset, prices(sink)) == ("too-old", {"z": 9})
+    assert (replica.sync().reset, prices(sink)) == ("replaced", {"z": 9})
 
 
 @pytest.mark.parametrize("kind", ["memory", "duckdb"])

@@ -107,7 +107,7 @@ def test_a_slow_consumer_gets_the_roll_up_and_a_quick_one_the_delta() -> None:
 
 def test_a_cheaper_snapshot_replaces_what_is_held_and_says_so() -> None:
     found = plan([_edge(None, 3, 1), _edge(1, 2, 5), _edge(2, 3, 5)], held=1, want=3)
-    assert (found.mode, found.reset) == ("snapshot", "too-old")
+    assert (found.mode, found.reset) == ("snapshot", "replaced")
 
 
 def test_a_road_whose_deltas_are_retired_starts_from_a_snapshot() -> None:
