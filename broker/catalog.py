@@ -109,15 +109,18 @@ class Catalog:
     # --- writing
 
     def create(self, spec: DatasetSpec) -> State:
-        """Create the dataset, or open the equal one that exists. Raises Conflict when its key, order or partitions differ."""
+        """Create the dataset, or open the equal one that exists. Raises Conflict that names what differs.
+
+        A schema that has grown since fits. Attributes are those of the creation; `tombstone_seconds` counts where it is given.
+        """
 
         def body(state: State) -> Body | None:
             if not state.exists:
                 return Create(session=uuid4().hex, spec=spec)
-            if state.spec.shape != spec.shape or not _fits(state.spec.columns, spec.columns):
+            if differing := _differences(state.spec, spec):
                 raise Conflict(
-                    "the dataset exists with another spec", of=spec.dataset,
-                    why=f"it has {state.spec.shape}, asked for {spec.shape}", hint="Open it as it is, or drop it first",
+                    "the dataset exists with another spec", of=spec.dataset, why="; ".join(differing),
+                    hint="Open it as it is, alter its schema, or drop it first",
                 )  # fmt: skip
             return None
 
@@ -349,8 +352,26 @@ class Catalog:
             return 0
 
 
-def _fits(have: Schema | None, asked: Schema | None) -> bool:
-    return asked is None or have is None or have == asked
+def _differences(have: DatasetSpec, asked: DatasetSpec) -> list[str]:
+    """In words, what keeps `asked` from being an opening of `have`."""
+    mine, theirs = dict(have.shape), dict(asked.shape)
+    if "tombstone_seconds" in asked.model_fields_set:
+        mine["tombstone_seconds"], theirs["tombstone_seconds"] = have.tombstone_seconds, asked.tombstone_seconds
+    if have.columns is not None and asked.columns is not None and not _grew(asked.columns, have.columns, have.order):
+        mine["columns"], theirs["columns"] = _columns(have.columns), _columns(asked.columns)
+    return [f"its {name} is {mine[name]}, asked for {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def _columns(schema: Schema) -> str:
+    return ", ".join(f"{column.name} {column.type}{'' if column.nullable else ' NOT NULL'}" for column in schema.columns)
+
+
+def _grew(old: Schema, new: Schema, order: tuple[str, ...]) -> bool:
+    """Whether lossless alterations lead from `old` to `new`."""
+    try:
+        return old == new or old.merged(new, order) == new
+    except SchemaConflict:
+        return False
 
 
 def _keyed(spec: DatasetSpec, schema: Schema) -> Schema:

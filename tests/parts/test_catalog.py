@@ -183,6 +183,29 @@ def test_opening_with_another_spec_is_a_conflict(b: Broker, offers: Dataset) -> 
             b.dataset(OFFERS, **other)
 
 
+def columns(*names: str, type: str = "BIGINT") -> Schema:
+    return Schema(columns=(Column(name="sku", type="VARCHAR"), *(Column(name=name, type=type) for name in names)))
+
+
+def test_a_schema_from_which_the_dataset_has_grown_opens_it_and_another_is_named_in_the_conflict(b: Broker) -> None:
+    asked = columns("price", type="INTEGER")
+    b.dataset(OFFERS, key=["sku"], schema=asked).alter(columns("price", "stock"))
+    assert b.dataset(OFFERS, key=["sku"], schema=asked).state.spec.columns == columns("price", "stock")
+    with pytest.raises(Conflict, match=r"price BIGINT, stock BIGINT, asked for sku VARCHAR, price VARCHAR") as caught:
+        b.dataset(OFFERS, key=["sku"], schema=columns("price", type="VARCHAR"))
+    assert "its key" not in str(caught.value)
+    with pytest.raises(Conflict, match="columns"):
+        b.dataset(OFFERS, key=["sku"], schema=columns("price", "stock", "colour"))
+
+
+def test_another_life_of_tombstones_is_a_conflict_only_where_it_is_asked_for(b: Broker) -> None:
+    b.dataset(OFFERS, key=["sku"], tombstone_seconds=60, attributes={"owner": "shop"})
+    assert b.dataset(OFFERS, key=["sku"], attributes={"owner": "else"}).state.spec.attributes == {"owner": "shop"}
+    assert b.dataset(OFFERS, key=["sku"], tombstone_seconds=60).state.spec.tombstone_seconds == 60
+    with pytest.raises(Conflict, match="tombstone_seconds is 60, asked for 61"):
+        b.dataset(OFFERS, key=["sku"], tombstone_seconds=61)
+
+
 def test_a_dropped_dataset_is_unknown_and_a_new_one_begins_a_new_session(b: Broker, offers: Dataset) -> None:
     session = offers.state.session
     offers.drop()
