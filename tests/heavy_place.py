@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Thread
 
 import broker
-from broker.connect import Broker, Dataset, Handle
+from broker.connect import Broker, Dataset
+from broker.handle import Handle
 from broker.parts import open_parts
 from broker.received import Received
 from broker.settings import Settings

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from broker.backend.jobs import PARTS
-from broker.connect import Handle
 from broker.errors import AttemptFailed, RequestFailed, Unavailable
+from broker.handle import Handle
 from broker.heavy import STEPS as HEAVY_STEPS
 from broker.rules.publishing import STEPS as PUBLISHING_STEPS
 from tests.heavy_app import PARTS as MERCHANTS
