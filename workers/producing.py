@@ -8,10 +8,12 @@ watch     heartbeats, limits, ticks: overdue, lapsed, delayed, parked
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Final
@@ -32,9 +34,21 @@ from workers.line import Line
 from workers.streams import READ_COUNT, Streams
 from workers.supervisor import Result, Supervisor
 
+log = logging.getLogger("broker.worker")
 LINE_LENGTH: Final = 64
 """Flights a worker holds before it stops reading: what it cannot start soon, others may."""
 STEAL_SECONDS: Final = 5.0
+
+
+@contextmanager
+def surviving(work: str) -> Iterator[None]:
+    """One dataset's damage is logged and left to the next pass: it must not stop the worker for all the others."""
+    try:
+        yield
+    except Transient:
+        raise
+    except BrokerError:
+        log.exception("%s failed", work)
 
 
 @dataclass
@@ -106,9 +120,18 @@ class Producing:
     def _claim(self, entries: list[Entry], slots: dict[bytes, Slot]) -> None:
         for slot in {slot.name: slot for slot in (slots[entry.stream] for entry in entries)}.values():
             of_slot = [entry for entry in entries if slots[entry.stream].name == slot.name]
-            claimed = self._clerk.claim(slot, self.name, of_slot, self._serves)
-            for flight in claimed.flights:
-                self._hold(flight)
+            try:
+                self._claim_in(slot, of_slot)
+            except Transient:
+                raise
+            except BrokerError:
+                for entry in of_slot:
+                    with surviving(f"claim of {entry.fields[b'r'].decode()}"):
+                        self._claim_in(slot, [entry])
+
+    def _claim_in(self, slot: Slot, entries: list[Entry]) -> None:
+        for flight in self._clerk.claim(slot, self.name, entries, self._serves).flights:
+            self._hold(flight)
 
     def _hold(self, flight: Flight) -> None:
         with self._lock:
@@ -270,15 +293,20 @@ class Producing:
         """Limits of attempts, and what is due in every slot."""
         self._supervisor.inspect()
         for slot in {slot.name: slot for slot in self._streams.of.values()}.values():
-            due = self._requests.tick(slot)
-            self._requests.expire(due.expired)
-            self._requests.unpark(slot, [id for id, dataset in due.parked if self._serves(dataset)])
-            for id, dataset in due.lapsed:
-                if id not in self._held and self._serves(dataset):
-                    self._take_over(id)
+            with surviving(f"watch of {slot.name}"):
+                self._watch(slot)
         if time.monotonic() - self._stolen > STEAL_SECONDS:
             self._stolen = time.monotonic()
             self._steal()
+
+    def _watch(self, slot: Slot) -> None:
+        due = self._requests.tick(slot)
+        self._requests.expire(due.expired)
+        self._requests.unpark(slot, [id for id, dataset in due.parked if self._serves(dataset)])
+        for id, dataset in due.lapsed:
+            if id not in self._held and self._serves(dataset):
+                with surviving(f"take-over of {id}"):
+                    self._take_over(id)
 
     def _take_over(self, id: str) -> None:
         flight = self._requests.take_over(id, self.name)

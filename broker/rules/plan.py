@@ -67,8 +67,8 @@ def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, 
 def plan(edges: Sequence[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
     """How to get from `held` (None: nothing) to `want`. A given `reset` makes the held version count for nothing.
 
-    A plan that starts anew though nothing speaks against `held` says `replaced` while edges to or from `held` are offered (a snapshot came
-    later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want` at all.
+    A plan that starts anew though nothing speaks against `held` says `replaced` while edges to or from `held` are offered (a
+    snapshot came later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want`.
     """
     if held is not None and reset is None and held > want:
         reset = "rolled-back"

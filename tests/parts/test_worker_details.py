@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import redis
 
 import broker
+from broker.backend.client import Entry
+from broker.backend.keys import Slot
+from broker.errors import Corrupt
+from broker.flights import Claimed, Due
 from broker.model.names import DatasetId
 from tests.servers import Process, free_port, require, temporary_folder, wait_until
 from workers.producing import Producing
@@ -104,3 +108,46 @@ def reads(b: broker.Broker) -> int:
 
 def flights(worker: Producing) -> set[DatasetId]:
     return {held.flight.dataset for held in worker._held.values()}
+
+
+# --- one dataset's fault
+
+
+def test_a_request_that_cannot_be_claimed_leaves_the_others_to_be_claimed(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    b.dataset(OFFERS, key="sku")
+    bad, _ = b.request(OFFERS, target="bad"), b.request(OFFERS, target="good")
+    claim = b.parts.requests.claim
+
+    def failing(slot: Slot, worker: str, entries: Sequence[Entry]) -> Claimed:
+        if any(entry.fields[b"r"].decode() == bad.id for entry in entries):
+            raise Corrupt("damaged", of=bad.id)
+        return claim(slot, worker, entries)
+
+    monkeypatch.setattr(b.parts.requests, "claim", failing)
+    with role(b) as worker:
+        worker.intake(0.2)
+        assert flights(worker) == {OFFERS}
+    assert bad.id in caplog.text
+
+
+def test_a_slot_that_cannot_be_watched_leaves_the_others_to_be_watched(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for dataset in (OFFERS, PRICES):
+        b.dataset(dataset, key="sku")
+    tick, watched = b.parts.requests.tick, list[str]()
+
+    def failing(slot: Slot) -> Due:
+        watched.append(slot.name)
+        if slot.name == b.parts.index.slot(OFFERS).name:
+            raise Corrupt("damaged", of=slot.name)
+        return tick(slot)
+
+    monkeypatch.setattr(b.parts.requests, "tick", failing)
+    with role(b) as worker:
+        worker.intake(0.01)
+        worker.watch()
+    assert len(watched) == 2
+    assert "damaged" in caplog.text
