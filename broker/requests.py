@@ -107,7 +107,7 @@ class Requests:
                 return RequestExpired("the deadline has passed already", of=dataset, why=f"deadline={request.deadline}")
             case "unread":
                 return Overloaded(
-                    "the target has too many unread responses",
+                    "the target has too many unread responses and open requests",
                     of=target,
                     hint=f"Read: broker responses {target} --ack; who only waits calls ack() on what it received",
                 )

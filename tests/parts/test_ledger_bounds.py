@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import broker
-from broker.errors import Fenced
+from broker.errors import Fenced, Invalid, Overloaded
 from broker.fulfilment import Maker, Produced
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest, Since, Unchanged
@@ -218,3 +218,40 @@ def test_a_flight_taken_over_counts_from_its_first_start(b: broker.Broker, hand:
     ask(b)
     flight = hand.lead()
     assert hand.take_over(flight.id).started == flight.started > 0
+
+
+# --- what may pile up
+
+
+def test_the_bound_of_unread_answers_counts_the_requests_still_to_be_answered(redis_url: str) -> None:
+    with opened(redis_url, max_unread_responses=3) as b:
+        hand, handles = Hand(b.parts, Source()), [ask(b) for _ in range(3)]
+        with pytest.raises(Overloaded, match="too many unread"):
+            ask(b)
+        assert handles[0].cancel()
+        with pytest.raises(Overloaded, match="too many unread"):
+            ask(b)  # its terminal event is unread now
+        assert handles[0].ack()
+        handles[0] = ask(b)
+        while hand.work():
+            pass
+        assert [handle.ack() for handle in handles] == [True] * 3
+        assert not b.parts.redis.run("EXISTS", b.parts.index.slot(OFFERS).key("awaited"))
+
+
+def test_an_answer_that_was_put_off_is_unread(redis_url: str) -> None:
+    with opened(redis_url, max_unread_responses=1) as b:
+        ask(b)
+        Hand(b.parts, Source()).work()
+        b.responses("search").read()[0].retry(3600)
+        with pytest.raises(Overloaded, match="too many unread"):
+            ask(b)
+
+
+def test_dead_letters_are_kept_for_the_history_and_no_longer(b: broker.Broker, hand: Hand) -> None:
+    dead = b.parts.index.slot(OFFERS).dead
+    b.parts.redis.run("XADD", dead, "1-0", "e", "{}")
+    hand.source.error = Invalid("the query is wrong")
+    handles = [ask(b), ask(b)]
+    hand.work()
+    assert b.parts.redis.run("XLEN", dead) == len(handles)

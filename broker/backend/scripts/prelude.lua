@@ -92,8 +92,10 @@ local function finish(id, state, event, history_seconds)
   redis.call('HSET', key, 'entry', redis.call('XADD', prefix .. 'responses:' .. r[3], '*', 'e', event))
   if state == 'failed' then
     local kept = redis.call('HMGET', key, 'body', 'causes')
-    redis.call('XADD', prefix .. 'dead', '*', 'e', event, 'b', kept[1], 'c', '[' .. (kept[2] or '') .. ']')
+    local oldest = int(now_ms() - history_seconds * 1000)
+    redis.call('XADD', prefix .. 'dead', 'MINID', '=', oldest, '*', 'e', event, 'b', kept[1], 'c', '[' .. (kept[2] or '') .. ']')
   end
+  if redis.call('HINCRBY', prefix .. 'awaited', r[3], -1) <= 0 then redis.call('HDEL', prefix .. 'awaited', r[3]) end
   redis.call('ZREM', prefix .. 'deadlines', id)
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('HDEL', prefix .. 'parked', id)

@@ -1,4 +1,5 @@
--- Touches: meta, head:<dataset> (KEYS[2]), request:<id>, idem:…, responses:<target>, inflight, backlog:<tenant>, deadlines, requests:…
+-- Touches: meta, head:<dataset> (KEYS[2]), request:<id>, idem:…, responses:<target>, inflight, backlog:<tenant>, deadlines, requests:…,
+--   awaited, retries:<target>
 -- ARGV: 1 id, 2 body, 3 dataset, 4 tenant, 5 name, 6 priority, 7 target, 8 idempotency key ('' none), 9 body hash, 10 deadline (ms, '' none),
 --       11 max staleness (ms, '' none), 12 derivation key, 13 terminal event for an answer at once ('' none), 14 the seq it was made at,
 --       15 tenant in-flight cap, 16 tenant backlog cap, 17 unread cap, 18 memory ratio (percent), 19 history (seconds)
@@ -24,7 +25,10 @@ if submits % 64 == 1 or redis.call('HGET', KEYS[1], 'full') == '1' then
 end
 if redis.call('HGET', KEYS[1], 'full') == '1' then return { 'memory', '', seq } end
 local responses = prefix .. 'responses:' .. ARGV[7]
-if redis.call('XLEN', responses) >= tonumber(ARGV[17]) then return { 'unread', '', seq } end
+-- What is accepted now is unread later: the bound counts both, and what a reader put off.
+local unread = redis.call('XLEN', responses) + redis.call('ZCARD', prefix .. 'retries:' .. ARGV[7])
+unread = unread + tonumber(redis.call('HGET', prefix .. 'awaited', ARGV[7]) or '0')
+if unread >= tonumber(ARGV[17]) then return { 'unread', '', seq } end
 local now = now_ms()
 local fresh = ARGV[13] ~= '' and ARGV[14] == seq and ARGV[11] ~= '' and head[5] and now - head[5] * 1000 <= tonumber(ARGV[11])
 local line = prefix .. 'backlog:' .. ARGV[4]
@@ -42,6 +46,7 @@ if fresh then
   redis.call('EXPIRE', key, ARGV[19])
   return { 'answered', ARGV[1], seq }
 end
+redis.call('HINCRBY', prefix .. 'awaited', ARGV[7], 1)
 if ARGV[10] ~= '' then
   redis.call('HSET', key, 'deadline', int(now + ARGV[10]))
   redis.call('ZADD', prefix .. 'deadlines', int(now + ARGV[10]), ARGV[1])
