@@ -12,11 +12,12 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from threading import Lock, Thread
-from typing import Any
+from threading import Event, Lock, Thread
+from typing import Any, Final
 
 from broker.catalog import nothing
 from broker.errors import AttemptFailed, BrokerError
@@ -30,6 +31,8 @@ from broker.producers import Producers, load_app
 from broker.settings import Settings
 from broker.sources.config import load_sources
 from workers.channel import Channel
+
+TELL_SECONDS: Final = 0.5
 
 
 def flight_to_json(flight: Flight) -> dict[str, Any]:
@@ -111,6 +114,34 @@ class Orphanage:
             os._exit(1)
 
 
+class Telling:
+    """Context manager around an attempt: tells the parent how far it is, when that changed, at most twice a second."""
+
+    def __init__(self, channel: Channel, progress: Callable[[], tuple[int, int]]) -> None:
+        self._channel, self._progress = channel, progress
+        self._lock, self._at_work = Lock(), Event()
+        self._told = self._before = (0, 0)
+        Thread(target=self._tell, name="telling", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._told = self._before = self._progress()
+        self._at_work.set()
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:  # nothing is told behind the answer, nor in the middle of it
+            self._at_work.clear()
+
+    def _tell(self) -> None:
+        while self._at_work.wait():
+            with self._lock:
+                now = self._progress()
+                if self._at_work.is_set() and now != self._told:
+                    self._told = now
+                    rows, bytes_ = (after - before for after, before in zip(now, self._before, strict=True))
+                    self._channel.send({"progress": {"rows": rows, "bytes": bytes_}})
+            time.sleep(TELL_SECONDS)
+
+
 def main(argv: list[str]) -> int:
     channel = Channel(socket.socket(fileno=int(argv[0])))
     # The parent decides about the end: Ctrl-C in its terminal reaches this process too.
@@ -126,9 +157,9 @@ def main(argv: list[str]) -> int:
         channel.send({"error": error.to_dict()})
         return 1
     channel.send({"ok": "ready"})
-    watch = Orphanage(channel)
+    watch, telling = Orphanage(channel), Telling(channel, parts.engine.progress)
     while (message := channel.receive()) is not None:
-        with watch:
+        with watch, telling:
             answer = child.answer(message)
         channel.send(answer)
     parts.close()

@@ -278,7 +278,7 @@ class Producing:
         """Hold every flight for another lease; let go of what was lost, kill what nobody waits for any more."""
         for held in list(self._held.values()):
             try:
-                wanted = self._requests.beat(held.flight)
+                wanted = self._requests.beat(held.flight, self._supervisor.progress(held.flight))
             except Fenced:
                 self.counts.fenced += 1
                 self._release(held)

@@ -39,6 +39,7 @@ class Task:
     subject: Any
     message: dict[str, Any]
     started: float = field(default_factory=time.monotonic)
+    progress: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,12 @@ class Supervisor:
                 elif (resident := child.resident_bytes()) > limits.attempt_max_bytes:
                     child.kill(f"held {resident} bytes, more than attempt_max_bytes={limits.attempt_max_bytes}")
 
+    def progress(self, subject: Any) -> dict[str, int]:
+        """What the child that works on `subject` told last: rows and bytes written; empty before that."""
+        with self._lock:
+            tasks = [child.task for child in self.children if child.task is not None]
+        return next((task.progress for task in tasks if task.subject == subject), {})
+
     def abort(self, subject: Any, why: str) -> bool:
         """Kill the child that works on `subject`. False: none does."""
         with self._lock:
@@ -197,6 +204,10 @@ class Supervisor:
                     child.task.started = time.monotonic()  # its start-up is not the attempt's
             return None
         with self._lock:
+            if "progress" in message:
+                if child.task is not None:
+                    child.task.progress = message["progress"]
+                return None
             task, child.task = child.task, None
         if task is None:
             return None

@@ -21,7 +21,7 @@ from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rende
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
 from broker.columnar.keys import KeyCheck, duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources
-from broker.columnar.parquet import Outbox, Target
+from broker.columnar.parquet import Outbox, Tally, Target
 from broker.columnar.results import (
     Result,
     deletes_result,
@@ -71,6 +71,7 @@ class Engine:
     def __init__(self, store: ObjectStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._folder = PrivateFolder(settings.temp_folder)
+        self._tally = Tally()
         self._database = Database(settings.memory_limit_bytes, self._folder.path / "spill")
         # Keys arrive no faster than one thread encodes rows: a second one would only pay for being a second one.
         self._keys = Database(settings.memory_limit_bytes // 2, self._folder.path / "keys", threads=1)
@@ -189,6 +190,10 @@ class Engine:
         """A verified local copy, to be opened at once: a later fetch may drop it. Raises Corrupt, NotFound, Unavailable."""
         return self._fetcher.fetch(file)
 
+    def progress(self) -> tuple[int, int]:
+        """Rows and bytes written since the engine was made; for any thread, while another writes."""
+        return self._tally.rows, self._tally.bytes
+
     def close(self) -> None:
         """End DuckDB and remove the private folder; idempotent."""
         self._database.close()
@@ -218,7 +223,7 @@ class Engine:
             outbox.write(target, cast(burial.session.stream(f"SELECT {listed(columns.names)} FROM ({sql})"), columns))
 
     def _outbox(self) -> Outbox:
-        return Outbox(self._store, self._settings.max_file_rows)
+        return Outbox(self._store, self._settings.max_file_rows, self._tally)
 
     def _key_check(self, spec: DatasetSpec, columns: pa.Schema) -> KeyCheck:
         return KeyCheck(self._keys, spec.key, columns, str(spec.dataset))

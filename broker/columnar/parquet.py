@@ -163,14 +163,22 @@ class Target:
     since: int | None = None
 
 
+@dataclass
+class Tally:
+    """What was written so far: rows taken, bytes encoded. One writer; any thread may look."""
+
+    rows: int = 0
+    bytes: int = 0
+
+
 class Outbox:
     """Uploads of one piece of work. `commit` makes all of them visible; leaving without it drops all of them.
 
     A commit that fails half way leaves objects nobody names to the orphan sweep: nothing is deleted on an error path.
     """
 
-    def __init__(self, store: ObjectStore, max_file_rows: int) -> None:
-        self._store, self._max_rows = store, max_file_rows
+    def __init__(self, store: ObjectStore, max_file_rows: int, tally: Tally | None = None) -> None:
+        self._store, self._max_rows, self._tally = store, max_file_rows, tally or Tally()
         self._sinks: list[Hashed] = []
         self._files: list[tuple[Upload, File]] = []
 
@@ -183,7 +191,10 @@ class Outbox:
             while batch.num_rows:
                 current = current or self._open(target)
                 piece = batch.slice(0, self._max_rows - current.rows)
+                before = current.sink.bytes
                 current.write(piece)
+                self._tally.rows += piece.num_rows
+                self._tally.bytes += current.sink.bytes - before
                 batch = batch.slice(piece.num_rows)  # noqa: PLW2901
                 if current.rows >= self._max_rows:
                     self._close(current)
@@ -208,8 +219,10 @@ class Outbox:
         return _Open(target, key, upload, sink, target.encoder(sink, target.columns))
 
     def _close(self, done: _Open) -> None:
+        before = done.sink.bytes
         low, high = done.encoder.close()
         done.sink.flush()
+        self._tally.bytes += done.sink.bytes - before
         file = File(
             role=done.target.role, key=done.key, sha256=done.sink.sha256, bytes=done.sink.bytes, rows=done.rows,
             format=done.target.format, low=low, high=high, since=done.target.since,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import redis
@@ -16,7 +18,9 @@ from broker.errors import Corrupt
 from broker.flights import Claimed, Due
 from broker.model.names import DatasetId
 from tests.servers import Process, free_port, require, temporary_folder, wait_until
+from workers.loop import Loop
 from workers.producing import Producing
+from workers.roles import add_producing
 from workers.supervisor import Supervisor
 
 OFFERS, PRICES = DatasetId("goodstuff_01/catalog/offers"), DatasetId("goodstuff_01/pricing/offers")
@@ -151,3 +155,28 @@ def test_a_slot_that_cannot_be_watched_leaves_the_others_to_be_watched(
         worker.watch()
     assert len(watched) == 2
     assert "damaged" in caplog.text
+
+
+# --- progress
+
+
+def test_a_request_shows_how_many_rows_its_production_has_written(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELLING_FILE", str(tmp_path / "go"))
+    with broker.connect(redis=redis_url, store=str(tmp_path / "store"), lease_seconds=1.0) as b:
+        b.dataset(OFFERS, key="sku")
+        supervisor = Supervisor(b.parts.settings, "tests.telling_app:app", 1)
+        worker, loop = Producing(b.parts, serving(), supervisor), Loop()
+        add_producing(loop, worker, b.parts.settings.lease_seconds)
+        running = Thread(target=loop.run, name="worker")
+        running.start()
+        try:
+            handle = b.request(OFFERS, target="search")
+            wait_until(lambda: handle.status().progress.get("rows") == 3, "the first rows")
+            (tmp_path / "go").touch()
+            assert handle.wait(30).rows == 4
+        finally:
+            loop.stopping.set()
+            running.join()
+            supervisor.stop()
