@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
@@ -14,7 +15,7 @@ from broker.backend.client import BLOCK_MAX_MS, Entry, RedisClient
 from broker.backend.group_reader import GroupReader
 from broker.backend.index import Index
 from broker.backend.keys import READERS, Slot
-from broker.errors import NotFound
+from broker.errors import NotFound, Transient
 from broker.flights import completion_of
 from broker.model.event import Event
 from broker.model.names import check_name
@@ -118,8 +119,18 @@ class Responses:
         self._redis.call(self._again, keys, [response.entry.id, int(in_seconds * 1000), response.entry.fields[b"e"]])
 
     def close(self) -> None:
-        for reader in self._readers.values():
+        """Give the connections back. What is unacknowledged goes to another reader, in time. Idempotent."""
+        readers, self._readers = self._readers, {}
+        for name, reader in readers.items():
             reader.close()
+            with suppress(Transient, NotFound):
+                self._leave(Slot(name))
+
+    def _leave(self, slot: Slot) -> None:
+        """Take this consumer out of the group. Not while it holds something: that would be nobody's, and never come again."""
+        stream = slot.responses(self.target)
+        if not self._redis.run("XPENDING", stream, READERS, "-", "+", 1, self._consumer, writes=False):
+            self._redis.run("XGROUP", "DELCONSUMER", stream, READERS, self._consumer)
 
     def _read_slot(self, slot: Slot, count: int, block_ms: int) -> list[Response]:
         reader = self._readers.get(slot.name)

@@ -127,3 +127,24 @@ def test_waiting_for_a_request_takes_nothing_from_the_stream(b: broker.Broker, r
 def test_a_name_that_is_no_target_is_refused(b: broker.Broker) -> None:
     with pytest.raises(InvalidName):
         b.responses("../search")
+
+
+def test_a_reader_that_closes_leaves_the_group_unless_it_still_holds_something(b: broker.Broker) -> None:
+    slot = b.parts.index.slot(OFFERS)
+    answered(b)
+
+    def consumers() -> int:
+        return len(b.parts.redis.run("XINFO", "CONSUMERS", slot.responses("search"), "readers", writes=False))
+
+    holder, idle = b.responses("search"), b.responses("search")
+    (response,) = holder.read()
+    assert idle.read() == []
+    before = consumers()
+    idle.close()
+    assert consumers() == before - 1
+    holder.close()
+    assert consumers() == before - 1
+    response.ack()
+    holder.read()
+    holder.close()
+    assert consumers() == before - 2
