@@ -68,4 +68,6 @@ def main(home: str, feed: str) -> None:
         pid = b.parts.redis.run("INFO", "server").decode().split("process_id:")[1].split()[0]
         print(spent, peak_bytes(), peak_bytes(pid))
 
+
+if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2])
