@@ -291,11 +291,12 @@ class Dataset:
         """Canonical and checked. Raises InvalidPredicate, InvalidRequest for an unknown column."""
         spec = self.spec
         types = spec.columns.types if spec.columns else None
-        unknown = [name for name in columns or () if types is not None and name not in types]
+        names = None if columns is None else _names(columns)
+        unknown = [name for name in names or () if types is not None and name not in types]
         if unknown:
             raise InvalidRequest("no such columns", of=self.id, why=", ".join(unknown), hint=f"It has {', '.join(types or ())}")
         text = None if where is None else parse(where, types).canonical
-        return Selection(where=text, columns=None if columns is None else tuple(columns))
+        return Selection(where=text, columns=names)
 
 
 def _wanted(state: DatasetState, version: int | None) -> int:

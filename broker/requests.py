@@ -124,7 +124,10 @@ class Requests:
         if not flat:
             if time.time() - born_at(id) < self._settings.history_seconds:
                 raise RequestLost(
-                    "Redis lost its memory of the request", of=id, hint="Submit it again, with its idempotency key"
+                    "Redis does not know the request",
+                    of=id,
+                    why="it lost its memory, or nobody ever submitted this id",
+                    hint="Submit it again, with its idempotency key",
                 )
             raise NotFound("no such request", of=id, why="finished requests are kept for a while only")
         known = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}

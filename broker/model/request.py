@@ -54,6 +54,18 @@ def _bounded(attributes: dict[str, str]) -> dict[str, str]:
 Attributes = Annotated[dict[str, str], AfterValidator(_bounded)]
 
 
+def _listed(columns: object) -> object:
+    """One column may be given by its name alone, like a key."""
+    return (columns,) if isinstance(columns, str) else columns
+
+
+def _distinct(columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if columns is not None and len(set(columns)) < len(columns):
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        raise InvalidRequest("a column is asked for twice", of=", ".join(twice)[:200], hint="Name each once")
+    return columns
+
+
 class Selection(Frozen):
     """Which rows and columns: `where` is the canonical text of a predicate. Key and order columns are always delivered."""
 
@@ -101,7 +113,9 @@ class Request(Frozen):
     target: Name
     since: Annotated[Cursor | None, BeforeValidator(Cursor.parse)] = None
     where: str | None = None
-    columns: tuple[ColumnName, ...] | None = Field(None, min_length=1)
+    columns: Annotated[tuple[ColumnName, ...] | None, BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
+        None, min_length=1
+    )
     format: Format = "parquet"
     mode: Mode = "auto"
     max_staleness: float | None = Field(None, ge=0, allow_inf_nan=False)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import broker
-from broker.errors import Invalid, InvalidRequest, NotFound
+from broker.errors import Invalid, InvalidRequest, NotFound, RequestLost
+from broker.model.request import new_id
 from tests.ledger import OFFERS, Hand, Source
 
 
@@ -96,3 +97,14 @@ def test_a_reset_says_whether_what_is_held_is_gone_or_was_replaced(b: broker.Bro
     offers.publish([{"sku": "a"}])
     offers.publish([{"sku": "b"}])
     assert offers.plan(since=1).reset == "replaced"
+
+
+def test_one_column_may_be_named_alone_and_none_twice(b: broker.Broker) -> None:
+    assert b.request(OFFERS, target="search", columns="sku").status().request.columns == ("sku",)
+    with pytest.raises(InvalidRequest, match="twice"):
+        b.request(OFFERS, target="search", columns=["sku", "sku"])
+
+
+def test_an_id_that_nobody_submitted_is_not_said_to_have_been_known(b: broker.Broker) -> None:
+    with pytest.raises(RequestLost, match="or nobody ever submitted"):
+        b.submitted(new_id(b.parts.index.slot(OFFERS).name))
