@@ -30,7 +30,7 @@ from tests.faults.arena import LEASE_SECONDS, Arena, check_events, check_log
 from tests.servers import RedisServer, redis_server, temporary_folder, wait_until
 
 T = TypeVar("T")
-SCHEDULES: Final = int(os.environ.get("BROKER_FAULT_SCHEDULES", "6"))
+SCHEDULES: Final = int(os.environ.get("BROKER_FAULT_SCHEDULES", "4"))
 SEED: Final = int(os.environ.get("BROKER_FAULT_SEED", "1"))
 CAMPAIGN: Final = 100
 """From so many schedules on, a fault that never hit a step is a hole in the campaign, and fails it."""
