@@ -1,4 +1,4 @@
-"""Which derived files exist: one hash a dataset, one field a selection, holding the newest version it was made for."""
+"""Which derived files exist: one key a dataset, selection and version, which ends with the files."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Derived:
         """The edge and until when its files stay, for exactly this version."""
         found = self._known.get((dataset, fingerprint))
         if found is None or found[0] != version or not self._lasts(found[2]):
-            found = self._ask(dataset, fingerprint)
+            found = self._ask(dataset, fingerprint, version)
         return found[1:] if found and found[0] == version and self._lasts(found[2]) else None
 
     def put(self, dataset: DatasetId, fingerprint: str, version: int, edge: Edge, expires_at: float) -> None:
-        fields = {"version": version, "expires_at": expires_at, "edge": edge.model_dump(mode="json")}
-        self._redis.run("HSET", self._key(dataset), fingerprint, json.dumps(fields))
-        self._redis.run("EXPIRE", self._key(dataset), int(self._result_seconds))
+        text = json.dumps({"expires_at": expires_at, "edge": edge.model_dump(mode="json")})
+        seconds = max(1, int(expires_at - time.time()))
+        self._redis.run("SET", self._key(dataset, fingerprint, version), text, "EX", seconds)
 
-    def _ask(self, dataset: DatasetId, fingerprint: str) -> tuple[int, Edge, float] | None:
-        text = self._redis.run("HGET", self._key(dataset), fingerprint, writes=False)
+    def _ask(self, dataset: DatasetId, fingerprint: str, version: int) -> tuple[int, Edge, float] | None:
+        text = self._redis.run("GET", self._key(dataset, fingerprint, version), writes=False)
         if text is None:
             return None
         known = json.loads(text)
-        found = known["version"], Edge.model_validate(known["edge"]), float(known["expires_at"])
+        found = version, Edge.model_validate(known["edge"]), float(known["expires_at"])
         if len(self._known) >= KNOWN:
             self._known.clear()
         self._known[dataset, fingerprint] = found
@@ -48,5 +48,5 @@ class Derived:
     def _lasts(self, expires_at: float) -> bool:
         return expires_at >= time.time() + self._result_seconds / 2
 
-    def _key(self, dataset: DatasetId) -> bytes:
-        return self._index.slot(dataset).key(f"derived:{dataset.tenant}/{dataset.name}")
+    def _key(self, dataset: DatasetId, fingerprint: str, version: int) -> bytes:
+        return self._index.slot(dataset).derived(dataset, fingerprint, version)

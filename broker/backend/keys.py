@@ -5,15 +5,18 @@ Inside one slot:
     meta                        hash   run_id, epoch, counter of fences; submits, full (memory check)
     datasets                    set    dataset ids
     head|versions|edges|productions|holds:<tenant>/<name>   hashes: the projection (rules/fold.py)
-    lease:<name>                hash   owner, epoch, counter, until
+    lease:<name>                hash   owner, epoch, counter, until; names: writer:<tenant>/<dataset>, janitor, replica:...
     requests:<name>:<priority>  stream of request ids, group `producers`: a bell, the promise is the request's hash
-    request:<id>                hash   body, state, attempts, flight, done, ...
+    request:<id>                hash   body, state, attempts, flight, done, entry (its id in the response stream), ...
     responses:<target>          stream of terminal events, group `readers`
     retries:<target>            zset   events to be shown again, by due time
     dead                        stream of failed events;  events: stream of all events
-    idem:<target>:<key>         string request id + body hash
+    idem:<target>:<key>         hash   request id, body hash
+    derived:<tenant>/<name>:<fingerprint>:<version>   string: JSON of derived files, with their expiry
+    awaited                     hash   target -> requests without a terminal event
     inflight                    hash   tenant -> requests in work;  backlog:<tenant>: list of ids waiting for their turn
-    flights                     hash   dataset|kind -> id of the one open flight;  waiting:<dataset>: set of ids for the next
+    flights                     hash   flown -> its open flight; flown: <dataset>|produce or <dataset>|derive|<fingerprint>
+    waiting:<flown>             set    request ids for the next such flight
     flight:<id>                 hash   a lease with dataset, kind, state, progress;  members:<id>: set of request ids
     lapse                       zset   flight ids by end of lease;  delayed, deadlines: zsets of request ids
     parked                      hash   request id -> dataset that no reader of its stream could serve
@@ -78,6 +81,9 @@ class Slot:
 
     def head(self, dataset: DatasetId) -> bytes:
         return self.key(f"head:{dataset.tenant}/{dataset.name}")
+
+    def derived(self, dataset: DatasetId, fingerprint: str, version: int) -> bytes:
+        return self.key(f"derived:{dataset.tenant}/{dataset.name}:{fingerprint}:{version}")
 
     def lease(self, name: str) -> bytes:
         return self.key(name)

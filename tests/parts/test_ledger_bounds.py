@@ -11,6 +11,7 @@ import pytest
 import broker
 from broker.errors import Fenced, Invalid, Overloaded
 from broker.fulfilment import Maker, Produced
+from broker.model.commit import Edge
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
@@ -255,3 +256,16 @@ def test_dead_letters_are_kept_for_the_history_and_no_longer(b: broker.Broker, h
     handles = [ask(b), ask(b)]
     hand.work()
     assert b.parts.redis.run("XLEN", dead) == len(handles)
+
+
+def test_each_note_of_derived_files_ends_with_them(b: broker.Broker) -> None:
+    edge, soon = Edge(base=None, version=1), time.time() + 0.9 * b.parts.settings.result_seconds
+    for version in range(1, 4):
+        b.parts.derived.put(OFFERS, "fingerprint", version, edge, soon)
+    assert b.parts.derived.get(OFFERS, "fingerprint", 1) == (edge, soon)
+    assert b.parts.derived.get(OFFERS, "fingerprint", 9) is None
+    keys = [b.parts.index.slot(OFFERS).derived(OFFERS, "fingerprint", version) for version in range(1, 4)]
+    for key in keys:
+        assert 0 < b.parts.redis.run("TTL", key) <= soon - time.time() + 1
+    found = set(b.parts.redis.run("KEYS", "*derived:*"))
+    assert found == set(keys)
