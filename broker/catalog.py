@@ -117,7 +117,8 @@ class Catalog:
         def body(state: State) -> Body | None:
             if not state.exists:
                 return Create(session=uuid4().hex, spec=spec)
-            if differing := _differences(state.spec, spec):
+            asked = spec.model_copy(update={"columns": _keyed(state.spec, spec.columns)}) if spec.columns else spec
+            if differing := state.spec.differences(asked):
                 raise Conflict(
                     "the dataset exists with another spec", of=spec.dataset, why="; ".join(differing),
                     hint="Open it as it is, alter its schema, or drop it first",
@@ -350,28 +351,6 @@ class Catalog:
             return rung(b"".join(self._store.get(names.notify_key(dataset, LIVE))))
         except NotFound:
             return 0
-
-
-def _differences(have: DatasetSpec, asked: DatasetSpec) -> list[str]:
-    """In words, what keeps `asked` from being an opening of `have`."""
-    mine, theirs = dict(have.shape), dict(asked.shape)
-    if "tombstone_seconds" in asked.model_fields_set:
-        mine["tombstone_seconds"], theirs["tombstone_seconds"] = have.tombstone_seconds, asked.tombstone_seconds
-    if have.columns is not None and asked.columns is not None and not _grew(asked.columns, have.columns, have.order):
-        mine["columns"], theirs["columns"] = _columns(have.columns), _columns(asked.columns)
-    return [f"its {name} is {mine[name]}, asked for {theirs[name]}" for name in mine if mine[name] != theirs[name]]
-
-
-def _columns(schema: Schema) -> str:
-    return ", ".join(f"{column.name} {column.type}{'' if column.nullable else ' NOT NULL'}" for column in schema.columns)
-
-
-def _grew(old: Schema, new: Schema, order: tuple[str, ...]) -> bool:
-    """Whether lossless alterations lead from `old` to `new`."""
-    try:
-        return old == new or old.merged(new, order) == new
-    except SchemaConflict:
-        return False
 
 
 def _keyed(spec: DatasetSpec, schema: Schema) -> Schema:

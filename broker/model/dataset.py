@@ -87,6 +87,17 @@ class Schema(Frozen):
         result = [self._column(column, incoming.pop(column.name, None), order) for column in self.columns]
         return Schema(columns=(*result, *(column.model_copy(update={"nullable": True}) for column in incoming.values())))
 
+    def grew_from(self, old: Schema, order: tuple[str, ...] = ()) -> bool:
+        """Whether lossless alterations lead from `old` to this one."""
+        try:
+            return old == self or old.merged(self, order) == self
+        except SchemaConflict:
+            return False
+
+    def __str__(self) -> str:
+        """As SQL would declare it."""
+        return ", ".join(f"{column.name} {column.type}{'' if column.nullable else ' NOT NULL'}" for column in self.columns)
+
     @staticmethod
     def _column(mine: Column, theirs: Column | None, order: tuple[str, ...]) -> Column:
         if theirs is None:
@@ -146,5 +157,17 @@ class DatasetSpec(Frozen):
 
     @property
     def shape(self) -> dict[str, object]:
-        """What must be equal for two openings of one dataset; the schema grows by itself and is not part of it."""
+        """What never changes in a dataset's life. The schema grows by itself and is not part of it."""
         return {"key": self.key, "order": self.order, "partitions": self.partitions}
+
+    def differences(self, asked: DatasetSpec) -> list[str]:
+        """In words, what keeps `asked` from opening this dataset: nothing when it is equal, or was before the schema grew.
+
+        Attributes do not count; `tombstone_seconds` does where it was given.
+        """
+        mine, theirs = dict(self.shape), dict(asked.shape)
+        if "tombstone_seconds" in asked.model_fields_set:
+            mine["tombstone_seconds"], theirs["tombstone_seconds"] = self.tombstone_seconds, asked.tombstone_seconds
+        if self.columns and asked.columns and not self.columns.grew_from(asked.columns, self.order):
+            mine["columns"], theirs["columns"] = str(self.columns), str(asked.columns)
+        return [f"its {name} is {mine[name]}, asked for {theirs[name]}" for name in mine if mine[name] != theirs[name]]

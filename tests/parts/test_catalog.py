@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from broker import Broker, Dataset
@@ -196,6 +197,12 @@ def test_a_schema_from_which_the_dataset_has_grown_opens_it_and_another_is_named
     assert "its key" not in str(caught.value)
     with pytest.raises(Conflict, match="columns"):
         b.dataset(OFFERS, key=["sku"], schema=columns("price", "stock", "colour"))
+
+
+def test_an_arrow_schema_opens_the_dataset_whose_key_is_never_null(b: Broker) -> None:
+    b.dataset(OFFERS, key=["sku"]).publish(ROWS)
+    schema = pa.schema([("sku", pa.string()), ("price", pa.int64())])
+    assert b.dataset(OFFERS, key=["sku"], schema=schema).state.version == 1
 
 
 def test_another_life_of_tombstones_is_a_conflict_only_where_it_is_asked_for(b: Broker) -> None:
