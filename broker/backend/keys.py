@@ -2,7 +2,7 @@
 
 Inside one slot:
 
-    meta                        hash   run_id, epoch, counter of fences; submits, full (memory check)
+    meta                        hash   run_id, epoch, counter of fences; submits, full (memory check), parked_at (cursor)
     datasets                    set    dataset ids
     head|versions|edges|productions|holds:<tenant>/<name>   hashes: the projection (rules/fold.py)
     lease:<name>                hash   owner, epoch, counter, until; names: writer:<tenant>/<dataset>, janitor, replica:...

@@ -15,6 +15,7 @@ from broker.model.commit import Edge
 from broker.model.names import DatasetId
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
+from broker.requests import TICK_LIMIT
 from broker.rules.answering import MOST_EDGES
 from broker.rules.fold import Checkpoint
 from tests.ledger import OFFERS, Hand, Source, events
@@ -269,3 +270,12 @@ def test_each_note_of_derived_files_ends_with_them(b: broker.Broker) -> None:
         assert 0 < b.parts.redis.run("TTL", key) <= soon - time.time() + 1
     found = set(b.parts.redis.run("KEYS", "*derived:*"))
     assert found == set(keys)
+
+
+def test_a_tick_shows_parked_requests_a_page_at_a_time_and_misses_none(b: broker.Broker) -> None:
+    slot = b.parts.index.slot(OFFERS)
+    parked = {f"id{number}" for number in range(10 * TICK_LIMIT)}
+    b.parts.redis.run("HSET", slot.key("parked"), *(text for id in sorted(parked) for text in (id, OFFERS)))
+    pages = [{id for id, _ in b.parts.requests.tick(slot).parked} for _ in range(40)]
+    assert set().union(*pages) == parked
+    assert max(len(page) for page in pages) < 3 * TICK_LIMIT

@@ -21,8 +21,12 @@ if seen ~= epoch then
   redis.call('HSET', KEYS[1], 'lapsed_epoch', epoch)
 end
 for _, flight in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'lapse', '-inf', now, 'LIMIT', 0, ARGV[1])) do add(flight) end
+-- Of the parked ones a page at a time: there may be as many as requests for which no producer lives.
+local at = redis.call('HGET', KEYS[1], 'parked_at') or '0'
+local page = redis.call('HSCAN', prefix .. 'parked', at, 'COUNT', ARGV[1])
+if page[1] ~= at then redis.call('HSET', KEYS[1], 'parked_at', page[1]) end
 return {
   redis.call('ZRANGEBYSCORE', prefix .. 'deadlines', '-inf', now, 'LIMIT', 0, ARGV[1]),
   lapsed,
-  redis.call('HGETALL', prefix .. 'parked'),
+  page[2],
 }
