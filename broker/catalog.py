@@ -323,8 +323,7 @@ class Catalog:
         if record.seq != seq:
             raise Corrupt("a commit record lies under another number", of=f"{dataset} log {seq}", why=f"it says {record.seq}")
         barrier = record.body.run_id if record.body.kind == "barrier" else ""
-        oldest = f"{int((time.time() - self._settings.history_seconds) * 1000)}-0"
-        patch, event = patch_of(record, digest(data)), (published(dataset, record), oldest)
+        patch, event = patch_of(record, digest(data)), (published(dataset, record), self._settings.history_seconds * 1000)
         answer = self._index.publish(dataset, (seq, record.previous), patch, barrier, event)
         known = self._cache.get(dataset)
         if answer.kind == "published" and known is not None and known.sha == record.previous and known.seq == seq - 1:

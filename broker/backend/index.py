@@ -112,9 +112,9 @@ class Index:
         return ReserveAnswer(reply.decode())
 
     def publish(
-        self, dataset: DatasetId, link: tuple[int, str], patch: Patch, barrier_run_id: str, event: tuple[str, str]
+        self, dataset: DatasetId, link: tuple[int, str], patch: Patch, barrier_run_id: str, event: tuple[str, int]
     ) -> PublishAnswer:
-        """Move the head to `link` = (seq, SHA-256 of the record before). `event`: JSON ('' none), oldest event id kept."""
+        """Move the head to `link` = (seq, SHA-256 of the record before). `event`: JSON ('' none), history kept (ms)."""
         slot = self.slot(dataset)
         args: list[Argument] = [*link, patch.to_json(), barrier_run_id, dataset, *event]
         try:

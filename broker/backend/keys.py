@@ -100,9 +100,6 @@ class Slot:
     def retries(self, target: str) -> bytes:
         return self.key(f"retries:{target}")
 
-    def idempotency(self, target: str, key: str) -> bytes:
-        return self.key(f"idem:{target}:{key}")
-
     def flight(self, id: str) -> bytes:
         return self.key(f"flight:{id}")
 

@@ -279,3 +279,14 @@ def test_a_tick_shows_parked_requests_a_page_at_a_time_and_misses_none(b: broker
     pages = [{id for id, _ in b.parts.requests.tick(slot).parked} for _ in range(40)]
     assert set().union(*pages) == parked
     assert max(len(page) for page in pages) < 3 * TICK_LIMIT
+
+
+def test_a_writer_whose_clock_is_ahead_trims_nobodys_events(b: broker.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    events_of, offers = b.parts.index.slot(OFFERS).events, b.dataset(OFFERS)
+    seconds, _ = b.parts.redis.run("TIME")
+    for number in range(1, 301):  # several nodes of the stream, so that an approximate trim could take some
+        b.parts.redis.run("XADD", events_of, f"{(int(seconds) - 600) * 1000 + number}-0", "e", "{}")
+    ahead = time.time() + 2 * b.parts.settings.history_seconds
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    offers.publish([{"sku": "a", "price": 1}])
+    assert b.parts.redis.run("XLEN", events_of) > 300
