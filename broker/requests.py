@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from itertools import islice
 from typing import Any, Final
 
 from broker.backend.client import Entry, RedisClient
@@ -48,6 +48,8 @@ from broker.model.names import DatasetId
 from broker.model.request import Completion, Request, State, born_at, new_id, slot_of
 from broker.settings import Settings
 
+EXPIRE_BATCH: Final = 100
+"""Requests whose bodies are in memory at once."""
 TICK_LIMIT: Final = 1_000
 """Requests one tick moves at most, so that a tick stays short for Redis."""
 
@@ -163,10 +165,25 @@ class Requests:
         return bool(self._redis.run("XDEL", slot.dead, entry))
 
     def expire(self, ids: Iterable[str]) -> None:
-        """End requests whose deadline passed; those that Redis forgot meanwhile need no answer."""
-        for id in ids:
-            with suppress(RequestLost, NotFound):
-                self.end(id, State.EXPIRED)
+        """End requests whose deadline passed, two round trips a batch; those that Redis forgot meanwhile need no answer."""
+        waiting = iter(ids)
+        while batch := list(islice(waiting, EXPIRE_BATCH)):
+            reads = [("HMGET", Slot(slot_of(id)).request(id), "state", "body", "attempts") for id in batch]
+            calls = []
+            for id, known in zip(batch, self._redis.pipeline(reads, "expired requests", writes=False), strict=True):
+                if isinstance(known, Exception) or known[1] is None or State(known[0].decode()).terminal:
+                    continue
+                completion = ended(id, Request.model_validate_json(known[1]), State.EXPIRED, int(known[2]))
+                args: list[Argument] = [
+                    self._settings.history_seconds,
+                    id,
+                    completion.state.value,
+                    completion_event(completion),
+                ]
+                calls.append(([Slot(slot_of(id)).meta], args))
+            for reply in self._redis.call_many(self._scripts["end_requests"], calls):
+                if isinstance(reply, BrokerError):
+                    raise reply
 
     # --- the answering side
 

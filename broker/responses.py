@@ -15,6 +15,7 @@ from broker.backend.client import BLOCK_MAX_MS, Entry, RedisClient
 from broker.backend.group_reader import GroupReader
 from broker.backend.index import Index
 from broker.backend.keys import READERS, Slot
+from broker.backend.watch import Watch
 from broker.errors import NotFound, Transient
 from broker.flights import completion_of
 from broker.model.event import Event
@@ -133,22 +134,35 @@ class Responses:
             self._redis.run("XGROUP", "DELCONSUMER", stream, READERS, self._consumer)
 
     def _read_slot(self, slot: Slot, count: int, block_ms: int) -> list[Response]:
-        reader = self._readers.get(slot.name)
+        reader = self._readers.get(slot.name) or self._open(slot, block_ms)
         if reader is None:
-            self._redis.create_group(slot.responses(self.target), READERS)
-            reader = self._readers[slot.name] = GroupReader(self._redis, [slot.responses(self.target)], READERS, self._consumer)
+            return []
         try:
             return [self._response(slot, entry) for entry in reader.read(count, block_ms)]
         except NotFound:
-            self._redis.create_group(slot.responses(self.target), READERS)
+            self._readers.pop(slot.name).close()  # Redis lost its memory, and the stream with it
             return []
+
+    def _open(self, slot: Slot, block_ms: int) -> GroupReader | None:
+        """A reader of the slot's stream; None while there is none: a target has no stream where nobody answered it."""
+        stream = slot.responses(self.target)
+        if not self._redis.run("EXISTS", stream, writes=False):
+            if block_ms:
+                Watch(self._redis, stream).wait(b"0", block_ms)
+            return None
+        self._redis.create_group(stream, READERS)
+        reader = self._readers[slot.name] = GroupReader(self._redis, [stream], READERS, self._consumer)
+        return reader
 
     def _steal(self) -> list[Response]:
         """Responses that another reader took and left for too long."""
         found = []
-        for slot in self._index.slots():
+        for slot in [Slot(name) for name in self._readers]:
             stream = slot.responses(self.target)
-            reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", PAGE)
+            try:
+                reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", PAGE)
+            except NotFound:
+                continue  # Redis lost its memory: the next read sees it too
             found += [
                 self._response(slot, Entry(stream, id, dict(zip(f[::2], f[1::2], strict=True)))) for id, f in reply[1] if f
             ]

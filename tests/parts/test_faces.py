@@ -108,3 +108,23 @@ def test_one_column_may_be_named_alone_and_none_twice(b: broker.Broker) -> None:
 def test_an_id_that_nobody_submitted_is_not_said_to_have_been_known(b: broker.Broker) -> None:
     with pytest.raises(RequestLost, match="or nobody ever submitted"):
         b.submitted(new_id(b.parts.index.slot(OFFERS).name))
+
+
+def test_many_overdue_requests_are_ended_in_few_round_trips(b: broker.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    handles = [b.request(OFFERS, target="search", deadline=3600.0) for _ in range(20)]
+    handles[0].cancel()
+    pipeline, sent = b.parts.redis.pipeline, list[str]()
+
+    def counted(commands: Any, of: str, writes: bool = True) -> Any:
+        sent.append(of)
+        return pipeline(commands, of, writes)
+
+    monkeypatch.setattr(b.parts.redis, "pipeline", counted)
+    b.parts.requests.expire([handle.id for handle in handles] + [new_id(b.parts.index.slot(OFFERS).name)])
+    assert len(sent) < 5
+    assert [handle.status().state for handle in handles] == ["cancelled", *["expired"] * 19]
+
+
+def test_a_reader_makes_no_streams_where_its_target_has_no_answers(b: broker.Broker) -> None:
+    b.responses("nobody").read()
+    assert not b.parts.redis.run("EXISTS", b.parts.index.slot(OFFERS).responses("nobody"))
