@@ -237,6 +237,17 @@ def test_a_member_cancelled_while_it_runs_is_cancelled_although_the_version_land
     assert ended_once(b, handle, other)
 
 
+def test_a_member_cancelled_while_its_answer_is_under_way_ends_once(b: broker.Broker, hand: Hand) -> None:
+    handle = ask(b)
+    flight = hand.lead()
+    produced = hand.produce(flight)
+    members = hand.clerk.close(flight)
+    assert handle.cancel()
+    assert hand.clerk.complete(flight, members, produced).ended == 0
+    assert handle.status().state is State.CANCELLED
+    assert ended_once(b, handle)
+
+
 def test_a_flight_nobody_waits_for_is_deserted_and_nobody_joins_it(b: broker.Broker, hand: Hand) -> None:
     handle = ask(b)
     flight = hand.lead()
