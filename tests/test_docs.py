@@ -43,6 +43,7 @@ class Reader:
         self.environment = {**kept, "HOME": str(home), "PATH": path, "COLUMNS": "200", "DEBIAN": str(DEBIAN)}
         self.background: list[subprocess.Popen[bytes]] = []
         self.script: list[str] = []
+        self.transcript: list[str] = []
 
     def follow(self, block: Block) -> None:
         where = f"README.md:{block.line}"
@@ -93,7 +94,9 @@ class Reader:
             timeout=STEP_SECONDS, check=False,
         )  # fmt: skip
         output = run.stdout + run.stderr
-        assert run.returncode == 0, f"{where}\nended with {run.returncode}:\n{output}"
+        before = "\n".join(self.transcript[-4:])
+        assert run.returncode == 0, f"{where}\nended with {run.returncode}:\n{output}\nbefore it:\n{before}"
+        self.transcript.append(f"{where}\n{output}")
         return output
 
 
