@@ -25,7 +25,7 @@ from tests.readme import README, ROOT, Block, blocks, generated, holds, steps
 TEXT: Final = README.read_text("utf-8")
 BLOCKS: Final = tuple(blocks(TEXT))
 LANGUAGES: Final = ("console", "python", "sh", "toml", "csv")
-STEP_SECONDS: Final = 60
+STEP_SECONDS: Final = 180
 PROMISES: Final = [f"P{number}" for number in range(1, 13)]
 LATER: Final = ("P5", "P10")
 """They belong to the change log, the channels and retention."""
@@ -107,7 +107,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     person.stop()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_every_block_of_the_readme_runs_in_order(reader: Reader) -> None:
     for block in BLOCKS:
