@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     history_seconds: int = Field(7 * 86400, ge=60, description="finished requests, idempotency keys and events live this long")
     tenant_inflight: int = Field(10_000, ge=1, description="requests of one tenant in work; more wait in the tenant's own line")
     tenant_backlog: int = Field(100_000, ge=0, description="requests of one tenant waiting in its line; more are refused")
-    max_unread_responses: int = Field(10_000, ge=1, description="unread completions and open requests of one target; more submits are refused")
+    max_unread_responses: int = Field(
+        10_000, ge=1, description="unread completions and open requests of one target; more are refused"
+    )
     flight_members: int = Field(1_000, ge=1, description="requests that may join one production")
 
     # --- data
