@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from broker.backend.client import RedisClient, load_script
+from broker.backend.client import RedisClient
 from broker.backend.index import VOLATILE, Index
 from broker.backend.leases import Leases
 from broker.errors import Busy, Fenced
@@ -224,13 +224,6 @@ STEPS = (
 )
 
 
-NEEDS_EPOCH = pytest.mark.xfail(
-    "return run .. ':' .. epoch, epoch" not in load_script("read_head").text,
-    reason="prelude.lua: an incarnation is (run id, epoch); by its run id alone FLUSHALL opens a half-rebuilt index",
-    strict=True,
-)
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
     with redis_server() as running:
@@ -257,7 +250,6 @@ def compare(server: RedisServer, flushes: bool, seeds: range) -> set[str]:
     return seen
 
 
-@NEEDS_EPOCH
 def test_the_model_answers_as_the_scripts_do(server: RedisServer) -> None:
     seen = compare(server, flushes=False, seeds=range(60))
     for answer in ("reserved", "refused", "fenced", "too-old"):
@@ -266,6 +258,5 @@ def test_the_model_answers_as_the_scripts_do(server: RedisServer) -> None:
         assert any(f"'{answer}')" in text for text in seen), answer
 
 
-@NEEDS_EPOCH
 def test_the_model_answers_as_the_scripts_do_when_redis_is_flushed(server: RedisServer) -> None:
     compare(server, flushes=True, seeds=range(60))
