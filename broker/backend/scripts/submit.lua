@@ -1,61 +1,81 @@
--- Touches: meta, head:<dataset> (KEYS[2]), request:<id>, idem:…, responses:<target>, inflight, backlog:<tenant>, deadlines, requests:…,
+-- Touches: meta, head:<dataset>, request:<id>, idem:…, responses:<target>, inflight, backlog:<tenant>, deadlines, requests:…,
 --   awaited, retries:<target>
--- ARGV: 1 id, 2 body, 3 dataset, 4 tenant, 5 name, 6 priority, 7 target, 8 idempotency key ('' none), 9 body hash, 10 deadline (ms, '' none),
---       11 max staleness (ms, '' none), 12 derivation key, 13 terminal event for an answer at once ('' none), 14 the seq it was made at,
---       15 tenant in-flight cap, 16 tenant backlog cap, 17 unread cap, 18 memory ratio (percent), 19 history (seconds)
--- -> {'queued'|'backlog'|'answered'|'same', id} | {'conflict', id} | {'unread'|'line'|'memory'|'unknown'|'reconcile'|'expired'}, always with the head's seq last
-local run = incarnation()
-local head = redis.call('HMGET', KEYS[2], 'run_id', 'seq', 'session', 'dropped', 'confirmed_at')
-local seq = head[2] or '0'
-local key = prefix .. 'request:' .. ARGV[1]
-if redis.call('EXISTS', key) == 1 then return { 'same', ARGV[1], seq } end
-if head[1] ~= run then return { 'reconcile', '', seq } end
-if not head[3] or head[4] == '1' then return { 'unknown', '', seq } end
-local idem = ARGV[8] ~= '' and prefix .. 'idem:' .. ARGV[7] .. ':' .. ARGV[8]
-if idem then
-  local known = redis.call('HMGET', idem, 'id', 'hash')
-  if known[1] then return { known[2] == ARGV[9] and 'same' or 'conflict', known[1], seq } end
-end
-if ARGV[10] ~= '' and tonumber(ARGV[10]) <= 0 then return { 'expired', '', seq } end
-local submits = redis.call('HINCRBY', KEYS[1], 'submits', 1)
-if submits % 64 == 1 or redis.call('HGET', KEYS[1], 'full') == '1' then
+-- ARGV: 1 tenant in-flight cap, 2 tenant backlog cap, 3 unread cap, 4 memory ratio (percent), 5 history (seconds), then for each order:
+--   id, body, dataset, tenant, name, priority, target, idempotency key ('' none), body hash, deadline (ms, '' none),
+--   max staleness (ms, '' none), derivation key, terminal event for an answer at once ('' none), the seq it was made at
+-- -> for each order: {'queued'|'backlog'|'answered'|'same', id} | {'conflict', id} | {'unread'|'line'|'memory'|'unknown'|'reconcile'|'expired'},
+--   always with the head's seq last. What is said of one order holds for it alone.
+local run, now, heads = incarnation(), now_ms(), {}
+local inflight_cap, line_cap, unread_cap, history = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
+local MEMORY_EVERY, FIELDS = 64, 14
+local orders = (#ARGV - 5) / FIELDS
+
+local submits = redis.call('HINCRBY', KEYS[1], 'submits', orders)
+local full = redis.call('HGET', KEYS[1], 'full') == '1'
+if full or submits % MEMORY_EVERY < orders then
   local memory = redis.call('INFO', 'memory')
   local used, limit = tonumber(string.match(memory, 'used_memory:(%d+)')), tonumber(string.match(memory, 'maxmemory:(%d+)'))
-  redis.call('HSET', KEYS[1], 'full', (limit > 0 and used * 100 > limit * ARGV[18]) and '1' or '0')
+  full = limit > 0 and used * 100 > limit * ARGV[4]
+  redis.call('HSET', KEYS[1], 'full', full and '1' or '0')
 end
-if redis.call('HGET', KEYS[1], 'full') == '1' then return { 'memory', '', seq } end
-local responses = prefix .. 'responses:' .. ARGV[7]
--- What is accepted now is unread later: the bound counts both, and what a reader put off.
-local unread = redis.call('XLEN', responses) + redis.call('ZCARD', prefix .. 'retries:' .. ARGV[7])
-unread = unread + tonumber(redis.call('HGET', prefix .. 'awaited', ARGV[7]) or '0')
-if unread >= tonumber(ARGV[17]) then return { 'unread', '', seq } end
-local now = now_ms()
-local fresh = ARGV[13] ~= '' and ARGV[14] == seq and ARGV[11] ~= '' and head[5] and now - head[5] * 1000 <= tonumber(ARGV[11])
-local line = prefix .. 'backlog:' .. ARGV[4]
-local crowded = not fresh and tonumber(redis.call('HGET', prefix .. 'inflight', ARGV[4]) or '0') >= tonumber(ARGV[15])
-if crowded and redis.call('LLEN', line) >= tonumber(ARGV[16]) then return { 'line', '', seq } end
 
-redis.call('HSET', key, 'body', ARGV[2], 'dataset', ARGV[3], 'tenant', ARGV[4], 'name', ARGV[5], 'priority', ARGV[6], 'target', ARGV[7],
-  'staleness', ARGV[11], 'derivation', ARGV[12], 'created', int(now), 'attempts', 0, 'state', fresh and 'completed' or 'queued')
-if idem then
-  redis.call('HSET', idem, 'id', ARGV[1], 'hash', ARGV[9])
-  redis.call('EXPIRE', idem, ARGV[19])
+local function head_of(tenant, name)
+  local key = prefix .. 'head:' .. tenant .. '/' .. name
+  if not heads[key] then heads[key] = redis.call('HMGET', key, 'run_id', 'seq', 'session', 'dropped', 'confirmed_at') end
+  return heads[key]
 end
-if fresh then
-  redis.call('HSET', key, 'done', ARGV[13], 'entry', redis.call('XADD', responses, '*', 'e', ARGV[13]))
-  redis.call('EXPIRE', key, ARGV[19])
-  return { 'answered', ARGV[1], seq }
+
+-- What is accepted now is unread later: the bound counts both, and what a reader put off.
+local function unread_of(target)
+  return redis.call('XLEN', prefix .. 'responses:' .. target) + redis.call('ZCARD', prefix .. 'retries:' .. target)
+    + tonumber(redis.call('HGET', prefix .. 'awaited', target) or '0')
 end
-redis.call('HINCRBY', prefix .. 'awaited', ARGV[7], 1)
-if ARGV[10] ~= '' then
-  redis.call('HSET', key, 'deadline', int(now + ARGV[10]))
-  redis.call('ZADD', prefix .. 'deadlines', int(now + ARGV[10]), ARGV[1])
+
+local function submit(id, body, dataset, tenant, name, priority, target, idempotency, hash, deadline, staleness, derivation, event, made_at)
+  local head, key = head_of(tenant, name), prefix .. 'request:' .. id
+  local seq = head[2] or '0'
+  if redis.call('EXISTS', key) == 1 then return { 'same', id, seq } end
+  if head[1] ~= run then return { 'reconcile', '', seq } end
+  if not head[3] or head[4] == '1' then return { 'unknown', '', seq } end
+  local idem = idempotency ~= '' and prefix .. 'idem:' .. target .. ':' .. idempotency
+  if idem then
+    local known = redis.call('HMGET', idem, 'id', 'hash')
+    if known[1] then return { known[2] == hash and 'same' or 'conflict', known[1], seq } end
+  end
+  if deadline ~= '' and tonumber(deadline) <= 0 then return { 'expired', '', seq } end
+  if full then return { 'memory', '', seq } end
+  if unread_of(target) >= unread_cap then return { 'unread', '', seq } end
+  local fresh = event ~= '' and made_at == seq and staleness ~= '' and head[5] and now - head[5] * 1000 <= tonumber(staleness)
+  local line = prefix .. 'backlog:' .. tenant
+  local crowded = not fresh and tonumber(redis.call('HGET', prefix .. 'inflight', tenant) or '0') >= inflight_cap
+  if crowded and redis.call('LLEN', line) >= line_cap then return { 'line', '', seq } end
+
+  if idem then
+    redis.call('HSET', idem, 'id', id, 'hash', hash)
+    redis.call('EXPIRE', idem, history)
+  end
+  redis.call('HSET', key, 'body', body, 'dataset', dataset, 'tenant', tenant, 'name', name, 'priority', priority, 'target', target,
+    'staleness', staleness, 'derivation', derivation, 'created', int(now), 'attempts', 0, 'state', fresh and 'completed' or 'queued')
+  if fresh then
+    redis.call('HSET', key, 'done', event, 'entry', redis.call('XADD', prefix .. 'responses:' .. target, '*', 'e', event))
+    redis.call('EXPIRE', key, history)
+    return { 'answered', id, seq }
+  end
+  redis.call('HINCRBY', prefix .. 'awaited', target, 1)
+  if deadline ~= '' then
+    redis.call('HSET', key, 'deadline', int(now + deadline))
+    redis.call('ZADD', prefix .. 'deadlines', int(now + deadline), id)
+  end
+  if crowded then
+    redis.call('HSET', key, 'wait', 'backlog')
+    redis.call('RPUSH', line, id)
+    return { 'backlog', id, seq }
+  end
+  redis.call('HINCRBY', prefix .. 'inflight', tenant, 1)
+  redis.call('XADD', prefix .. 'requests:' .. name .. ':' .. priority, '*', 'r', id)
+  return { 'queued', id, seq }
 end
-if crowded then
-  redis.call('HSET', key, 'wait', 'backlog')
-  redis.call('RPUSH', line, ARGV[1])
-  return { 'backlog', ARGV[1], seq }
-end
-redis.call('HINCRBY', prefix .. 'inflight', ARGV[4], 1)
-redis.call('XADD', prefix .. 'requests:' .. ARGV[5] .. ':' .. ARGV[6], '*', 'r', ARGV[1])
-return { 'queued', ARGV[1], seq }
+
+local results = {}
+for i = 6, #ARGV, FIELDS do results[#results + 1] = submit(unpack(ARGV, i, i + FIELDS - 1)) end
+return results
