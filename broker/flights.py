@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from broker.backend.client import Entry
 from broker.backend.keys import Slot, flight_lease
 from broker.errors import BrokerError
 from broker.model.commit import Fence
@@ -147,6 +148,11 @@ def completion_event(completion: Completion) -> str:
 def completion_of(event: bytes | str) -> Completion:
     """The completion inside a terminal event."""
     return Completion.model_validate(json.loads(event)["data"])
+
+
+def dataset_of(entry: Entry) -> DatasetId:
+    """Which dataset an entry of a request stream rings for."""
+    return DatasetId(entry.fields[b"d"].decode())
 
 
 def flight_of(worker: str, outcome: Sequence[Any]) -> Flight:

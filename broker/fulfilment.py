@@ -20,7 +20,7 @@ from broker.backend.keys import Slot
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
 from broker.errors import BrokerError, Invalid, StaleBase, Transient
-from broker.flights import Claimed, Confirmed, Flight, Member, Retry, ended
+from broker.flights import Claimed, Confirmed, Flight, Member, Retry, dataset_of, ended
 from broker.model.commit import Edge
 from broker.model.dataset import Frozen
 from broker.model.names import DatasetId, derived_key
@@ -163,13 +163,11 @@ class Clerk:
 
     def claim(self, slot: Slot, worker: str, entries: Sequence[Entry], serves: Callable[[DatasetId], bool]) -> Claimed:
         """Flights this worker must run now. Entries of datasets it does not serve are parked for others."""
-        datasets = self.requests.datasets_of(slot, [entry.fields[b"r"] for entry in entries])
-        foreign = [
-            (entry, dataset) for entry, dataset in zip(entries, datasets, strict=True) if dataset and not serves(dataset)
-        ]
+        mine, foreign = list[Entry](), list[Entry]()
+        for entry in entries:
+            (mine if serves(dataset_of(entry)) else foreign).append(entry)
         if foreign:
             self.requests.park(slot, foreign)
-        mine = [entry for entry, dataset in zip(entries, datasets, strict=True) if not dataset or serves(dataset)]
         claimed = self.requests.claim(slot, worker, mine)
         self.requests.expire(claimed.expired)
         self._on_step("claimed")

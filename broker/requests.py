@@ -273,11 +273,11 @@ class Requests:
             tuple((id, DatasetId(of)) for id, of in zip(pairs[::2], pairs[1::2], strict=True)),
         )
 
-    def park(self, slot: Slot, entries: Sequence[tuple[Entry, DatasetId]]) -> None:
+    def park(self, slot: Slot, entries: Sequence[Entry]) -> None:
         """Set aside entries of datasets this worker does not serve."""
         args: list[Argument] = ["1"]
-        for entry, dataset in entries:
-            args += [entry.stream, entry.id, entry.fields[b"r"], dataset]
+        for entry in entries:
+            args += [entry.stream, entry.id, entry.fields[b"r"], entry.fields[b"d"]]
         self._redis.call(self._scripts["park"], [slot.meta], args)
 
     def unpark(self, slot: Slot, ids: Sequence[str]) -> None:
@@ -286,11 +286,6 @@ class Requests:
         for id in ids:
             args += ["", "", id, ""]
         self._redis.call(self._scripts["park"], [slot.meta], args)
-
-    def datasets_of(self, slot: Slot, ids: Sequence[bytes]) -> list[DatasetId | None]:
-        """Which dataset each request asks for; None for requests that are gone."""
-        replies = self._redis.pipeline([("HGET", slot.request(id.decode()), "dataset") for id in ids], slot.name, writes=False)
-        return [DatasetId(reply.decode()) if isinstance(reply, bytes) else None for reply in replies]
 
     def _fenced(self, script: str, flight: Flight, keys: list[bytes], args: list[Argument]) -> Any:
         fence: list[Argument] = [flight.id, flight.fence.epoch, flight.fence.counter]

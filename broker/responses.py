@@ -25,6 +25,8 @@ from broker.model.request import Completion
 CLAIM_IDLE_MS: Final = 60_000
 """What a reader has held unacknowledged for a minute goes to another: it is dead, or should have said retry."""
 PAGE: Final = 100
+SLOTS_SECONDS: Final = 1.0
+"""A domain whose first answer comes is found after so long; looking each time would double the cost of a read."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Responses:
         self._again = redis.script("read_again")
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}".encode()
         self._readers: dict[str, GroupReader] = {}
+        self._known, self._looked = list[Slot](), 0.0
 
     def peek(self, limit: int = PAGE) -> list[Response]:
         """The oldest unread responses of every slot; nothing is claimed or acknowledged."""
@@ -73,9 +76,9 @@ class Responses:
 
     def read(self, count: int = PAGE, block_seconds: float = 0.0) -> list[Response]:
         """What there is for this reader: its own pending first, then new ones; waits at most `block_seconds` for the first."""
-        slots = self._index.slots()
         deadline = time.monotonic() + block_seconds
         while True:
+            slots = self._slots()
             left = deadline - time.monotonic()
             # With one slot Redis does the waiting; with several, each gets its share of it in turn.
             block = max(0, min(int(left * 1000), BLOCK_MAX_MS if len(slots) == 1 else 50))
@@ -88,7 +91,6 @@ class Responses:
                 return []
             if not slots:
                 time.sleep(min(left, 0.05))
-                slots = self._index.slots()
 
     def listen(self, timeout: float | None = None) -> Iterator[Response]:
         """Responses as they come; ends when none came for `timeout` seconds (None: never)."""
@@ -126,6 +128,12 @@ class Responses:
             reader.close()
             with suppress(Transient, NotFound):
                 self._leave(Slot(name))
+
+    def _slots(self) -> list[Slot]:
+        """Where answers may lie; looked for once a second once there is one."""
+        if not self._known or time.monotonic() - self._looked > SLOTS_SECONDS:
+            self._known, self._looked = self._index.slots(), time.monotonic()
+        return self._known
 
     def _leave(self, slot: Slot) -> None:
         """Take this consumer out of the group. Not while it holds something: that would be nobody's, and never come again."""

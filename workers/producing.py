@@ -110,12 +110,15 @@ class Producing:
         return found
 
     def _batches(self, block_ms: int) -> Iterator[list[Entry]]:
-        """Entries until none is left: requests alike that wait already join one flight before it starts."""
-        entries = self._streams.read(block_ms)
+        """Entries until none is left: requests alike that wait already join one flight before it starts.
+
+        A read that waited ends with the first that came: where that were several, more are behind them. A lone one starts at once.
+        """
+        entries, waited = self._streams.read(block_ms), True
         while entries:
             yield entries
-            enough = len(entries) < READ_COUNT or len(self._line) >= LINE_LENGTH
-            entries = [] if enough else self._streams.read(0)
+            crowd = len(entries) >= READ_COUNT or (waited and len(entries) > 1)
+            entries, waited = self._streams.read(0) if crowd and len(self._line) < LINE_LENGTH else [], False
 
     def _claim(self, entries: list[Entry], slots: dict[bytes, Slot]) -> None:
         for slot in {slot.name: slot for slot in (slots[entry.stream] for entry in entries)}.values():

@@ -43,9 +43,9 @@ local function holds(key, epoch, counter)
 end
 
 local function ring(id)
-  local where = redis.call('HMGET', prefix .. 'request:' .. id, 'name', 'priority')
+  local where = redis.call('HMGET', prefix .. 'request:' .. id, 'name', 'priority', 'dataset')
   if where[1] then
-    redis.call('XADD', prefix .. 'requests:' .. where[1] .. ':' .. where[2], '*', 'r', id)
+    redis.call('XADD', prefix .. 'requests:' .. where[1] .. ':' .. where[2], '*', 'r', id, 'd', where[3])
   end
 end
 

@@ -72,7 +72,7 @@ local function submit(id, body, dataset, tenant, name, priority, target, idempot
     return { 'backlog', id, seq }
   end
   redis.call('HINCRBY', prefix .. 'inflight', tenant, 1)
-  redis.call('XADD', prefix .. 'requests:' .. name .. ':' .. priority, '*', 'r', id)
+  redis.call('XADD', prefix .. 'requests:' .. name .. ':' .. priority, '*', 'r', id, 'd', dataset)
   return { 'queued', id, seq }
 end
 
