@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 from queue import SimpleQueue
+from threading import Event as Signal
 from threading import Lock, Thread
 from typing import Final
 from weakref import WeakSet
@@ -27,6 +28,8 @@ NOTIFY_FORMAT: Final = 1
 NOTIFY_DELTAS: Final = 100
 """About a hundred kilobytes of JSON."""
 LIVE: Final = "live"
+PAUSE_SECONDS: Final = 0.01
+"""Between asking and ringing: the commit's own answer goes first, and commits of so short a while ring once."""
 
 
 class Bell:
@@ -35,6 +38,7 @@ class Bell:
     _thread: Thread | None
     _asked: set[DatasetId]
     _queue: SimpleQueue[DatasetId | None]
+    _closing: Signal
 
     def __init__(self, ring: Callable[[DatasetId], None]) -> None:
         self._ring = ring
@@ -57,15 +61,18 @@ class Bell:
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
+            self._closing.set()
             self._queue.put(None)
             thread.join()
 
     def _begin(self) -> None:
         """As new: in a forked child the thread is gone, and the lock may be one that nobody is left to release."""
         self._lock, self._thread, self._asked, self._queue = Lock(), None, set(), SimpleQueue()
+        self._closing = Signal()
 
     def _run(self) -> None:
         while (dataset := self._queue.get()) is not None:
+            self._closing.wait(PAUSE_SECONDS)
             with self._lock:
                 self._asked.discard(dataset)
             try:

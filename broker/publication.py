@@ -22,7 +22,6 @@ from broker.columnar.intake import Intake
 from broker.columnar.tombstones import Standing
 from broker.errors import Invalid, StaleBase
 from broker.model.commit import Body, Edge, NewVersion
-from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
 from broker.rules.fold import State
 from broker.rules.plan import plan
@@ -112,8 +111,8 @@ class Publication:
                 raise Invalid("nothing to delete from", of=dataset, why="no version exists yet", hint="Publish rows first")
             return self._replace(dataset, [] if upserts is None else upserts, note, first=True)
         written = self._engine.write_delta(state.spec, upserts, deletes)
-        self._prepare(state, written, note.lease)
-        sealing = _Sealing(note, note.lease, started, uploaded_at)
+        fitted = self._prepare(state, written, note.lease)
+        sealing = _Sealing(note, note.lease, fitted, started, uploaded_at)
         return self._seal(dataset, written, state.version if base is None else base, sealing, rebase=base is None)
 
     def assembled(self, dataset: DatasetId, written: Written, note: Note, base: int | None, head: int) -> Published:
@@ -122,8 +121,8 @@ class Publication:
         Raises StaleBase, SchemaConflict, Fenced. The caller saw to it that keys are unique over all files.
         """
         started = note.started or time.time()
-        self._fit(self._catalog.state(dataset).spec, written, note.lease)
-        sealing = _Sealing(note, note.lease, started, time.monotonic() - (time.time() - started), head)
+        fitted = self._fit(self._catalog.state(dataset), written, note.lease)
+        sealing = _Sealing(note, note.lease, fitted, started, time.monotonic() - (time.time() - started), head)
         return self._seal(dataset, written, base, sealing)
 
     def verify(self, written: Written) -> None:
@@ -140,9 +139,9 @@ class Publication:
         started, uploaded_at, state = time.time(), time.monotonic(), self._catalog.state(dataset)
         standing = _standing(state)
         written = self._engine.write_snapshot(state.spec, data, standing)
-        self._prepare(state, written, note.lease)
+        fitted = self._prepare(state, written, note.lease)
         head = state.version if first or standing else None
-        return self._seal(dataset, written, None, _Sealing(note, note.lease, started, uploaded_at, head))
+        return self._seal(dataset, written, None, _Sealing(note, note.lease, fitted, started, uploaded_at, head))
 
     def _differ(self, dataset: DatasetId, data: Intake, note: Note) -> Published:
         """One try at a difference."""
@@ -150,8 +149,8 @@ class Publication:
         if not state.offered:
             return self._replace(dataset, data, note, first=True)
         written = self._engine.write_difference(state.spec, data, _whole(state))
-        self._prepare(state, written, note.lease)
-        return self._seal(dataset, written, state.version, _Sealing(note, note.lease, started, uploaded_at))
+        fitted = self._prepare(state, written, note.lease)
+        return self._seal(dataset, written, state.version, _Sealing(note, note.lease, fitted, started, uploaded_at))
 
     def _again(self, data: Intake, work: Callable[[], Published]) -> Published:
         """From the new head, as long as the data can be read again."""
@@ -167,18 +166,20 @@ class Publication:
         """The dataset's writer lease, so that two do not make the same difference; a flight brings its own."""
         return _Writing(self._leases, self._catalog, dataset, note)
 
-    def _prepare(self, state: State, written: Written, lease: Lease | None) -> None:
+    def _prepare(self, state: State, written: Written, lease: Lease | None) -> State:
         self.verify(written)
-        self._fit(state.spec, written, lease)
+        return self._fit(state, written, lease)
 
-    def _fit(self, made_for: DatasetSpec, written: Written, lease: Lease | None) -> None:
-        """The schema that the files need. Raises StaleBase when somebody changed it since they were made, Fenced."""
-        columns = self._catalog.state(made_for.dataset).spec.columns
-        if not written.files or written.schema == columns:
-            return
-        if columns != made_for.columns:
-            raise StaleBase("the schema changed meanwhile", of=made_for.dataset, hint="Again")
-        self._catalog.alter(made_for.dataset, written.schema, lease=lease)
+    def _fit(self, made_for: State, written: Written, lease: Lease | None) -> State:
+        """A state with the schema that the files need. Raises StaleBase when somebody changed it since, Fenced."""
+        if not written.files or written.schema == made_for.spec.columns:
+            return made_for
+        state = self._catalog.state(DatasetId(made_for.dataset))
+        if written.schema == state.spec.columns:
+            return state
+        if not state.alike(made_for):
+            raise _schema_changed(made_for.dataset)
+        return self._catalog.alter(DatasetId(made_for.dataset), written.schema, lease=lease)
 
     def _seal(
         self, dataset: DatasetId, written: Written, base: int | None, sealing: _Sealing, rebase: bool = False
@@ -189,6 +190,8 @@ class Publication:
         def body(state: State) -> Body | None:
             if state.made_by(sealing.note.production) is not None:
                 return None
+            if not state.alike(sealing.fitted):
+                raise _schema_changed(dataset)
             fits = base if sealing.head is None else sealing.head
             if fits is not None and state.version != fits and not rebase:
                 raise StaleBase(
@@ -205,11 +208,14 @@ class Publication:
 class _Sealing:
     """What one seal needs besides the files. `started` is seconds since the epoch, `uploaded_at` monotonic.
 
+    `fitted`: a state of the session and schema that the files are of.
+
     `head`: the only version it may follow, where that is not the edge's base.
     """
 
     note: Note
     lease: Lease | None
+    fitted: State
     started: float
     uploaded_at: float
     head: int | None = None
@@ -236,6 +242,10 @@ class _Writing:
     def __exit__(self, *error: Any) -> None:
         if self._held:
             self._held.__exit__(*error)
+
+
+def _schema_changed(dataset: str) -> StaleBase:
+    return StaleBase("the schema changed meanwhile", of=dataset, why="the files are of the one before", hint="Again")
 
 
 def _whole(state: State) -> tuple[Edge, ...]:

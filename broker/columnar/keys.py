@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from broker.columnar.database import Database, Session
 from broker.columnar.merge import own_name
@@ -100,6 +101,8 @@ class KeyCheck:
 
 
 def _small_duplicates(keys: pa.Table, names: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    if len(names) == 1 and pc.count_distinct(keys[names[0]], mode="all").as_py() == keys.num_rows:
+        return []  # nearly always so, at a tenth of the cost of groups
     groups = keys.group_by(list(names), use_threads=False).aggregate([([], "count_all")])
     if groups.num_rows == keys.num_rows:
         return []

@@ -177,6 +177,10 @@ class State:
     def exists(self) -> bool:
         return bool(self.session) and not self.head.get("dropped")
 
+    def alike(self, other: State) -> bool:
+        """Whether files made for one fit the other: the same session, and the same schema."""
+        return self.session == other.session and self.spec.columns == other.spec.columns
+
     @property
     def confirmed_at(self) -> float:
         return float(self.head.get("confirmed_at", 0))
