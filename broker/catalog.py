@@ -193,8 +193,7 @@ class Catalog:
             if view.state.exists:
                 self.reconcile(dataset)
             return view.state.exists
-        (reserved_at,) = self._index.fields(dataset, "reserved_at")
-        if view.reservation is not None and reserved_at and time.time() - int(reserved_at) / 1000 >= older_than_seconds:
+        if view.reservation is not None and self._index.head(dataset).reserved_seconds >= older_than_seconds:
             self._drive(dataset, protocol.settle(*view.reservation))
             return True
         unpublished = self._sealed.record(dataset, view.state.seq + 1) if look or view.reservation is not None else None

@@ -11,6 +11,7 @@ from typing import Final
 from uuid import uuid4
 
 from broker.backend.index import Glance, Index
+from broker.backend.keys import duty_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.errors import BrokerError, Busy, Corrupt
@@ -50,7 +51,7 @@ class Janitor:
         files and orphans; without it, those where Redis shows something open, and each every LOOK_SECONDS.
         """
         report = JanitorReport()
-        name, me = "lease:sweep" if sweep else "lease:janitor", f"{owner}/{uuid4().hex[:8]}"
+        name, me = duty_lease("sweep" if sweep else "janitor"), f"{owner}/{uuid4().hex[:8]}"
         for slot in self._index.slots():
             try:
                 with self._leases.held(slot, name, me) as lease:

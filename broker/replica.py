@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any, Final
 from uuid import uuid4
 
+from broker.backend.keys import replica_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
@@ -69,8 +70,7 @@ class Replica:
         if not self._behind(state, held):
             mode = "up-to-date" if state.edges else "nothing-yet"
             return Report(mode, held.version if held else 0, seconds=time.monotonic() - begun)
-        name = f"lease:replica:{self.dataset.tenant}/{self.dataset.name}:{self.name}"
-        with self._leases.held(self._catalog.slot(self.dataset), name, self._owner) as lease:
+        with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
             return self._apply(lease, begun)
 
     def wake(self) -> None:

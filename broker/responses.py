@@ -18,7 +18,6 @@ from broker.backend.keys import READERS, Slot
 from broker.backend.watch import Watch
 from broker.errors import NotFound, Transient
 from broker.flights import completion_of
-from broker.model.event import Event
 from broker.model.names import check_name
 from broker.model.request import Completion
 
@@ -178,8 +177,3 @@ class Responses:
 
     def _response(self, slot: Slot, entry: Entry) -> Response:
         return Response(completion_of(entry.fields[b"e"]), entry, slot, self)
-
-
-def event_of(response: Response) -> Event:
-    """The CloudEvents envelope as it lies in the stream."""
-    return Event.model_validate_json(response.entry.fields[b"e"])

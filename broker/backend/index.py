@@ -20,7 +20,10 @@ VOLATILE = ("reserved_seq", "reserved_data", "reserved_at", "run_id", "notified"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The newest record by number and SHA-256 ('' before the first); `current`: the index belongs to this incarnation."""
+    """The newest record by number and SHA-256 ('' before the first); `current`: the index belongs to this incarnation.
+
+    `reserved_seconds`: how long the reservation has stood, by Redis' clock.
+    """
 
     seq: int
     sha: str
@@ -28,6 +31,7 @@ class Head:
     run_id: str
     epoch: int
     reservation: tuple[int, bytes] | None
+    reserved_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,10 @@ class Index:
     def head(self, dataset: DatasetId) -> Head:
         slot = self.slot(dataset)
         reply = self.redis.call(self._read_head, [slot.meta, slot.head(dataset)])
-        run_id, epoch, seq, sha, known_run, reserved_seq, reserved = reply
+        run_id, epoch, seq, sha, known_run, reserved_seq, reserved, age_ms = reply
         at = int(seq or 0)
         reservation = (int(reserved_seq), reserved) if reserved_seq and int(reserved_seq) > at else None
-        return Head(at, sha.decode() if sha else "", known_run == run_id, run_id.decode(), int(epoch), reservation)
+        return Head(at, sha.decode() if sha else "", known_run == run_id, run_id.decode(), int(epoch), reservation, int(age_ms or 0) / 1000)
 
     def fields(self, dataset: DatasetId, *names: str) -> list[bytes | None]:
         """Fields of the head hash, read at one moment."""

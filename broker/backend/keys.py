@@ -2,7 +2,7 @@
 
 Inside one slot:
 
-    meta                        hash   run_id, epoch, counter of fences; submits, full (memory check), parked_at (cursor)
+    meta                        hash   run_id, epoch, counter of fences; submits, full (memory check), inflight_cap, parked_at
     datasets                    set    dataset ids
     head|versions|edges|productions|holds:<tenant>/<name>   hashes: the projection (rules/fold.py)
     lease:<name>                hash   owner, epoch, counter, until; names: writer:<tenant>/<dataset>, janitor, replica:...
@@ -14,7 +14,8 @@ Inside one slot:
     idem:<target>:<key>         hash   request id, body hash
     derived:<tenant>/<name>:<fingerprint>:<version>   string: JSON of derived files, with their expiry
     awaited                     hash   target -> requests without a terminal event
-    inflight                    hash   tenant -> requests in work;  backlog:<tenant>: list of ids waiting for their turn
+    inflight                    hash   tenant -> requests in work
+    backlog:<tenant>:<priority> list   ids waiting for their turn
     flights                     hash   flown -> its open flight; flown: <dataset>|produce or <dataset>|derive|<fingerprint>
     waiting:<flown>             set    request ids for the next such flight
     flight:<id>                 hash   a lease with dataset, kind, state, progress;  members:<id>: set of request ids
@@ -113,6 +114,16 @@ class Slot:
 def writer_lease(dataset: DatasetId) -> str:
     """Name of the lease under which diffs and snapshots of a dataset are made outside of productions."""
     return f"lease:writer:{dataset.tenant}/{dataset.name}"
+
+
+def replica_lease(dataset: DatasetId, name: str) -> str:
+    """Name of the lease under which one process at a time brings a replica up."""
+    return f"lease:replica:{dataset.tenant}/{dataset.name}:{name}"
+
+
+def duty_lease(duty: str) -> str:
+    """Name of the lease of a duty that one worker a slot does at a time: janitor, sweep."""
+    return f"lease:{duty}"
 
 
 def flight_lease(flight: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import broker
-from broker.backend.keys import Slot
+from broker.backend.keys import PRODUCERS, Slot
 from broker.errors import (
     AttemptFailed,
     Conflict,
@@ -126,6 +126,35 @@ def test_each_request_that_ends_lets_the_next_of_its_line_go(redis_url: str) -> 
         hand, handles = Hand(b.parts, Source()), [ask(b) for _ in range(3)]
         assert [hand.work() for _ in range(4)] == [1, 1, 1, 0]
         assert [done.request for done in events(b)] == [handle.id for handle in handles]
+
+
+def test_of_a_tenants_line_the_high_priority_goes_first(redis_url: str) -> None:
+    with opened(redis_url, tenant_inflight=1) as b:
+        hand = Hand(b.parts, Source())
+        handles = [ask(b, priority=priority) for priority in ("normal", "low", "normal", "high")]
+        assert [hand.work() for _ in range(4)] == [1, 1, 1, 1]
+        assert [done.request for done in events(b)] == [handles[index].id for index in (0, 3, 2, 1)]
+
+
+def test_a_parked_request_holds_no_place_of_its_tenant(redis_url: str) -> None:
+    with opened(redis_url, tenant_inflight=1) as b:
+        prices = DatasetId("goodstuff_01/catalog/prices")
+        b.dataset(prices, key=["sku"])
+        dead, live = b.request(prices, target="search"), ask(b)
+        assert live.status().waits == "backlog"
+        slot = b.parts.index.slot(prices)
+        b.parts.redis.create_group(slot.requests("prices", "normal"), PRODUCERS)
+        (entry,) = b.parts.redis.wait_entries({slot.requests("prices", "normal"): b">"}, PRODUCERS, "one", 10, 0)
+        b.parts.requests.park(slot, [entry])
+        b.parts.requests.park(slot, [entry])  # the same bell heard twice
+        assert (dead.status().waits, live.status().waits) == ("no-producer", None)
+        b.parts.requests.unpark(slot, [dead.id])
+        assert dead.status().waits == "backlog"  # it comes back to the front of the line
+        later = ask(b)
+        assert live.cancel()
+        assert (dead.status().waits, later.status().waits) == (None, "backlog")
+        assert dead.cancel()
+        assert later.status().waits is None
 
 
 def test_a_cancelled_request_leaves_its_line(redis_url: str) -> None:

@@ -2,6 +2,7 @@
 -- Other keys of the slot are derived from its prefix; all share the hash tag, so a script stays in one slot.
 local prefix = string.sub(KEYS[1], 1, -5)
 local GENESIS = string.rep('0', 64)
+local PRIORITIES = { 'high', 'normal', 'low' }
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
 
 local function int(number) return string.format('%.0f', number) end
@@ -65,26 +66,42 @@ local function note_cause(id, cause)
   redis.call('HSET', key, 'causes', known and known .. ',' .. cause or cause)
 end
 
--- One request of the tenant left: the next of its line may go.
-local function admit_next(tenant)
-  if redis.call('HINCRBY', prefix .. 'inflight', tenant, -1) <= 0 then redis.call('HDEL', prefix .. 'inflight', tenant) end
-  local line = prefix .. 'backlog:' .. tenant
-  local id = redis.call('LPOP', line)
+local function line_of(tenant, priority) return prefix .. 'backlog:' .. tenant .. ':' .. priority end
+
+local function next_of(tenant)
+  for _, priority in ipairs(PRIORITIES) do
+    local id = redis.call('LPOP', line_of(tenant, priority))
+    if id then return id end
+  end
+end
+
+-- As many of the tenant's lines go on as there is room for, the high ones first. The cap is what the last submit said.
+local function admit(tenant)
+  local room = tonumber(redis.call('HGET', KEYS[1], 'inflight_cap') or '1')
+    - tonumber(redis.call('HGET', prefix .. 'inflight', tenant) or '0')
+  local id = room > 0 and next_of(tenant)
   while id do
     local key = prefix .. 'request:' .. id
     if redis.call('HGET', key, 'state') == 'queued' then
       redis.call('HDEL', key, 'wait')
       redis.call('HINCRBY', prefix .. 'inflight', tenant, 1)
-      return ring(id)
+      ring(id)
+      room = room - 1
     end
-    id = redis.call('LPOP', line)
+    id = room > 0 and next_of(tenant)
   end
+end
+
+-- One request of the tenant is no longer in work.
+local function leave_work(tenant)
+  if redis.call('HINCRBY', prefix .. 'inflight', tenant, -1) <= 0 then redis.call('HDEL', prefix .. 'inflight', tenant) end
+  admit(tenant)
 end
 
 -- The one way into a terminal state: state flip and terminal event in one step. 0: it was terminal already.
 local function finish(id, state, event, history_seconds)
   local key = prefix .. 'request:' .. id
-  local r = redis.call('HMGET', key, 'state', 'tenant', 'target', 'wait', 'flight')
+  local r = redis.call('HMGET', key, 'state', 'tenant', 'target', 'wait', 'flight', 'priority')
   if not r[1] or TERMINAL[r[1]] then return 0 end
   redis.call('HSET', key, 'state', state, 'done', event)
   redis.call('HDEL', key, 'flight', 'wait')
@@ -101,9 +118,9 @@ local function finish(id, state, event, history_seconds)
   redis.call('HDEL', prefix .. 'parked', id)
   if r[5] then redis.call('SREM', prefix .. 'members:' .. r[5], id) end
   if r[4] == 'backlog' then
-    redis.call('LREM', prefix .. 'backlog:' .. r[2], 1, id)
-  else
-    admit_next(r[2])
+    redis.call('LREM', line_of(r[2], r[6]), 1, id)
+  elseif r[4] ~= 'no-producer' then -- what is parked is not in work
+    leave_work(r[2])
   end
   return 1
 end

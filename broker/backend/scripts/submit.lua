@@ -1,4 +1,4 @@
--- Touches: meta, head:<dataset>, request:<id>, idem:…, responses:<target>, inflight, backlog:<tenant>, deadlines, requests:…,
+-- Touches: meta, head:<dataset>, request:<id>, idem:…, responses:<target>, inflight, backlog:…, deadlines, requests:…,
 --   awaited, retries:<target>
 -- ARGV: 1 tenant in-flight cap, 2 tenant backlog cap, 3 unread cap, 4 memory ratio (percent), 5 history (seconds), then for each order:
 --   id, body, dataset, tenant, name, priority, target, idempotency key ('' none), body hash, deadline (ms, '' none),
@@ -12,6 +12,7 @@ local orders = (#ARGV - 5) / FIELDS
 
 local submits = redis.call('HINCRBY', KEYS[1], 'submits', orders)
 local full = redis.call('HGET', KEYS[1], 'full') == '1'
+redis.call('HSET', KEYS[1], 'inflight_cap', inflight_cap)
 if full or submits % MEMORY_EVERY < orders then
   local memory = redis.call('INFO', 'memory')
   local used, limit = tonumber(string.match(memory, 'used_memory:(%d+)')), tonumber(string.match(memory, 'maxmemory:(%d+)'))
@@ -31,6 +32,12 @@ local function unread_of(target)
     + tonumber(redis.call('HGET', prefix .. 'awaited', target) or '0')
 end
 
+local function waiting_of(tenant)
+  local count = 0
+  for _, priority in ipairs(PRIORITIES) do count = count + redis.call('LLEN', line_of(tenant, priority)) end
+  return count
+end
+
 local function submit(id, body, dataset, tenant, name, priority, target, idempotency, hash, deadline, staleness, derivation, event, made_at)
   local head, key = head_of(tenant, name), prefix .. 'request:' .. id
   local seq = head[2] or '0'
@@ -46,9 +53,8 @@ local function submit(id, body, dataset, tenant, name, priority, target, idempot
   if full then return { 'memory', '', seq } end
   if unread_of(target) >= unread_cap then return { 'unread', '', seq } end
   local fresh = event ~= '' and made_at == seq and staleness ~= '' and head[5] and now - head[5] * 1000 <= tonumber(staleness)
-  local line = prefix .. 'backlog:' .. tenant
   local crowded = not fresh and tonumber(redis.call('HGET', prefix .. 'inflight', tenant) or '0') >= inflight_cap
-  if crowded and redis.call('LLEN', line) >= line_cap then return { 'line', '', seq } end
+  if crowded and waiting_of(tenant) >= line_cap then return { 'line', '', seq } end
 
   if idem then
     redis.call('HSET', idem, 'id', id, 'hash', hash)
@@ -68,7 +74,7 @@ local function submit(id, body, dataset, tenant, name, priority, target, idempot
   end
   if crowded then
     redis.call('HSET', key, 'wait', 'backlog')
-    redis.call('RPUSH', line, id)
+    redis.call('RPUSH', line_of(tenant, priority), id)
     return { 'backlog', id, seq }
   end
   redis.call('HINCRBY', prefix .. 'inflight', tenant, 1)
