@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import EVERYTHING, Engine, Written
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, PartMade
-from broker.errors import BrokerError, Invalid, StaleBase, Transient
+from broker.errors import BrokerError, Invalid, Transient
 from broker.flights import Flight
 from broker.fulfilment import Produced
 from broker.model.commit import Edge, File
@@ -133,10 +133,6 @@ class Hands:
         self._on_step("gathered")
         spec = state.spec.model_copy(update={"columns": schema})
         edge = Edge(base=None if plan.first or kind == "snapshot" else plan.version, version=plan.version + 1, files=files)
-        if edge.base is not None and not state.edges:
-            raise StaleBase(
-                "the dataset was made anew", of=plan.dataset, why=f"nothing stands at version {edge.base}", hint="Again"
-            )
         if kind == "snapshot" and state.edges:
             published = self._publication.difference(plan.dataset, Union(self._engine, spec, edge), note)
         else:

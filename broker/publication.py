@@ -103,10 +103,12 @@ class Publication:
         note: Note | None = None,
         base: int | None = None,
     ) -> Published:
-        """Changes as they are; over no version, the upserts are the first. `base`: the only head they fit, else StaleBase."""
+        """Changes as they are; over no version, the upserts are the first. `base`: the only head they fit (0: none yet)."""
         note, started = note or Note(), time.time()
         state, uploaded_at = self._catalog.state(dataset), time.monotonic()
         if not state.offered:
+            if base:
+                raise _made_anew(dataset, base)
             if upserts is None and state.spec.columns is None:
                 raise Invalid("nothing to delete from", of=dataset, why="no version exists yet", hint="Publish rows first")
             return self._replace(dataset, [] if upserts is None else upserts, note, first=True)
@@ -120,8 +122,10 @@ class Publication:
 
         Raises StaleBase, SchemaConflict, Fenced. The caller saw to it that keys are unique over all files.
         """
-        started = note.started or time.time()
-        fitted = self._fit(self._catalog.state(dataset), written, note.lease)
+        started, state = note.started or time.time(), self._catalog.state(dataset)
+        if base and not state.offered:
+            raise _made_anew(dataset, base)
+        fitted = self._fit(state, written, note.lease)
         sealing = _Sealing(note, note.lease, fitted, started, time.monotonic() - (time.time() - started), head)
         return self._seal(dataset, written, base, sealing)
 
@@ -175,7 +179,7 @@ class Publication:
         if not written.files or written.schema == made_for.spec.columns:
             return made_for
         state = self._catalog.state(DatasetId(made_for.dataset))
-        if written.schema == state.spec.columns:
+        if state.session == made_for.session and written.schema == state.spec.columns:
             return state
         if not state.alike(made_for):
             raise _schema_changed(made_for.dataset)
@@ -246,6 +250,10 @@ class _Writing:
 
 def _schema_changed(dataset: str) -> StaleBase:
     return StaleBase("the schema changed meanwhile", of=dataset, why="the files are of the one before", hint="Again")
+
+
+def _made_anew(dataset: str, base: int) -> StaleBase:
+    return StaleBase("the dataset was made anew", of=dataset, why=f"nothing stands at version {base}", hint="Again")
 
 
 def _whole(state: State) -> tuple[Edge, ...]:

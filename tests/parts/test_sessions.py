@@ -76,6 +76,38 @@ def test_a_producer_is_told_nothing_of_a_dead_session(
     assert made.version == 2
 
 
+@pytest.mark.parametrize("begin", [created_again, forced])
+def test_changes_since_a_version_of_a_dead_session_do_not_become_the_first_snapshot_of_the_new_one(
+    b: broker.Broker, begin: Callable[[broker.Broker], broker.Dataset]
+) -> None:
+    dataset = begin(b)
+    changes = [{"sku": "changed", "n": "x" if begin is forced else 2}]
+    with pytest.raises(StaleBase, match="made anew"):
+        b.parts.publication.delta(dataset.id, changes, None, Note(position=lambda: {"lsn": 9}), base=1)
+    assert dataset.latest() is None
+    assert b.parts.catalog.noted(dataset.id) == (0, None)
+
+
+def test_changes_written_for_one_session_are_not_sealed_in_another_of_the_same_schema(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = b.dataset(DATASET, key="sku")
+    dataset.publish([{"sku": "a", "n": 1}])
+    engine, write = b.parts.engine, b.parts.engine.write_delta
+    grown = pa.schema([pa.field("sku", pa.string(), nullable=False), ("n", pa.int64()), ("more", pa.int64())])
+
+    def late(*args: object) -> object:
+        written = write(*args)  # type: ignore[arg-type]
+        dataset.drop()
+        b.dataset(DATASET, key="sku", schema=grown)
+        return written
+
+    monkeypatch.setattr(engine, "write_delta", late)
+    with pytest.raises(StaleBase):
+        dataset.publish_delta([{"sku": "b", "n": 2, "more": 3}])
+    assert dataset.latest() is None
+
+
 def test_a_first_delta_does_not_wipe_out_a_snapshot_that_came_between(
     b: broker.Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
