@@ -15,7 +15,8 @@
         │   ├── InvalidName
         │   ├── InvalidPredicate
         │   ├── InvalidRequest
-        │   └── InvalidSettings
+        │   ├── InvalidSettings
+        │   └── Gap                a block of the change log is missing before this one
         ├── NotFound               no such dataset, version, request or object
         ├── Conflict               it exists already and is different
         ├── BadData                rows that break the dataset's contract
@@ -121,6 +122,16 @@ class InvalidRequest(Invalid):
 
 class InvalidSettings(Invalid):
     code = "invalid-settings"
+
+
+class Gap(Invalid):
+    """`of` is the producer; `expected` the number of the block to send next."""
+
+    code = "gap"
+
+    @property
+    def expected(self) -> int:
+        return int(self.why.rpartition(" ")[2])
 
 
 class NotFound(Terminal, LookupError):

@@ -70,6 +70,15 @@ class Settings(BaseSettings):
     )
     flight_members: int = Field(1_000, ge=1, description="requests that may join one production")
 
+    # --- the change log and its micro-batches
+    log_slots: int = Field(4, ge=1, le=64, description="change logs of a shard: as many processes can share its batching")
+    max_age_seconds: float = Field(1.0, gt=0, description="a change is visible so long after it was appended, at the latest")
+    batch_rows: int = Field(500_000, ge=1, description="a micro-batch is closed at so many changes")
+    batch_bytes: int = Field(64 << 20, ge=1 << 10, description="and at so many bytes: what one process holds in memory of it")
+    unbatched_bytes: int = Field(
+        128 << 20, ge=1 << 10, description="of one dataset and log slot: append is refused above it until batches catch up"
+    )
+
     # --- data
     max_file_rows: int = Field(5_000_000, ge=1, description="rows of one canonical file; a snapshot is cut beyond it")
     checkpoint_every: int = Field(1_000, ge=2, description="commit records between sealed checkpoints")

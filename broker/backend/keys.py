@@ -22,7 +22,16 @@ Inside one slot:
     lapse                       zset   flight ids by end of lease;  delayed, deadlines: zsets of request ids
     parked                      hash   request id -> dataset that no reader of its stream could serve
     workers                     hash   worker id -> JSON (patterns, host, pid, until)
+    batches:<tenant>/<name>     hash   log slot -> JSON of its closed micro-batch, until the next commit takes it
     parts:<flight>              hash   plan, total, left, rows, bytes; attempt:, done:, error:<number of part | finalise>
+
+Inside a log slot, `{domain.shard.pN}`:
+
+    log:<tenant>/<name>         stream of blocks: p producer, b number, k kind (u, d), n rows, d data; c, r: bytes, rows so far
+    logged:<tenant>/<name>      hash   run (identity of the incarnation), appended, rows, released, released_rows
+    marks:<tenant>/<name>       hash   producer -> block and time (ms)
+    ready                       zset   dataset ids by the time of their oldest unbatched entry (ms)
+    lease:batch                 hash   who makes this slot's micro-batches
 """
 
 from __future__ import annotations
@@ -33,6 +42,7 @@ from zlib import crc32
 from broker.model.names import DatasetId
 from broker.rules.fold import TABLES
 
+LOG_SLOT: Final = "p"
 SLOTS: Final = b"broker:slots"
 """Set of all slots in use: the one key outside any slot. A hint for workers and readers; rebuilt by use."""
 PRODUCERS: Final = b"producers"
@@ -42,6 +52,11 @@ READERS: Final = b"readers"
 def slot_for(dataset: DatasetId, shards: int) -> str:
     """`domain.shard`: a tenant's hash picks one of the domain's shards."""
     return f"{dataset.domain}.{crc32(dataset.tenant.encode()) % shards}"
+
+
+def log_slot(slot: str, number: int) -> str:
+    """`domain.shard.p<number>`: change logs have hash tags of their own, so that a cluster spreads them."""
+    return f"{slot}.{LOG_SLOT}{number}"
 
 
 class Slot:
@@ -103,6 +118,27 @@ class Slot:
 
     def flight(self, id: str) -> bytes:
         return self.key(f"flight:{id}")
+
+    def log(self, dataset: DatasetId) -> bytes:
+        """In a log slot."""
+        return self.key(f"log:{dataset.tenant}/{dataset.name}")
+
+    def logged(self, dataset: DatasetId) -> bytes:
+        """In a log slot."""
+        return self.key(f"logged:{dataset.tenant}/{dataset.name}")
+
+    def marks(self, dataset: DatasetId) -> bytes:
+        """In a log slot."""
+        return self.key(f"marks:{dataset.tenant}/{dataset.name}")
+
+    @property
+    def ready(self) -> bytes:
+        """In a log slot."""
+        return self.key("ready")
+
+    def batches(self, dataset: DatasetId) -> bytes:
+        """In the dataset's own slot."""
+        return self.key(f"batches:{dataset.tenant}/{dataset.name}")
 
     def members(self, id: str) -> bytes:
         return self.key(f"members:{id}")

@@ -88,12 +88,25 @@ class Drop(Frozen):
     kind: Literal["drop"] = "drop"
 
 
-class SourceRange(Frozen):
-    """Change-log entries (first, last] of one slot that a version consumed."""
+class Mark(NamedTuple):
+    """The highest block accepted from a producer in one log slot, and when it was (seconds since the epoch)."""
 
-    slot: int
+    block: int
+    at: float
+
+
+class SourceRange(Frozen):
+    """Change-log entries (after, until] of one log slot that a version consumed, with the producers' marks at `until`.
+
+    `closed` says why the batch ended there (rows, bytes, age, idle), so that a replay gives the same content.
+    """
+
+    slot: int = Field(ge=0)
     after: str
     until: str
+    marks: dict[str, Mark] = Field(default_factory=dict)
+    rows: int = Field(0, ge=0, description="changes read; those that a later one of the same key replaced are among them")
+    closed: str = ""
 
 
 class NewVersion(Frozen):
@@ -106,7 +119,6 @@ class NewVersion(Frozen):
     production: str | None = Field(None, description="the flight that made it: how a take-over knows its work is done")
     confirmed_at: float | None = Field(None, description="start of the production: what max_staleness counts from")
     sources: tuple[SourceRange, ...] = ()
-    marks: dict[str, int] = Field(default_factory=dict)
     schema_id: str = ""
     system: dict[str, str] = Field(default_factory=dict)
     custom: dict[str, str] = Field(default_factory=dict)

@@ -21,6 +21,7 @@ from broker.model.commit import (
     Drop,
     Edge,
     Hold,
+    Mark,
     NewEdge,
     NewVersion,
     Record,
@@ -66,8 +67,17 @@ class Patch:
         )
 
 
+MARK_SECONDS: Final = 7 * 86_400
+"""A producer silent for so long is forgotten: its next block is refused with the number expected."""
+NOTHING_CONSUMED: Final = "0-0"
+"""The id before every entry of a stream."""
 _FORGOTTEN: Final = {"position": "null", "confirmed_at": "0"}
 """A new session has no data yet: what the old one noted and confirmed says nothing about it."""
+
+
+def log_field(slot: int) -> str:
+    """Field of the head that says how far a log slot is consumed."""
+    return f"log:{slot}"
 
 
 def edge_field(base: int | None, version: int) -> str:
@@ -108,6 +118,9 @@ def _version_patch(record: Record, body: NewVersion, head: dict[str, str]) -> Pa
     )  # fmt: skip
     head |= {"version": str(edge.version), "position": json.dumps(body.position)}
     head |= {} if body.confirmed_at is None else {"confirmed_at": repr(body.confirmed_at)}
+    for source in body.sources:
+        marks = {name: mark for name, mark in source.marks.items() if mark.at > record.time - MARK_SECONDS}
+        head[log_field(source.slot)] = json.dumps({"until": source.until, "marks": marks})
     put: dict[Table, Mapping[str, str]] = {
         "head": head,
         "versions": {str(edge.version): info.model_dump_json(exclude_defaults=True)},
@@ -176,6 +189,16 @@ class State:
     @property
     def exists(self) -> bool:
         return bool(self.session) and not self.head.get("dropped")
+
+    def consumed(self, slot: int) -> str:
+        """Id of the last change-log entry of a log slot that a version holds: micro-batches begin behind it."""
+        known = self.head.get(log_field(slot))
+        return str(json.loads(known)["until"]) if known else NOTHING_CONSUMED
+
+    def marks(self, slot: int) -> dict[str, Mark]:
+        """The producers' marks in a log slot that are sealed. A range names them all, so the newest range counts."""
+        known = self.head.get(log_field(slot))
+        return {name: Mark(*mark) for name, mark in json.loads(known)["marks"].items()} if known else {}
 
     def alike(self, other: State) -> bool:
         """Whether files made for one fit the other: the same session, and the same schema."""
