@@ -1,0 +1,80 @@
+"""Compaction levels as data, and what is due: roll-ups over powers of k deltas, and a snapshot when deltas grow heavy.
+
+A roll-up of level L covers versions (m * k**L, (m + 1) * k**L]: such ranges nest, so every state is reached over O(k log n)
+edges, and two compactors that look at one history want the same work. (Levels: benbjohnson/litestream, compaction_level.go.)
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
+
+from broker.model.commit import Edge
+from broker.rules.plan import cheapest
+
+FACTOR: Final = 8
+"""Edges that one roll-up stands for: bytes are rewritten log8(n) times, and a consumer far behind reads at most 7 a level."""
+_VERSION: Final = attrgetter("version")
+SNAPSHOT_RATIO: Final = 0.5
+"""A fresh snapshot is due when the deltas behind the newest one hold so much of its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """`factor`: k. `snapshot_ratio`: bytes of the deltas behind the newest snapshot by its own, above which the next is due."""
+
+    factor: int = FACTOR
+    snapshot_ratio: float = SNAPSHOT_RATIO
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """One piece of work: the edge from `base` (None: a snapshot) to `version`, made of `edges`, a road that leads there."""
+
+    base: int | None
+    version: int
+    edges: tuple[Edge, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What is read for it."""
+        return sum(edge.bytes for edge in self.edges)
+
+
+def due(edges: Sequence[Edge], levels: Levels) -> Iterator[Merge]:
+    """What compaction owes to `edges` (of one session, by version): low levels first, newest first, the snapshot at the end.
+
+    A range whose deltas are retired in part is past mending, and owes nothing.
+    """
+    if not edges:
+        return
+    newest, offered = edges[-1].version, {(edge.base, edge.version) for edge in edges}
+    oldest = min(edge.version if edge.base is None else edge.base for edge in edges)
+    width = levels.factor
+    while width <= newest - oldest:
+        for version in range(newest - newest % width, oldest, -width):
+            base = version - width
+            owed = base >= oldest and (base, version) not in offered
+            if owed and (road := _road(edges, base, version)) is not None:
+                yield Merge(base, version, road)
+        width *= levels.factor
+    if (snapshot := _snapshot_due(edges, levels)) is not None:
+        yield snapshot
+
+
+def _road(edges: Sequence[Edge], base: int, version: int) -> tuple[Edge, ...] | None:
+    """Deltas and roll-ups from `base` to `version`; None where one is missing."""
+    first, last = (bisect_right(edges, at, key=_VERSION) for at in (base, version))
+    return cheapest([edge for edge in edges[first:last] if edge.base is not None and edge.base >= base], base, version)
+
+
+def _snapshot_due(edges: Sequence[Edge], levels: Levels) -> Merge | None:
+    newest = edges[-1].version
+    road = cheapest(edges, None, newest)
+    if not road or len(road) == 1:
+        return None
+    whole, behind = road[0].bytes, sum(edge.bytes for edge in road[1:])
+    return Merge(None, newest, road) if behind > levels.snapshot_ratio * whole else None

@@ -1,0 +1,76 @@
+"""Compaction's decisions: roads stay short, work is owed once, and what is retired is left alone."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.model.commit import Edge, File
+from broker.rules.levels import Levels, due
+from broker.rules.plan import cheapest
+
+
+def edge(base: int | None, version: int, size: int = 1) -> Edge:
+    file = File(role="rows" if base is None else "upserts", key=f"{base}-{version}", sha256="0" * 64, bytes=size, rows=1)
+    return Edge(base=base, version=version, files=(file,))
+
+
+def ordered(edges: list[Edge]) -> list[Edge]:
+    return sorted(edges, key=lambda edge: (edge.version, -1 if edge.base is None else edge.base))
+
+
+def chain(newest: int, snapshot_bytes: int = 1_000_000) -> list[Edge]:
+    return [edge(None, 1, snapshot_bytes), *(edge(version - 1, version) for version in range(2, newest + 1))]
+
+
+def compacted(edges: list[Edge], levels: Levels) -> list[Edge]:
+    """The history when all that is owed is made: a merge of n edges is as large as one of them."""
+    while (work := next(due(edges, levels), None)) is not None:
+        edges = ordered([*edges, edge(work.base, work.version, 1 if work.base is not None else 1_000_000)])
+    return edges
+
+
+@given(st.integers(1, 300), st.integers(2, 9))
+def test_any_version_is_reached_from_any_other_over_logarithmically_few_edges(newest: int, factor: int) -> None:
+    edges = compacted(chain(newest), Levels(factor))
+    depth = 1
+    while factor**depth <= newest:
+        depth += 1
+    for held in {1, 2, newest // 3 + 1, newest // 2 + 1, newest}:
+        road = cheapest(edges, held, newest)
+        assert road is not None
+        assert len(road) <= 2 * depth * (factor - 1) + 1
+
+
+@given(st.integers(1, 200), st.integers(2, 9))
+def test_nothing_is_owed_twice(newest: int, factor: int) -> None:
+    edges = compacted(chain(newest), Levels(factor))
+    assert len({(edge.base, edge.version) for edge in edges}) == len(edges)
+
+
+@given(st.integers(1, 120), st.sets(st.integers(2, 120)))
+def test_a_merge_is_made_of_a_road_that_leads_from_its_base_to_its_version(newest: int, gone: set[int]) -> None:
+    edges = [edge for edge in chain(newest) if edge.base is None or edge.version not in gone]
+    for work in due(edges, Levels(4)):
+        at = work.base
+        for part in work.edges:
+            assert part.base == at
+            at = part.version
+        assert at == work.version
+
+
+def test_a_range_with_a_retired_delta_owes_nothing() -> None:
+    edges = [edge for edge in chain(17) if edge.version != 12]
+    assert {(work.base, work.version) for work in due(edges, Levels(8))} == set()
+    assert {(work.base, work.version) for work in due(chain(17), Levels(8))} == {(8, 16)}
+
+
+def test_a_snapshot_is_due_when_the_deltas_behind_the_newest_grow_heavy() -> None:
+    light, heavy = [edge(None, 1, 100), edge(1, 2, 50)], [edge(None, 1, 100), edge(1, 2, 51)]
+    assert list(due(light, Levels())) == []
+    (work,) = due(heavy, Levels())
+    assert (work.base, work.version, work.edges) == (None, 2, tuple(heavy))
+
+
+def test_nothing_is_owed_to_a_dataset_without_edges() -> None:
+    assert list(due([], Levels())) == []

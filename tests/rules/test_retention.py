@@ -1,0 +1,126 @@
+"""Laws of retention: nobody who lives loses a road, nothing is kept without a reason, and what is kept stays bounded."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.model.commit import Edge, File
+from broker.rules.plan import cheapest
+from broker.rules.retention import FLOOR, NEWEST, Floors, Wanted, pair, retention
+
+NONE = Floors(versions=1, seconds=0)
+
+
+def edge(base: int | None, version: int, size: int = 10) -> Edge:
+    file = File(role="rows" if base is None else "upserts", key=f"{base}-{version}", sha256="0" * 64, bytes=size, rows=1)
+    return Edge(base=base, version=version, files=(file,))
+
+
+def chain(newest: int, *more: Edge) -> list[Edge]:
+    """A snapshot of 100 bytes at 1 and a delta of 10 to each version, and more edges."""
+    edges = [edge(None, 1, 100), *(edge(version - 1, version) for version in range(2, newest + 1)), *more]
+    return sorted(edges, key=lambda edge: (edge.version, -1 if edge.base is None else edge.base))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Edge]:
+    newest = draw(st.integers(1, 24))
+    edges = {pair(edge): edge for edge in chain(newest)}
+    for version in draw(st.lists(st.integers(2, 24), max_size=3)):
+        if version <= newest:
+            edges[None, version] = edge(None, version, draw(st.integers(20, 200)))
+    for base, length in draw(st.lists(st.tuples(st.integers(1, 22), st.integers(2, 8)), max_size=5)):
+        if base + length <= newest:
+            edges[base, base + length] = edge(base, base + length, draw(st.integers(5, 60)))
+    return sorted(edges.values(), key=lambda edge: (edge.version, -1 if edge.base is None else edge.base))
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[list[Edge], Wanted, Floors]:
+    edges = draw(histories())
+    newest = edges[-1].version
+    some = st.lists(st.integers(1, newest), max_size=4)
+    wanted = Wanted(
+        versions={f"channel c{number}": versions for number, versions in enumerate(draw(st.lists(some, max_size=3)))},
+        readers={f"r{number}": version for number, version in enumerate(draw(some))},
+        times={version: float(version) for version in range(1, newest + 1)},
+    )
+    return edges, wanted, Floors(draw(st.integers(1, 6)), draw(st.integers(0, 30)))
+
+
+@given(situations())
+def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_before(
+    situation: tuple[list[Edge], Wanted, Floors],
+) -> None:
+    edges, wanted, floors = situation
+    newest = edges[-1].version
+    plan = retention(edges, wanted, floors, now=float(newest))
+    left = [edge for edge in edges if plan.why(edge.base, edge.version)]
+    assert cheapest(left, None, newest) == cheapest(edges, None, newest)
+    for versions in wanted.versions.values():
+        for version in versions:
+            assert cheapest(left, None, version) == cheapest(edges, None, version)
+    for at in wanted.readers.values():
+        if at < newest:
+            assert cheapest(left, at, newest) == cheapest(edges, at, newest)
+
+
+@given(situations())
+def test_every_edge_is_kept_for_a_reason_or_retired(situation: tuple[list[Edge], Wanted, Floors]) -> None:
+    edges, wanted, floors = situation
+    plan = retention(edges, wanted, floors, now=float(edges[-1].version))
+    assert {pair(edge) for edge in plan.retire} | set(plan.kept) == {pair(edge) for edge in edges}
+    assert not {pair(edge) for edge in plan.retire} & set(plan.kept)
+    assert all(version > plan.until for _, version in plan.kept)
+
+
+@given(situations())
+def test_what_is_kept_for_the_floor_alone_holds_no_more_than_the_newest_snapshot(
+    situation: tuple[list[Edge], Wanted, Floors],
+) -> None:
+    edges, wanted, floors = situation
+    plan = retention(edges, wanted, floors, now=float(edges[-1].version))
+    budget = next(edge.bytes for edge in reversed(edges) if edge.base is None)
+    assert sum(edge.bytes for edge in edges if plan.why(edge.base, edge.version) == FLOOR) <= budget
+
+
+def test_deltas_behind_a_newer_snapshot_go_when_nobody_reads_them() -> None:
+    edges = chain(10, edge(None, 8, 50))
+    plan = retention(edges, Wanted(), NONE, now=100)
+    assert plan.why(None, 8) == NEWEST
+    assert [pair(edge) for edge in plan.retire] == [(None, 1), *((version - 1, version) for version in range(2, 9))]
+    assert plan.until == 7
+
+
+def test_a_reader_far_behind_keeps_its_road_and_its_name_is_told() -> None:
+    edges = chain(10, edge(None, 8, 90))
+    plan = retention(edges, Wanted(readers={"search": 3}), NONE, now=100)
+    assert plan.why(3, 4) == plan.why(7, 8) == "cursor search"
+    assert plan.why(2, 3) is None
+
+
+def test_a_channel_keeps_what_it_may_be_rolled_back_to() -> None:
+    edges = chain(10, edge(None, 5, 40), edge(None, 9, 40))
+    plan = retention(edges, Wanted(versions={"channel production": [9, 5]}), NONE, now=100)
+    assert plan.why(None, 5) == "channel production"
+    assert plan.why(4, 5) is None
+
+
+def test_the_floor_keeps_the_roads_between_the_newest_versions() -> None:
+    edges = chain(20, edge(None, 20, 100))
+    plan = retention(edges, Wanted(), Floors(versions=4, seconds=0), now=100)
+    assert [plan.why(version - 1, version) for version in (16, 17, 18, 19, 20)] == [None, *[FLOOR] * 4]
+
+
+def test_young_versions_stay_whatever_their_number() -> None:
+    edges = chain(6, edge(None, 6, 100))
+    times = {version: float(version) for version in range(1, 7)}
+    plan = retention(edges, Wanted(times=times), Floors(versions=1, seconds=3), now=6.0)
+    assert plan.why(2, 3) == FLOOR
+    plan = retention(edges, Wanted(times=times), Floors(versions=1, seconds=1), now=6.0)
+    assert plan.why(2, 3) is None
+
+
+def test_without_edges_there_is_nothing_to_do() -> None:
+    assert retention([], Wanted(), NONE, now=0).retire == ()
