@@ -1,0 +1,186 @@
+"""Change logs: Redis' side of them. Each method is one script or one read; none decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, cast
+
+from broker.backend.client import Call, RedisClient
+from broker.backend.keys import Slot, log_slot, slot_for
+from broker.errors import BrokerError
+from broker.model.names import DatasetId
+from broker.rules.blocks import Kind
+from broker.rules.fold import MARK_SECONDS, NOTHING_CONSUMED, State
+from broker.settings import Settings
+
+CLOCK_MARGIN_MS: Final = 10_000
+"""After a loss of Redis ids begin so far ahead: the clock of the server before may have been ahead of this one's."""
+MARK_SLACK_SECONDS: Final = 86_400
+"""Redis remembers a producer longer than sealed versions do, so that whoever begins anew here is new there, too."""
+UNNAMED_SECONDS: Final = 3_600
+"""Marks of producers without a name live so long: after such a silence their client takes another name."""
+MARKS_PAUSE_SECONDS: Final = 600
+READ_BYTES: Final = 4 << 20
+"""What one read of a log asks for, by the size of the entries before it."""
+FIRST_READ, MOST_ENTRIES = 16, 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One block, or the part of it that fell into this slot. `bytes_until`, `rows_until`: the slot's totals, itself included.
+
+    `payload` is an Arrow IPC stream (columnar.blocks.decoded); None: a mark only, without rows.
+    """
+
+    id: str
+    producer: str
+    block: int
+    kind: Kind
+    rows: int
+    bytes_until: int
+    rows_until: int
+    payload: bytes | None
+
+    @property
+    def at_ms(self) -> int:
+        """When it was appended, by its id; up to CLOCK_MARGIN_MS ahead after a loss of Redis."""
+        return int(self.id.partition("-")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A dataset's totals in one log slot: bytes and rows appended, and those of them that were trimmed."""
+
+    appended: int
+    rows: int
+    released: int
+    released_rows: int
+
+    @property
+    def unbatched_bytes(self) -> int:
+        return self.appended - self.released
+
+    @property
+    def unbatched_rows(self) -> int:
+        return self.rows - self.released_rows
+
+
+class Part(NamedTuple):
+    """A block's part for one slot. `author`: the client that chose the number (rules.blocks.ANYBODY: the producer did)."""
+
+    slot: int
+    producer: str
+    block: int
+    author: str
+    kind: Kind
+    rows: int = 0
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a slot says to a part. `value`: the entry's id (accepted, same), the number expected (gap) or the mark (taken)."""
+
+    kind: Literal["accepted", "same", "gap", "taken", "reconcile", "full", "memory"]
+    value: str = ""
+
+
+class Logs:
+    """Safe for threads and processes: every change is one atomic script."""
+
+    def __init__(self, redis: RedisClient, settings: Settings) -> None:
+        self._redis, self._settings = redis, settings
+        self._append, self._open, self._trim = map(redis.script, ("append", "log_open", "log_trim"))
+        self.count = settings.log_slots
+
+    def slot(self, dataset: DatasetId, number: int) -> Slot:
+        return Slot(log_slot(slot_for(dataset, self._settings.shards), number))
+
+    def append(self, dataset: DatasetId, parts: Sequence[Part]) -> list[Answer | BrokerError]:
+        """Each part to its slot, in one round trip: an answer or what was refused for each, in order.
+
+        Raises OutcomeUnknown or Unavailable for all: each may have been added. The same parts again find out.
+        """
+        limits = (self._settings.unbatched_bytes, int(self._settings.max_memory_ratio * 100))
+        calls: list[Call] = [
+            (self._keys(dataset, part.slot), [dataset, *part[1:], *limits])  # the script takes a part's fields in their order
+            for part in parts
+        ]
+        replies = self._redis.call_many(self._append, calls)
+        return [reply if isinstance(reply, BrokerError) else _answer(reply) for reply in replies]
+
+    def open(self, state: State, number: int) -> None:
+        """After a loss or restart of Redis: go on from what is sealed. Idempotent; nothing to do in the same incarnation."""
+        dataset = DatasetId(state.dataset)
+        marks = [item for name, mark in state.marks(number).items() for item in (name, mark.block, round(mark.at * 1000))]
+        arguments = [dataset, state.consumed(number), CLOCK_MARGIN_MS, *marks]
+        self._redis.call(self._open, self._keys(dataset, number), arguments)
+
+    def marks(self, dataset: DatasetId, producer: str) -> list[int]:
+        """The producer's mark in each slot; 0: none. Tells nothing before the slots are open."""
+        commands = [("HGET", self.slot(dataset, number).marks(dataset), producer) for number in range(self.count)]
+        replies = self._redis.pipeline(commands, dataset, writes=False)
+        return [int(_good(reply).split()[0]) if reply else 0 for reply in replies]
+
+    def read(self, dataset: DatasetId, number: int, after: str = NOTHING_CONSUMED, count: int = MOST_ENTRIES) -> list[LogEntry]:
+        """At most `count` entries behind `after`, oldest first."""
+        stream = self.slot(dataset, number).log(dataset)
+        found = self._redis.run("XRANGE", stream, f"({after}", "+", "COUNT", count, writes=False)
+        return [_entry(id, fields) for id, fields in found]
+
+    def entries(self, dataset: DatasetId, number: int, after: str = NOTHING_CONSUMED) -> Iterator[LogEntry]:
+        """All entries behind `after`, read in runs of about READ_BYTES, so that whoever stops early has not read much more."""
+        count = FIRST_READ
+        while run := self.read(dataset, number, after, count):
+            yield from run
+            if len(run) < count:
+                return
+            after, size = run[-1].id, sum(len(entry.payload or b"") for entry in run) / len(run)
+            count = max(1, min(MOST_ENTRIES, int(READ_BYTES / max(size, 1))))
+
+    def logged(self, dataset: DatasetId, number: int) -> Logged:
+        """The totals; zeros for a log nobody opened."""
+        fields = ("appended", "rows", "released", "released_rows")
+        reply = self._redis.run("HMGET", self.slot(dataset, number).logged(dataset), *fields, writes=False)
+        return Logged(*(int(value or 0) for value in reply))
+
+    def ready(self, slot: Slot, count: int = 1_000) -> list[tuple[DatasetId, int]]:
+        """Datasets of a log slot with unbatched entries and the time (ms, Redis' clock) of their oldest, oldest first."""
+        flat = self._redis.run("ZRANGE", slot.ready, 0, count - 1, "WITHSCORES", writes=False)
+        return [(DatasetId(name.decode()), int(float(at))) for name, at in zip(flat[::2], flat[1::2], strict=True)]
+
+    def trim(self, state: State, number: int) -> int:
+        """Forget what versions hold: entries up to `state.consumed`, never one more. -> entries left. Idempotent."""
+        dataset = DatasetId(state.dataset)
+        lives = [(MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000]
+        keys = self._keys(dataset, number)
+        return int(self._redis.call(self._trim, keys, [dataset, state.consumed(number), *lives]))
+
+    def last_id(self, dataset: DatasetId, number: int) -> str:
+        """Id of the newest entry; '0-0' when there is none."""
+        newest = self._redis.run("XREVRANGE", self.slot(dataset, number).log(dataset), "+", "-", "COUNT", 1, writes=False)
+        return newest[0][0].decode() if newest else NOTHING_CONSUMED
+
+    def _keys(self, dataset: DatasetId, number: int) -> list[bytes]:
+        slot = self.slot(dataset, number)
+        return [slot.meta, slot.log(dataset), slot.logged(dataset), slot.marks(dataset), slot.ready]
+
+
+def _answer(reply: list[bytes]) -> Answer:
+    kind, *value = (item.decode() if isinstance(item, bytes) else str(item) for item in reply)
+    return Answer(cast(Literal["accepted", "same", "gap", "taken", "reconcile", "full", "memory"], kind), *value)
+
+
+def _entry(id: bytes, flat: list[bytes]) -> LogEntry:
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    kind: Kind = "u" if fields[b"k"] == b"u" else "d"
+    rows, bytes_until, rows_until = (int(fields[name]) for name in (b"n", b"c", b"r"))
+    producer, block = fields[b"p"].decode(), int(fields[b"b"])
+    return LogEntry(id.decode(), producer, block, kind, rows, bytes_until, rows_until, fields.get(b"d"))
+
+
+def _good(reply: bytes | Exception) -> bytes:
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
