@@ -157,6 +157,11 @@ def replica_lease(dataset: DatasetId, name: str) -> str:
     return f"lease:replica:{dataset.tenant}/{dataset.name}:{name}"
 
 
+def compact_lease(dataset: DatasetId) -> str:
+    """Name of the lease under which one process at a time compacts a dataset."""
+    return f"lease:compact:{dataset.tenant}/{dataset.name}"
+
+
 def duty_lease(duty: str) -> str:
     """Name of the lease of a duty that one worker a slot does at a time: janitor, sweep."""
     return f"lease:{duty}"

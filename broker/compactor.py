@@ -1,0 +1,129 @@
+"""Compaction: roll-ups and fresh snapshots between versions that exist. It adds edges, never versions, and changes no content.
+
+    due (rules/levels.py) ──► files of the merged road ──► verify ──► `edge` record
+
+A crash before the record leaves orphans for the sweep. Two that compact one dataset find the other's edge, or its lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+from uuid import uuid4
+
+from broker.backend.index import Index
+from broker.backend.keys import compact_lease
+from broker.backend.leases import Leases
+from broker.catalog import Catalog
+from broker.columnar.engine import EVERYTHING, Engine, Written
+from broker.columnar.results import schema_of_spec
+from broker.columnar.tombstones import Standing
+from broker.errors import BrokerError, Busy, StaleBase
+from broker.model.commit import Body, Edge, NewEdge
+from broker.model.names import DatasetId, data_key
+from broker.publication import Publication
+from broker.rules.fold import State
+from broker.rules.levels import Levels, Merge, due
+from broker.rules.publishing import Lease
+
+log = logging.getLogger("broker.compactor")
+MERGES: Final = 16
+"""Merges of one dataset in one pass: the others have a turn, too."""
+
+
+@dataclass
+class CompactReport:
+    """What one pass did. `failed`: dataset -> why; the next pass tries again."""
+
+    roll_ups: int = 0
+    snapshots: int = 0
+    read_bytes: int = 0
+    failed: dict[DatasetId, str] = field(default_factory=dict)
+
+    def add(self, work: Merge) -> None:
+        self.snapshots += work.base is None
+        self.roll_ups += work.base is not None
+        self.read_bytes += work.bytes
+
+
+class Compactor:
+    """Idempotent and safe to run anywhere, several at once."""
+
+    def __init__(
+        self,
+        index: Index,
+        catalog: Catalog,
+        engine: Engine,
+        publication: Publication,
+        leases: Leases,
+        levels: Levels | None = None,
+    ) -> None:
+        self._index, self._catalog, self._engine = index, catalog, engine
+        self._publication, self._leases, self._levels = publication, leases, levels or Levels()
+        self._seen = dict[DatasetId, int]()
+
+    def run_once(self) -> CompactReport:
+        """A pass over all datasets whose head moved since the last one."""
+        report = CompactReport()
+        for slot in self._index.slots():
+            for dataset, glance in self._index.glance(slot).items():
+                if self._seen.get(dataset) != glance.seq:
+                    self._visit(dataset, report)
+        return report
+
+    def compact(self, dataset: DatasetId, most: int = MERGES) -> Iterator[Merge]:
+        """Do what is due for one dataset, at most `most` merges; each as it is done.
+
+        Raises NotFound, Busy (another compacts it), Fenced, Corrupt, Unavailable.
+        """
+        with self._leases.held(self._catalog.slot(dataset), compact_lease(dataset), uuid4().hex) as lease:
+            for _ in range(most):
+                state = self._catalog.state(dataset)
+                work = next(due(state.edges, self._levels), None)
+                if work is None:
+                    return
+                self._merge(state, work, lease)
+                yield work
+
+    def _visit(self, dataset: DatasetId, report: CompactReport) -> None:
+        try:
+            seq = self._catalog.state(dataset).seq
+            done = 0
+            for work in self.compact(dataset):
+                report.add(work)
+                done += 1
+            if done < MERGES:
+                self._seen[dataset] = seq + done
+        except Busy:
+            return
+        except BrokerError as error:  # one dataset's harm must not end the care for the others
+            report.failed[dataset] = str(error)
+            log.warning("%s: %s", dataset, error)
+
+    def _merge(self, state: State, work: Merge, lease: Lease) -> None:
+        dataset, begun = DatasetId(state.dataset), time.monotonic()
+        edge = self._written(state, work)
+
+        def body(now: State) -> Body | None:
+            if now.edge(work.base, work.version) is not None:
+                return None
+            if not now.alike(state) or any(now.edge(part.base, part.version) is None for part in work.edges):
+                raise StaleBase("the history changed meanwhile", of=dataset, why=f"{len(work.edges)} edges were merged")
+            return NewEdge(edge=edge)
+
+        self._catalog.commit(dataset, body, "compact", lease, begun)
+
+    def _written(self, state: State, work: Merge) -> Edge:
+        if work.base is None:
+            times = {info.version: info.time for info in state.versions}
+            written = self._engine.write_merged(state.spec, Standing(work.edges, times, time.time()))
+            edge = Edge(base=None, version=work.version, files=written.files)
+        else:
+            key_of = partial(data_key, DatasetId(state.dataset))
+            edge = self._engine.derive(state.spec, work.edges, EVERYTHING, "parquet", key_of)
+        self._publication.verify(Written(edge.files, schema_of_spec(state.spec)))
+        return edge

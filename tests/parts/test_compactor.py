@@ -1,0 +1,162 @@
+"""Compaction: shorter roads to the same content, at every version, from every version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+import broker
+from broker.backend.keys import compact_lease
+from broker.columnar.engine import EVERYTHING
+from broker.compactor import Compactor
+from broker.errors import Busy, StaleBase
+from broker.model.commit import Edge
+from broker.model.names import DatasetId
+from broker.rules.levels import Levels
+from broker.rules.plan import plan
+from broker.sinks.memory import Memory
+
+OFFERS = DatasetId("shop/catalog/offers")
+KEYS = 12
+
+
+@pytest.fixture
+def b(redis_url: str, tmp_path: Path) -> Iterator[broker.Broker]:
+    with broker.connect(redis=redis_url, home=tmp_path) as opened:
+        yield opened
+
+
+def compactor(b: broker.Broker, factor: int = 2, ratio: float = 0.5) -> Compactor:
+    parts = b.parts
+    return Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(factor, ratio))
+
+
+def published(b: broker.Broker, versions: int, order: list[str]) -> list[dict[str, Any]]:
+    """A history of random changes, late ones among them; the content of each version, from 1 on."""
+    random, offers = Random(7), b.dataset(OFFERS, key=["sku"], order=order)
+    offers.publish([{"sku": f"s{key}", "at": 0, "price": 0} for key in range(KEYS)])
+    contents = [content(offers)]
+    for version in range(2, versions + 1):
+        keys = random.sample(range(KEYS), 5)
+        changes = [{"sku": f"s{key}", "at": random.randint(0, 9), "price": version} for key in keys[:3]]
+        deletes = [{"sku": f"s{key}"} | ({"at": random.randint(0, 9)} if order else {}) for key in keys[3:]]
+        offers.publish_delta(changes, deletes)
+        contents.append(content(offers))
+    return contents
+
+
+def content(dataset: broker.Dataset, version: int | None = None) -> dict[str, Any]:
+    return {row["sku"]: (row["at"], row["price"]) for row in dataset.read(version).to_pylist()}
+
+
+def pairs(dataset: broker.Dataset) -> set[tuple[int | None, int]]:
+    return {(edge.base, edge.version) for edge in dataset.state.edges}
+
+
+@pytest.mark.parametrize("order", [[], ["at"]], ids=["without order", "with order"])
+def test_every_version_reads_as_before_over_fewer_edges(b: broker.Broker, order: list[str]) -> None:
+    contents = published(b, 17, order)
+    offers, before = b.dataset(OFFERS, key=["sku"], order=order), len(b.dataset(OFFERS, key=["sku"], order=order).plan().edges)
+    report = compactor(b).run_once()
+    assert report.failed == {}
+    assert report.roll_ups >= 8
+    assert len(offers.plan().edges) < before
+    assert [content(offers, version) for version in range(1, 18)] == contents
+    assert offers.state.version == 17  # edges, never versions
+
+
+@pytest.mark.parametrize("order", [[], ["at"]], ids=["without order", "with order"])
+def test_a_replica_that_takes_roll_ups_holds_what_one_that_took_every_delta_holds(b: broker.Broker, order: list[str]) -> None:
+    published(b, 9, order)
+    state, engine = b.dataset(OFFERS, key=["sku"], order=order).state, b.parts.engine
+    merged = [edge for edge in _after(b).edges if edge.base is not None and edge.version - edge.base > 1]
+    assert merged
+    for roll_up in merged:
+        deltas = [
+            edge for version in range(roll_up.base + 1, roll_up.version + 1) if (edge := state.edge(version - 1, version))
+        ]
+        assert _ends_in(engine, state, [roll_up]) == _ends_in(engine, state, deltas)
+
+
+def _after(b: broker.Broker) -> Any:
+    compactor(b).run_once()
+    return b.parts.catalog.state(OFFERS)
+
+
+def _ends_in(engine: Any, state: Any, edges: list[Edge]) -> list[dict[str, Any]]:
+    """The content behind `edges`, from the snapshot on by way of single deltas."""
+    road = [edge for edge in plan(state.edges, None, edges[0].base or 0).edges] if edges[0].base else []
+    rows = engine.read(state.spec, [*road, *edges], EVERYTHING).read_all().to_pylist()
+    return sorted(rows, key=lambda row: str(row["sku"]))
+
+
+def test_a_second_pass_finds_nothing_to_do(b: broker.Broker) -> None:
+    published(b, 9, [])
+    assert compactor(b).run_once().roll_ups
+    again = compactor(b).run_once()
+    assert (again.roll_ups, again.snapshots) == (0, 0)
+
+
+def test_a_fresh_snapshot_comes_when_the_deltas_grow_heavy(b: broker.Broker) -> None:
+    offers = b.dataset(OFFERS, key=["sku"])
+    offers.publish([{"sku": "a", "price": 1}])
+    for price in range(3):
+        offers.publish_delta([{"sku": "a", "price": price}])
+    assert compactor(b, factor=100, ratio=0.1).run_once().snapshots == 1
+    assert (None, 4) in pairs(offers)
+    assert offers.plan().edges == (offers.state.edge(None, 4),)
+
+
+def test_a_dataset_whose_head_stands_still_is_not_looked_at_again(b: broker.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(b, 5, [])
+    duty = compactor(b)
+    duty.run_once()
+    monkeypatch.setattr(duty, "compact", lambda dataset: pytest.fail(f"{dataset} was looked at"))
+    duty.run_once()
+
+
+def test_while_another_compacts_the_dataset_it_is_left_alone(b: broker.Broker) -> None:
+    published(b, 5, [])
+    with b.parts.leases.held(b.parts.index.slot(OFFERS), compact_lease(OFFERS), "another"):
+        with pytest.raises(Busy):
+            next(compactor(b).compact(OFFERS))
+        assert compactor(b).run_once().roll_ups == 0
+    assert compactor(b).run_once().roll_ups
+
+
+def test_a_session_that_ended_while_its_edges_were_merged_gets_none_of_them(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(b, 5, [])
+    offers, duty = b.dataset(OFFERS, key=["sku"]), compactor(b)
+    derive = b.parts.engine.derive
+
+    def and_dropped(*args: Any) -> Edge:
+        edge = derive(*args)
+        offers.drop()
+        b.dataset(OFFERS, key=["sku"]).publish([{"sku": "z", "at": 0, "price": 0}])
+        return edge
+
+    monkeypatch.setattr(b.parts.engine, "derive", and_dropped)
+    with pytest.raises(StaleBase):
+        next(duty.compact(OFFERS))
+    assert pairs(offers) == {(None, 6)}
+
+
+def test_a_replica_far_behind_takes_the_roll_ups(b: broker.Broker) -> None:
+    contents = published(b, 4, [])
+    sink = Memory()
+    replica = b.replica(OFFERS, name="slow", sink=sink)
+    replica.sync()
+    offers = b.dataset(OFFERS, key=["sku"])
+    for price in range(12):
+        offers.publish_delta([{"sku": "s0", "at": 0, "price": price}])
+    compactor(b, ratio=1e9).run_once()
+    report = replica.sync()
+    assert report.edges < 12
+    assert report.reset is None
+    assert {row["sku"]: (row["at"], row["price"]) for row in sink.read().to_pylist()} == contents[-1] | {"s0": (0, 11)}
