@@ -2,7 +2,7 @@
 
 Inside one slot:
 
-    meta                        hash   run_id, epoch, counter of fences; submits, full (memory check), inflight_cap, parked_at
+    meta                        hash   run_id, epoch, born, counter of fences; submits, full, inflight_cap (submit), parked_at
     datasets                    set    dataset ids
     head|versions|edges|productions|holds:<tenant>/<name>   hashes: the projection (rules/fold.py)
     lease:<name>                hash   owner, epoch, counter, until; names: writer:<tenant>/<dataset>, janitor, replica:...
@@ -22,6 +22,7 @@ Inside one slot:
     lapse                       zset   flight ids by end of lease;  delayed, deadlines: zsets of request ids
     parked                      hash   request id -> dataset that no reader of its stream could serve
     workers                     hash   worker id -> JSON (patterns, host, pid, until)
+    cursors:<tenant>/<name>     hash   consumer -> end of its lease (ms) and JSON of where it stands
     batches:<tenant>/<name>     hash   log slot -> JSON of its closed micro-batch, until the next commit takes it
     parts:<flight>              hash   plan, total, left, rows, bytes; attempt:, done:, error:<number of part | finalise>
 
@@ -135,6 +136,9 @@ class Slot:
     def ready(self) -> bytes:
         """In a log slot."""
         return self.key("ready")
+
+    def cursors(self, dataset: DatasetId) -> bytes:
+        return self.key(f"cursors:{dataset.tenant}/{dataset.name}")
 
     def batches(self, dataset: DatasetId) -> bytes:
         """In the dataset's own slot."""

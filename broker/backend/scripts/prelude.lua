@@ -27,6 +27,7 @@ local function incarnation()
   if known[1] == run then return run .. ':' .. known[2], known[2] end
   local epoch = int(math.max((tonumber(known[2]) or 0) + 1, now_ms()))
   redis.call('HSET', KEYS[1], 'run_id', run, 'epoch', epoch)
+  redis.call('HSETNX', KEYS[1], 'born', int(now_ms())) -- since when there is memory: a restart keeps it, a loss does not
   return run .. ':' .. epoch, epoch
 end
 
