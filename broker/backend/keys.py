@@ -166,6 +166,11 @@ def compact_lease(dataset: DatasetId) -> str:
     return f"lease:compact:{dataset.tenant}/{dataset.name}"
 
 
+def retention_lease(dataset: DatasetId) -> str:
+    """Name of the lease under which one process at a time retires edges of a dataset."""
+    return f"lease:retention:{dataset.tenant}/{dataset.name}"
+
+
 def duty_lease(duty: str) -> str:
     """Name of the lease of a duty that one worker a slot does at a time: janitor, sweep."""
     return f"lease:{duty}"

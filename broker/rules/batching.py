@@ -19,11 +19,15 @@ from pydantic import Field
 from broker.errors import Conflict
 from broker.model.commit import Edge, File, Mark, NewVersion, SourceRange
 from broker.model.dataset import Frozen
+from broker.rules.blocks import UNNAMED
 from broker.rules.fold import State
 from broker.settings import Settings
 
 PRODUCER: Final = "changelog"
 """What a version made of a change log says of its producer."""
+
+UNNAMED_MARK_SECONDS: Final = 3_600
+"""Redis forgets marks of producers without a name after so long, too (backend/logs.py)."""
 
 Reason = Literal["rows", "bytes", "age", "joined", "idle"]
 """Why a batch ended: its size, its age, with another slot of the dataset, or (marks alone) because nothing came after them."""
@@ -80,23 +84,29 @@ def share_of(slots: int, processes: int) -> int:
     return -(-slots // max(1, processes))
 
 
-class Entry(NamedTuple):
-    """What a change-log entry says of itself. `at`: seconds since the epoch, of its id."""
+class Seen(NamedTuple):
+    """A block as a log slot has it. `at`: when it was appended, seconds since the epoch."""
 
-    id: str
     producer: str
     block: int
-    rows: int
     at: float
 
 
-def marks_after(known: Mapping[str, Mark], entries: Iterable[Entry]) -> dict[str, Mark]:
-    """The producers' marks behind these entries, which follow on those `known`."""
+def marks_after(known: Mapping[str, Mark], seen: Iterable[Seen]) -> dict[str, Mark]:
+    """The producers' marks behind these blocks, which follow on those `known`.
+
+    Producers without a name are soon forgotten: nobody comes back under such a name, and every version names all marks.
+    """
     marks = dict(known)
-    for entry in entries:
-        mark = marks.get(entry.producer)
-        marks[entry.producer] = Mark(max(entry.block, mark.block) if mark else entry.block, entry.at)
-    return marks
+    for producer, block, at in seen:
+        mark = marks.get(producer, Mark(0, 0))
+        marks[producer] = Mark(max(block, mark.block), max(at, mark.at))
+    newest = max((mark.at for mark in marks.values()), default=0)
+    return {
+        producer: mark
+        for producer, mark in marks.items()
+        if not producer.startswith(UNNAMED) or mark.at > newest - UNNAMED_MARK_SECONDS
+    }
 
 
 class Batch(Frozen):
@@ -104,6 +114,7 @@ class Batch(Frozen):
 
     source: SourceRange
     session: str = Field(description="of the dataset whose schema the files fit")
+    epoch: str = Field("", description="of the incarnation of Redis whose log was read")
     written_at: float = Field(description="start of the upload, seconds since the epoch")
     files: tuple[File, ...] = ()
     coalesced: int = Field(0, ge=0, description="changes that another of the same key replaced")
@@ -113,9 +124,17 @@ class Batch(Frozen):
         return self.source.slot
 
 
+def epoch_of(state: State) -> str:
+    """The incarnation of Redis that the newest barrier let in."""
+    return state.head.get("epoch", "")
+
+
 def fits(state: State, batch: Batch) -> bool:
-    """Whether it goes on exactly where the head ends, and was made for its session (whose schema only grows)."""
-    return batch.source.after == state.consumed(batch.slot) and batch.session == state.session
+    """Whether it goes on exactly where the head ends, was made for its session (whose schema only grows), and its log still is.
+
+    A Redis that lost its newest entries takes them anew from their producers: a batch that holds them must not count as well.
+    """
+    return batch.source.after == state.consumed(batch.slot) and (batch.session, batch.epoch) == (state.session, epoch_of(state))
 
 
 def batches_of(state: State, waiting: Iterable[Batch]) -> list[Batch]:

@@ -230,6 +230,11 @@ class State:
         found = (VersionInfo.model_validate_json(text) for text in self.tables["versions"].values())
         return tuple(sorted(found, key=lambda info: info.version))
 
+    @cached_property
+    def holds(self) -> dict[str, Hold]:
+        """By name; also those whose time is over."""
+        return {name: Hold.model_validate_json(text) for name, text in self.tables["holds"].items()}
+
     def info(self, version: int) -> VersionInfo:
         """Raises NotFound."""
         text = self.tables["versions"].get(str(version))

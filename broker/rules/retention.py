@@ -8,7 +8,8 @@ What stays, in this order:
     cursors                 a road from where each live one stands to the newest version and to every channel's
     floors                  the edges between the newest versions and the young ones, for who follows without a cursor
 
-The floors give way to the byte rule: edges kept for them alone never hold more than the newest snapshot, the oldest go first.
+The floors give way to the byte rule: edges kept for them alone never hold more than the snapshot on the newest version's road,
+the oldest go first.
 A cursor never gives way: its lease does, by lapsing.
 """
 
@@ -81,7 +82,8 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
         for edge in road or ():
             kept.setdefault(pair(edge), why)
 
-    keep(cheapest(edges, None, newest), NEWEST)
+    whole = cheapest(edges, None, newest)
+    keep(whole, NEWEST)
     for why, versions in wanted.versions.items():
         for version in versions:
             keep(cheapest(edges, None, version), why)
@@ -90,18 +92,15 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
         for target in targets:
             if at < target:
                 keep(cheapest(edges, at, target), f"cursor {name}")
-    _keep_floor(edges, wanted.times, floors, now, kept)
+    young = (version for version, time in wanted.times.items() if time >= now - floors.seconds)
+    _keep_floor(edges, min((newest - floors.versions + 1, *young)), whole[0].bytes if whole else 0, kept)
     retire = tuple(edge for edge in edges if pair(edge) not in kept)
     least = min((version if base is None else base for base, version in kept), default=newest)
     return RetentionPlan(kept, retire, least - 1)
 
 
-def _keep_floor(edges: Sequence[Edge], times: Mapping[int, float], floors: Floors, now: float, kept: dict[Pair, str]) -> None:
-    """The newest edges first, until they would hold more bytes than the newest snapshot does."""
-    newest = edges[-1].version
-    young = (version for version, time in times.items() if time >= now - floors.seconds)
-    first = min((newest - floors.versions + 1, *young))
-    budget = next((edge.bytes for edge in reversed(edges) if edge.base is None), 0)
+def _keep_floor(edges: Sequence[Edge], first: int, budget: int, kept: dict[Pair, str]) -> None:
+    """Edges between the versions from `first` on, the newest first, at most `budget` bytes of them."""
     for edge in reversed(edges):
         start = edge.version if edge.base is None else edge.base
         if start < first - 1 or pair(edge) in kept:

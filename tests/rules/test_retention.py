@@ -67,6 +67,15 @@ def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_b
 
 
 @given(situations())
+def test_what_is_left_loses_nothing_more_while_nothing_changes(situation: tuple[list[Edge], Wanted, Floors]) -> None:
+    edges, wanted, floors = situation
+    now = float(edges[-1].version)
+    plan = retention(edges, wanted, floors, now)
+    left = [edge for edge in edges if plan.why(edge.base, edge.version)]
+    assert retention(left, wanted, floors, now).retire == ()
+
+
+@given(situations())
 def test_every_edge_is_kept_for_a_reason_or_retired(situation: tuple[list[Edge], Wanted, Floors]) -> None:
     edges, wanted, floors = situation
     plan = retention(edges, wanted, floors, now=float(edges[-1].version))
@@ -81,7 +90,8 @@ def test_what_is_kept_for_the_floor_alone_holds_no_more_than_the_newest_snapshot
 ) -> None:
     edges, wanted, floors = situation
     plan = retention(edges, wanted, floors, now=float(edges[-1].version))
-    budget = next(edge.bytes for edge in reversed(edges) if edge.base is None)
+    road = cheapest(edges, None, edges[-1].version)
+    budget = road[0].bytes if road else 0
     assert sum(edge.bytes for edge in edges if plan.why(edge.base, edge.version) == FLOOR) <= budget
 
 

@@ -1,0 +1,154 @@
+"""Retention: gives up edges that nobody needs, by a `retire` record; the sweep deletes their files long after.
+
+    who needs what: cursors, channels, holds, floors ──► rules/retention.py ──► `retire` record ──► later: the sweep
+
+Nothing is given up while Redis has not remembered cursors for a full lease: whoever is alive must have had the time to say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import uuid4
+
+from broker.backend.index import Index
+from broker.backend.keys import retention_lease
+from broker.backend.leases import Leases
+from broker.catalog import Catalog
+from broker.cursors import Cursors
+from broker.errors import BrokerError, Busy, NotFound
+from broker.model.commit import Body, Hold, Retire
+from broker.model.names import DatasetId, check_name
+from broker.rules.fold import State
+from broker.rules.retention import Floors, RetentionPlan, Wanted, pair, retention
+
+log = logging.getLogger("broker.retention")
+Pins = Callable[[DatasetId], Mapping[str, Sequence[int]]]
+"""Reason -> versions that must stay readable, the present one first: what channels name."""
+HOLD: Final = "hold"
+
+
+@dataclass
+class RetentionReport:
+    """What one pass did. `waits`: datasets that are left alone until all cursors are known. `failed`: dataset -> why."""
+
+    retired: int = 0
+    bytes: int = 0
+    waits: list[DatasetId] = field(default_factory=list)
+    failed: dict[DatasetId, str] = field(default_factory=dict)
+
+
+def no_pins(dataset: DatasetId) -> Mapping[str, Sequence[int]]:
+    """For a broker without channels."""
+    del dataset
+    return {}
+
+
+class Retention:
+    """Idempotent and safe to run anywhere, several at once."""
+
+    def __init__(
+        self, catalog: Catalog, index: Index, leases: Leases, cursors: Cursors, floors: Floors, pins: Pins = no_pins
+    ) -> None:
+        self._catalog, self._index, self._leases = catalog, index, leases
+        self._cursors, self._floors, self._pins = cursors, floors, pins
+
+    def run_once(self) -> RetentionReport:
+        """A pass over all datasets."""
+        report = RetentionReport()
+        for slot in self._index.slots():
+            for dataset in self._index.datasets(slot):
+                try:
+                    done = self.apply(dataset)
+                except Busy:
+                    continue
+                except NotFound:
+                    continue  # dropped: it offers nothing
+                except BrokerError as error:  # one dataset's harm must not end the care for the others
+                    report.failed[dataset] = str(error)
+                    log.warning("%s: %s", dataset, error)
+                    continue
+                if done is None:
+                    report.waits.append(dataset)
+                else:
+                    report.retired += len(done.retire)
+                    report.bytes += done.bytes
+        return report
+
+    def plan(self, dataset: DatasetId) -> RetentionPlan:
+        """What would go now, and why the rest stays. Raises NotFound."""
+        return self._plan(self._catalog.state(dataset))
+
+    def apply(self, dataset: DatasetId) -> RetentionPlan | None:
+        """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable."""
+        if not self._cursors.standing(dataset).complete(self._cursors.lease_seconds):
+            return None
+        done: list[RetentionPlan] = []
+        with self._leases.held(self._catalog.slot(dataset), retention_lease(dataset), uuid4().hex) as lease:
+
+            def body(state: State) -> Body | None:
+                found = self._plan(state)
+                done.append(found)
+                if not found.retire:
+                    return None
+                files = tuple(file.key for edge in found.retire for file in edge.files)
+                return Retire(edges=tuple(map(pair, found.retire)), files=files, versions_until=found.until)
+
+            self._catalog.commit(dataset, body, "retention", lease)
+        return next((found for found in reversed(done) if found.retire), done[0])
+
+    def explain(self, dataset: DatasetId, of: str | int) -> str:
+        """Why a file (store key) or a version's edges stay, or that they go. Raises NotFound for what is not offered."""
+        state = self._catalog.state(dataset)
+        found = self._plan(state)
+        edges = [
+            edge for edge in state.edges if edge.version == of or any(file.key == of for file in edge.files)
+        ]  # fmt: skip
+        if not edges:
+            raise NotFound(
+                "nothing offered has this", of=str(of), why="it was retired, or never was", hint="broker versions list"
+            )
+        return "; ".join(f"{_named(*pair(edge))}: {found.why(*pair(edge)) or 'nobody needs it: it goes'}" for edge in edges)
+
+    def hold(self, dataset: DatasetId, name: str, version: int, until: float | None = None, why: str = "") -> None:
+        """Keep a version readable until a time (seconds since the epoch; None: until `release`). Raises NotFound, Conflict."""
+        wanted = Hold(name=check_name(name, "hold"), version=version, until=until, why=why)
+
+        def body(state: State) -> Body | None:
+            state.info(version)
+            if not any(edge.version == version for edge in state.edges):
+                raise NotFound("no road leads to this version", of=f"{dataset} version {version}", why="its edges are retired")
+            return None if state.holds.get(name) == wanted else wanted
+
+        self._catalog.commit(dataset, body, "hold")
+
+    def release(self, dataset: DatasetId, name: str) -> None:
+        """End a hold. Raises NotFound."""
+
+        def body(state: State) -> Body | None:
+            held = state.holds.get(name)
+            if held is None:
+                raise NotFound("no such hold", of=f"{dataset}: {name}", why=f"there are {', '.join(state.holds) or 'none'}")
+            return None if held.until == 0 else held.model_copy(update={"until": 0})
+
+        self._catalog.commit(dataset, body, "hold")
+
+    def _plan(self, state: State) -> RetentionPlan:
+        dataset, now = DatasetId(state.dataset), time.time()
+        holds = [hold for hold in state.holds.values() if hold.until is None or hold.until > now]
+        versions = {**self._pins(dataset), **{f"{HOLD} {hold.name}": [hold.version] for hold in holds}}
+        offered = {edge.version for edge in state.edges}
+        readers = {
+            held.cursor.name: held.cursor.version
+            for held in self._cursors.standing(dataset).cursors
+            if held.live and held.cursor.session == state.session
+        }
+        times = {info.version: info.time for info in state.versions if info.version in offered}
+        return retention(state.edges, Wanted(versions, readers, times), self._floors, now)
+
+
+def _named(base: int | None, version: int) -> str:
+    return f"snapshot {version}" if base is None else f"{base} to {version}"

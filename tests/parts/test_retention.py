@@ -1,0 +1,133 @@
+"""Retention on a real broker: who lives keeps its road, who does not holds nothing, and every decision has a reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import broker
+from broker.cursors import Cursors, LiveCursor
+from broker.errors import NotFound
+from broker.model.names import DatasetId
+from broker.retention import Retention
+from broker.rules.retention import NEWEST, Floors
+from broker.sinks.memory import Memory
+
+OFFERS = DatasetId("shop/catalog/offers")
+NO_FLOOR = Floors(versions=1, seconds=0)
+
+
+@pytest.fixture
+def b(redis_url: str, tmp_path: Path) -> Iterator[broker.Broker]:
+    with broker.connect(redis=redis_url, home=tmp_path) as opened:
+        yield opened
+
+
+def cursors(b: broker.Broker, lease_seconds: float = 0.0) -> Cursors:
+    """A lease of no time: this Redis has always known everybody for long enough. Who reports under it has lapsed at once."""
+    return Cursors(b.parts.redis, b.parts.index, lease_seconds)
+
+
+def duty(b: broker.Broker, floors: Floors = NO_FLOOR, **named: list[int]) -> Retention:
+    parts = b.parts
+    return Retention(parts.catalog, parts.index, parts.leases, cursors(b), floors, lambda _: named)
+
+
+def history(b: broker.Broker) -> broker.Dataset:
+    """Snapshots at 1 and 4, deltas to all others up to 6."""
+    offers = b.dataset(OFFERS, key=["sku"])
+    for version in range(1, 7):
+        rows = [{"sku": f"s{number}", "at": version} for number in range(50)]
+        if version in (1, 4):
+            offers.publish(rows)
+        else:
+            offers.publish_delta(rows[:40])
+    return offers
+
+
+def pairs(offers: broker.Dataset) -> list[tuple[int | None, int]]:
+    return [(edge.base, edge.version) for edge in offers.state.edges]
+
+
+def test_what_nobody_needs_goes_and_the_newest_version_reads_as_before(b: broker.Broker) -> None:
+    offers = history(b)
+    before = sorted(map(str, offers.read().to_pylist()))
+    report = duty(b).run_once()
+    assert (report.retired, report.failed) == (3, {})
+    assert pairs(offers) == [(None, 4), (4, 5), (5, 6)]
+    assert sorted(map(str, offers.read().to_pylist())) == before
+    with pytest.raises(NotFound, match="retired"):
+        offers.read(2)
+    assert duty(b).run_once().retired == 0
+
+
+def test_a_live_cursor_keeps_its_road_and_a_lapsed_one_does_not(b: broker.Broker) -> None:
+    offers = history(b)
+    live = LiveCursor(name="search", version=2, session=offers.state.session)
+    cursors(b, 60).report(OFFERS, live)
+    cursors(b, 60).report(OFFERS, LiveCursor(name="old", version=1, session="another"))
+    assert duty(b).plan(OFFERS).why(1, 2) is None
+    duty(b).apply(OFFERS)
+    assert offers.plan(since=2).reset is None or offers.plan(since=2).edges[0].base is None
+    cursors(b, 0).report(OFFERS, live)
+    assert duty(b).plan(OFFERS).why(2, 3) is None
+
+
+def test_a_replica_goes_on_without_a_reset_over_what_is_left(b: broker.Broker) -> None:
+    offers = b.dataset(OFFERS, key=["sku"])
+    offers.publish([{"sku": f"s{number}", "at": 0} for number in range(1_000)])
+    sink = Memory()
+    replica = b.replica(OFFERS, name="search", sink=sink)
+    replica.sync()
+    cursors(b, 60).report(OFFERS, LiveCursor(name="search", version=1, session=offers.state.session))
+    for at in range(1, 4):
+        offers.publish_delta([{"sku": "s0", "at": at}])
+    offers.publish([{"sku": f"s{number}", "at": 9} for number in range(1_000)])
+    offers.publish_delta([{"sku": "s0", "at": 10}])
+    duty(b).apply(OFFERS)
+    replica.sync()
+    assert sorted(map(str, sink.read().to_pylist())) == sorted(map(str, offers.read().to_pylist()))
+
+
+def test_nothing_goes_before_everybody_alive_had_time_to_be_known(b: broker.Broker) -> None:
+    history(b)
+    parts = b.parts
+    waiting = Retention(parts.catalog, parts.index, parts.leases, cursors(b, 3600), NO_FLOOR)
+    assert waiting.apply(OFFERS) is None
+    assert waiting.run_once().waits == [OFFERS]
+
+
+def test_holds_channels_and_floors_keep_what_they_name_and_say_so(b: broker.Broker) -> None:
+    history(b)
+    keeper = duty(b, production=[2])
+    keeper.hold(OFFERS, "audit", 1, why="the auditor comes")
+    plan = keeper.plan(OFFERS)
+    assert plan.why(None, 1) == "production"
+    assert plan.why(1, 2) == "production"
+    assert plan.why(None, 4) == NEWEST
+    assert plan.why(2, 3) is None
+    assert "hold audit" in duty(b).explain(OFFERS, 1)
+    assert "it goes" in duty(b).explain(OFFERS, 3)
+    keeper.release(OFFERS, "audit")
+    assert duty(b).plan(OFFERS).why(None, 1) is None
+    assert duty(b, Floors(versions=5, seconds=0)).plan(OFFERS).why(2, 3) == "floor"
+
+
+def test_a_hold_ends_by_itself_and_what_is_gone_cannot_be_held(b: broker.Broker) -> None:
+    history(b)
+    duty(b).hold(OFFERS, "audit", 1, until=time.time() - 1)
+    assert duty(b).plan(OFFERS).why(None, 1) is None
+    duty(b).apply(OFFERS)
+    with pytest.raises(NotFound, match="retired"):
+        duty(b).hold(OFFERS, "late", 1)
+    with pytest.raises(NotFound, match="no such hold"):
+        duty(b).release(OFFERS, "never")
+
+
+def test_what_is_not_offered_is_not_explained(b: broker.Broker) -> None:
+    history(b)
+    with pytest.raises(NotFound):
+        duty(b).explain(OFFERS, "data/nothing.parquet")
