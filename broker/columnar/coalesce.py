@@ -7,7 +7,8 @@ is a change like a row. What a batch drops is counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
 import pyarrow as pa
@@ -47,135 +48,150 @@ def coalesce(spec: DatasetSpec, changes: Iterable[Changes], database: Database) 
 
     Raises SchemaConflict, NullKey, BadData: a change does not fit the dataset.
     """
-    runs = _runs(changes)
-    schema = _settled(spec, runs)
-    columns = arrow_schema(schema)
-    runs = [_conformed(spec, run, columns) for run in runs]
-    stand = _standing(spec, runs, database)
-    if stand is None:
-        return Coalesced(_side(runs, gone=False), _side(runs, gone=True), schema)
-    dropped = sum(run.rows.num_rows for run in runs) - len(stand)
-    return Coalesced(_taken(runs, stand, gone=False), _taken(runs, stand, gone=True), schema, dropped)
+    groups = _grouped(changes)
+    schema = _settled(spec, groups)
+    sides = list(_sides(spec, groups, arrow_schema(schema)))
+    stand = _standing(spec, sides, database) if sides else None
+    rows = {side.gone: side.rows if stand is None else side.of(stand) for side in sides}
+    dropped = 0 if stand is None else sum(side.rows.num_rows for side in sides) - len(stand)
+    return Coalesced(rows.get(False), rows.get(True), schema, dropped)
 
 
 # --- one schema
 
 
-def _runs(changes: Iterable[Changes]) -> list[Changes]:
-    """Neighbours of one kind and one schema become one table: many small blocks cost as much as one."""
-    found: list[tuple[bool, list[pa.Table]]] = []
+@dataclass(slots=True)
+class _Group:
+    """Changes of one kind that came in one schema, and the runs of places they have among all."""
+
+    gone: bool
+    tables: list[pa.Table] = field(default_factory=list)
+    places: list[range] = field(default_factory=list)
+
+    def add(self, rows: pa.Table, begin: int) -> None:
+        end = begin + rows.num_rows
+        if self.places and self.places[-1].stop == begin:
+            begin = self.places.pop().start
+        self.places.append(range(begin, end))
+        self.tables.append(rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.tables[0].schema
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """All changes of one kind, and the place of each among the changes of both."""
+
+    gone: bool
+    rows: pa.Table
+    places: pa.Array
+    straight: bool
+    """Whether each row's place is its index, as where all changes came alike."""
+
+    def of(self, stand: pa.Array) -> pa.Table | None:
+        """The rows that stand, if any do."""
+        rows = self.rows.take(stand) if self.straight else self.rows.filter(pc.is_in(self.places, value_set=stand))
+        return rows if rows.num_rows else None
+
+
+def _grouped(changes: Iterable[Changes]) -> list[_Group]:
+    """Many small blocks cost as much as one: what came alike is handled together."""
+    groups, begin = dict[tuple[bool, pa.Schema], _Group](), 0
     for change in changes:
-        if not change.rows.num_rows:
-            continue
-        if found and found[-1][0] == change.gone and found[-1][1][0].schema == change.rows.schema:
-            found[-1][1].append(change.rows)
-        else:
-            found.append((change.gone, [change.rows]))
-    return [Changes(gone, pa.concat_tables(tables).combine_chunks()) for gone, tables in found]
+        groups.setdefault((change.gone, change.rows.schema), _Group(change.gone)).add(change.rows, begin)
+        begin += change.rows.num_rows
+    return list(groups.values())
 
 
-def _settled(spec: DatasetSpec, runs: Sequence[Changes]) -> Schema:
-    """The dataset's schema after all of them. Deletes say nothing of the columns they do not name."""
+def _settled(spec: DatasetSpec, groups: Sequence[_Group]) -> Schema:
+    """The dataset's schema after all of them. Deletes say nothing of the columns they do not name, so they come last."""
     known = spec
-    for run in [run for run in runs if not run.gone] + [run for run in runs if run.gone]:
-        known = known.model_copy(update={"columns": settled(known, run.rows.schema, whole=not run.gone)})
+    for group in sorted(groups, key=lambda group: group.gone):
+        known = known.model_copy(update={"columns": settled(known, group.schema, whole=not group.gone)})
     if known.columns is None:
         raise BadData("no changes, so no columns are known", of=str(spec.dataset))
     return known.columns
 
 
-def _conformed(spec: DatasetSpec, run: Changes, columns: pa.Schema) -> Changes:
-    wanted = pa.schema([columns.field(name) for name in (*spec.key, *spec.order)]) if run.gone else columns
-    batches = list(conformed(run.rows.to_reader(), wanted, spec.key))
-    return replace(run, rows=pa.Table.from_batches(batches, wanted))
+def _sides(spec: DatasetSpec, groups: Sequence[_Group], columns: pa.Schema) -> Iterator[_Side]:
+    """Upserts and deletes in the dataset's types, where there are any."""
+    known = pa.schema([columns.field(name) for name in (*spec.key, *spec.order)])
+    for gone, wanted in ((False, columns), (True, known)):
+        mine = [group for group in groups if group.gone == gone]
+        if mine:
+            tables = [_conformed(pa.concat_tables(group.tables), wanted, spec) for group in mine]
+            places = pa.concat_arrays([_numbered(group.places) for group in mine])
+            yield _Side(gone, pa.concat_tables(tables).combine_chunks(), places, len(groups) == 1)
+
+
+def _conformed(rows: pa.Table, wanted: pa.Schema, spec: DatasetSpec) -> pa.Table:
+    return pa.Table.from_batches(conformed(rows.combine_chunks().to_reader(), wanted, spec.key), wanted)
+
+
+def _numbered(places: Sequence[range]) -> pa.Array:
+    if len(places) == 1:
+        return _counted(places[0].start, len(places[0]))
+    return pa.array(chain.from_iterable(places), pa.int64())
+
+
+def _counted(begin: int, count: int) -> pa.Array:
+    """begin, begin + 1, ..."""
+    return pc.add(pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.int64()), count)), begin - 1)
 
 
 # --- who stands
 
 
-def _standing(spec: DatasetSpec, runs: Sequence[Changes], database: Database) -> pa.Array | None:
+def _standing(spec: DatasetSpec, sides: Sequence[_Side], database: Database) -> pa.Array | None:
     """Places of the changes that stand, ascending; None: all of them."""
-    known = (*spec.key, *spec.order)
-    table = pa.concat_tables([run.rows.select(known) for run in runs]).combine_chunks()
-    names = [f"c{number}" for number in range(len(known))]
-    places = pa.array(range(0), pa.int64()) if not table.num_rows else _places(table.num_rows)
-    table = table.rename_columns(names).append_column(PLACE, places)
+    names = [f"c{number}" for number in range(len(spec.key) + len(spec.order))]
+    known = [side.rows.select((*spec.key, *spec.order)).rename_columns(names) for side in sides]
+    table = pa.concat_tables(known).append_column(PLACE, pa.concat_arrays([side.places for side in sides]))
     key, order = names[: len(spec.key)], names[len(spec.key) :]
-    if not all(_plain(table.schema.field(name).type) for name in names):
-        return _by_duckdb(table, key, order, database, str(spec.dataset))
-    return by_arrow(table, key, order)
-
-
-def _places(count: int) -> pa.Array:
-    return pc.subtract(pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.int64()), count)), 1)
-
-
-def _plain(kind: pa.DataType) -> bool:
-    """Arrow tells -0.0 from 0.0, puts NaN elsewhere, and orders no nested values."""
-    return not (pa.types.is_floating(kind) or pa.types.is_nested(kind))
+    plain = not any(pa.types.is_floating(kind) or pa.types.is_nested(kind) for kind in table.schema.types)
+    stand = by_arrow(table, key, order) if plain else by_duckdb(table, key, order, database, str(spec.dataset))
+    return None if stand is None else stand.take(pc.sort_indices(stand))
 
 
 def by_arrow(table: pa.Table, key: Sequence[str], order: Sequence[str]) -> pa.Array | None:
-    """For types that Arrow compares as SQL does."""
-    if len(key) == 1 and pc.count_distinct(table[key[0]], mode="all").as_py() == table.num_rows:
-        return None  # nearly always so, at a fraction of the cost of groups
-    if order and not _ascending(table, order):
-        ranking = [(name, "ascending") for name in (*order, PLACE)]
-        ranked = pc.sort_indices(table, sort_keys=ranking, null_placement="at_start").cast(pa.int64())
-        last = _last(table.select(key).take(ranked).append_column(PLACE, _places(table.num_rows)), key)
-        return None if last is None else _sorted(ranked.take(last))
-    last = _last(table, key)
-    return None if last is None else _sorted(last)
+    """Places of the last per key; None: each key stands once. For types that Arrow compares as SQL does.
+
+    Those are neither floating (Arrow tells -0.0 from 0.0 and puts NaN elsewhere) nor nested (Arrow does not order them).
+    """
+    if not order or _ascending(table, order):
+        return _last(table, key, PLACE)
+    ranked = table.take(_ranking(table, order)).append_column("rank", _counted(0, table.num_rows))
+    ranks = _last(ranked, key, "rank")
+    return None if ranks is None else ranked[PLACE].take(ranks).combine_chunks()
+
+
+def _ranking(table: pa.Table, order: Sequence[str]) -> pa.Array:
+    """Rows from the oldest to the newest."""
+    return pc.sort_indices(table, sort_keys=[(name, "ascending", "at_start") for name in (*order, PLACE)])
 
 
 def _ascending(table: pa.Table, order: Sequence[str]) -> bool:
     """Whether changes came in their order already, as from one source they do."""
-    column = table[order[0]]
-    if len(order) > 1 or column.null_count or table.num_rows < 2:
-        return len(order) <= 1 and not column.null_count
-    return bool(pc.all(pc.greater_equal(column.slice(1), column.slice(0, len(column) - 1))).as_py())
+    for name in (order[0], PLACE):
+        column = table[name]
+        if column.null_count or not pc.all(pc.greater_equal(column.slice(1), column.slice(0, max(0, len(column) - 1)))).as_py():
+            return False
+    return len(order) == 1
 
 
-def _last(table: pa.Table, key: Sequence[str]) -> pa.ChunkedArray | None:
-    """The greatest place per key; None: each key stands once."""
-    groups = table.group_by(list(key), use_threads=False).aggregate([(PLACE, "max")])
-    return None if groups.num_rows == table.num_rows else groups[f"{PLACE}_max"]
+def _last(table: pa.Table, key: Sequence[str], by: str) -> pa.Array | None:
+    """The greatest `by` per key; None: each key stands once."""
+    groups = table.group_by(list(key), use_threads=False).aggregate([(by, "max")])
+    return None if groups.num_rows == table.num_rows else groups[f"{by}_max"].combine_chunks()
 
 
-def _sorted(places: pa.ChunkedArray | pa.Array) -> pa.Array:
-    flat = places.combine_chunks() if isinstance(places, pa.ChunkedArray) else places
-    return flat.take(pc.sort_indices(flat))
-
-
-def _by_duckdb(table: pa.Table, key: Sequence[str], order: Sequence[str], database: Database, of: str) -> pa.Array:
+def by_duckdb(table: pa.Table, key: Sequence[str], order: Sequence[str], database: Database, of: str) -> pa.Array:
+    """Places of the last per key, whatever its type."""
     newest = ", ".join([*(f"{name} DESC NULLS LAST" for name in order), f"{PLACE} DESC"])
     ranked = f"row_number() OVER (PARTITION BY {listed(key)} ORDER BY {newest})"
     with database.session(of) as session:
         session.bind("changes", table)
-        batches = list(session.stream(f"SELECT {PLACE} FROM changes QUALIFY {ranked} = 1 ORDER BY {PLACE}"))
+        batches = list(session.stream(f"SELECT {PLACE} FROM changes QUALIFY {ranked} = 1"))
     return pa.Table.from_batches(batches, pa.schema([(PLACE, pa.int64())]))[PLACE].combine_chunks()
-
-
-# --- the two sides
-
-
-def _of_kind(runs: Sequence[Changes], gone: bool) -> Iterator[pa.Table]:
-    return (run.rows for run in runs if run.gone == gone)
-
-
-def _side(runs: Sequence[Changes], gone: bool) -> pa.Table | None:
-    tables = list(_of_kind(runs, gone))
-    return pa.concat_tables(tables) if tables else None
-
-
-def _taken(runs: Sequence[Changes], stand: pa.Array, gone: bool) -> pa.Table | None:
-    """The rows of one kind that stand, run by run: places are ascending, so each run's lie together."""
-    tables, begin = list[pa.Table](), 0
-    for run in runs:
-        end = begin + run.rows.num_rows
-        if run.gone == gone:
-            mine = stand.filter(pc.and_(pc.greater_equal(stand, begin), pc.less(stand, end)))
-            if len(mine):
-                tables.append(run.rows.take(pc.subtract(mine, begin)))
-        begin = end
-    return pa.concat_tables(tables) if tables else None

@@ -35,17 +35,21 @@ Reason = Literal["rows", "bytes", "age", "joined", "idle"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a batch is closed. `idle_ms`: marks alone wait so much longer for rows to travel with."""
+    """When a batch is closed. `idle_ms`: marks alone wait so much longer for rows to travel with.
+
+    `file_seconds`: older files are written anew rather than committed, well before they can be reserved no more.
+    """
 
     rows: int
     bytes: int
     age_ms: float
     idle_ms: float
+    file_seconds: float = 3_600.0
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         age_ms = settings.max_age_seconds * 1000
-        return cls(settings.batch_rows, settings.batch_bytes, age_ms, idle_ms=age_ms)
+        return cls(settings.batch_rows, settings.batch_bytes, age_ms, age_ms, settings.upload_max_age_seconds / 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,183 @@
+"""The micro-batcher: change-log entries become versions within `max_age_seconds`. One pass, one report.
+
+    ready datasets, oldest first ──► close: read (consumed, until], coalesce, write files ──► wait in Redis ──► commit ──► trim
+
+All waiting batches of a dataset go into one version. Memory holds one batch of one log slot at a time, whatever the number of
+datasets and keys. A crash anywhere leaves the entries in the log, and at most files that nobody names.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.backend.batches import Batches
+from broker.backend.logs import Logs
+from broker.catalog import Catalog, OnStep, nothing
+from broker.errors import BrokerError
+from broker.microbatcher_closing import Closer
+from broker.microbatcher_slots import HeldSlots
+from broker.model.commit import Body
+from broker.model.names import DatasetId
+from broker.rules.batching import (
+    PRODUCER,
+    Backlog,
+    Batch,
+    Reason,
+    batches_of,
+    check_mixture,
+    fits,
+    reasons,
+    version_of,
+)
+from broker.rules.fold import State
+
+log = logging.getLogger("broker.microbatcher")
+STEPS: Final = ("read", "upload", "waiting", "committed", "trimmed")
+"""The named steps of a batch, in order: tests crash at each. Those of publishing lie before `committed`."""
+SERVED: Final = 64
+"""Datasets of one pass that are due: between passes leases and signals have their turn."""
+GLANCED: Final = 64
+"""Datasets of one pass that are not due yet and may be closed by their size."""
+POLL_SECONDS: Final = 0.02
+"""Between two looks, unless something falls due before."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 60.0
+"""A dataset that fails is left alone so long, the first time and at most: others must not wait for it."""
+WRITING_SECONDS: Final = 0.05
+"""So long for one whose writer lease is held."""
+
+
+@dataclass
+class BatchReport:
+    """What one pass did. `failed`: dataset -> why; it is tried again. `due_seconds`: until the next pass has work.
+
+    `held_up`: datasets without an order, while somebody holds their writer lease.
+    """
+
+    batches: int = 0
+    versions: int = 0
+    rows: int = 0
+    coalesced: int = 0
+    held_up: list[DatasetId] = field(default_factory=list)
+    failed: dict[DatasetId, str] = field(default_factory=dict)
+    due_seconds: float = POLL_SECONDS
+
+
+Ready = dict[DatasetId, dict[int, int]]
+"""Dataset -> log slot -> when its oldest unbatched entry came (ms by Redis' clock)."""
+
+
+class MicroBatcher:
+    """Any number of processes may run it: leases share the work, the head decides what counts. One thread an object."""
+
+    def __init__(
+        self, batches: Batches, logs: Logs, held: HeldSlots, catalog: Catalog, closer: Closer, on_step: OnStep = nothing
+    ) -> None:
+        self._batches, self._logs, self._held, self._catalog, self._closer = batches, logs, held, catalog, closer
+        self._limits, self._on_step = closer.limits, on_step
+        self._paused = dict[DatasetId, tuple[float, float]]()
+
+    def run_once(self, owner: str) -> BatchReport:
+        """Serve what is due in the log slots this process holds. Raises Transient errors of the look around alone."""
+        self._held.keep(owner)
+        report = BatchReport()
+        now_ms, ready = self._ready()
+        due = self._due(now_ms, ready)
+        for dataset, closing in due.items():
+            self._serve(dataset, closing, report)
+        report.due_seconds = 0.0 if report.versions else self._until_due(now_ms, ready)
+        return report
+
+    def leave(self, owner: str) -> None:
+        """Give the log slots to whoever else is alive."""
+        self._held.leave(owner)
+
+    # --- what is due
+
+    def _ready(self) -> tuple[int, Ready]:
+        now_ms, found = self._batches.ready([(place.number, place.log) for place in self._held.places])
+        resting = {dataset for dataset, (until, _) in self._paused.items() if time.monotonic() < until}
+        return now_ms, {dataset: slots for dataset, slots in found.items() if dataset not in resting}
+
+    def _due(self, now_ms: int, ready: Ready) -> dict[DatasetId, dict[int, Reason]]:
+        """The oldest first; those not due by age are looked at for their size."""
+        by_age = sorted(ready, key=lambda dataset: min(ready[dataset].values()))
+        aged = [dataset for dataset in by_age if min(ready[dataset].values()) + self._limits.age_ms <= now_ms]
+        looked_at = [*aged[:SERVED], *by_age[len(aged) : len(aged) + GLANCED]]
+        places = [(dataset, slot) for dataset in looked_at for slot in ready[dataset]]
+        backlogs = dict[DatasetId, dict[int, Backlog]]()
+        for (dataset, slot), logged in zip(places, self._batches.totals(places), strict=True):
+            backlog = Backlog(ready[dataset][slot], logged.unbatched_rows, logged.unbatched_bytes)
+            backlogs.setdefault(dataset, {})[slot] = backlog
+        found = {dataset: reasons(now_ms, slots, self._limits) for dataset, slots in backlogs.items()}
+        return {dataset: closing for dataset, closing in found.items() if closing}
+
+    def _until_due(self, now_ms: int, ready: Ready) -> float:
+        oldest = min((at for slots in ready.values() for at in slots.values()), default=now_ms)
+        return min(POLL_SECONDS, max(0.001, (oldest + self._limits.age_ms - now_ms) / 1000)) if ready else POLL_SECONDS
+
+    # --- serving one dataset
+
+    def _serve(self, dataset: DatasetId, closing: Mapping[int, Reason], report: BatchReport) -> None:
+        """One dataset's harm, or its writer's lease, must not keep the others waiting."""
+        try:
+            state = self._catalog.state(dataset)
+            check_mixture(state)
+            if not state.spec.order and self._batches.writing(dataset):
+                report.held_up.append(dataset)
+                self._paused[dataset] = (time.monotonic() + WRITING_SECONDS, 0.0)
+                return
+            self._batch(state, closing, report)
+            self._paused.pop(dataset, None)
+        except BrokerError as error:
+            report.failed[dataset] = str(error)
+            _, before = self._paused.get(dataset, (0.0, 0.0))
+            pause = min(LONGEST_PAUSE_SECONDS, before * 2 or FIRST_PAUSE_SECONDS)
+            self._paused[dataset] = (time.monotonic() + pause, pause)
+            log.warning("%s: %s; again in %.2f s", dataset, error, pause)
+
+    def _batch(self, state: State, closing: Mapping[int, Reason], report: BatchReport) -> None:
+        dataset = DatasetId(state.dataset)
+        ready = {batch.slot: batch for batch in batches_of(state, self._waiting(dataset)) if batch.files}
+        made = [batch for slot, why in closing.items() if slot not in ready and (batch := self._closer.close(state, slot, why))]
+        if made:
+            self._batches.put(dataset, made)
+            self._on_step("waiting")
+        oldest = min((batch.written_at for batch in (*ready.values(), *made)), default=time.time())
+        state = self._commit(dataset, oldest, report)
+        self._on_step("committed")
+        self._batches.drop(dataset, closing.keys() - {batch.slot for batch in made if fits(state, batch)})
+        for slot in closing:
+            self._logs.trim(state, slot)
+        self._on_step("trimmed")
+        report.batches += len(made)
+
+    def _waiting(self, dataset: DatasetId) -> list[Batch]:
+        """Those whose files no sweep may take for orphans before they are named."""
+        since = time.time() - self._limits.file_seconds
+        return [batch for batch in self._batches.waiting(dataset) if batch.written_at > since]
+
+    def _commit(self, dataset: DatasetId, written_at: float, report: BatchReport) -> State:
+        """All batches that wait, whoever made them, in one version. `written_at`: of the oldest file, seconds since the epoch.
+
+        A lost reply needs no memory: on the new head the same batches fit no more, and nothing is left to do.
+        """
+        taken = list[Batch]()
+
+        def body(state: State) -> Body | None:
+            check_mixture(state)
+            found = batches_of(state, self._waiting(dataset))
+            version = version_of(state, found)
+            if version is not None:
+                taken[:] = found
+            return version
+
+        age_seconds = max(0.0, time.time() - written_at)
+        state = self._catalog.commit(dataset, body, PRODUCER, uploaded_at=time.monotonic() - age_seconds)
+        report.versions += bool(taken)
+        report.rows += sum(batch.source.rows for batch in taken)
+        report.coalesced += sum(batch.coalesced for batch in taken)
+        return state

@@ -1,0 +1,98 @@
+"""Closing a micro-batch: change-log entries read, coalesced and written as files, with the range and marks they stand for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.backend.logs import LogEntry, Logs
+from broker.catalog import Catalog, OnStep, nothing
+from broker.columnar.batch import BatchWriter
+from broker.columnar.blocks import decoded
+from broker.columnar.coalesce import Changes
+from broker.errors import SchemaConflict
+from broker.model.commit import SourceRange
+from broker.model.dataset import DatasetSpec, Schema
+from broker.model.names import DatasetId
+from broker.publication import Publication
+from broker.rules.batching import Batch, Limits, Reason, Seen, epoch_of, marks_after
+from broker.rules.fold import State
+
+ALTER_TRIES: Final = 3
+"""Others may make the schema grow at the same moment."""
+
+
+@dataclass
+class Taken:
+    """Entries of one slot behind what is consumed, up to a batch's limits."""
+
+    until: str = ""
+    rows: int = 0
+    bytes: int = 0
+    seen: list[Seen] = field(default_factory=list)
+    changes: list[Changes] = field(default_factory=list)
+
+    def add(self, entry: LogEntry) -> None:
+        self.until = entry.id
+        self.rows += entry.rows
+        self.bytes += len(entry.payload or b"")
+        self.seen.append(Seen(entry.producer, entry.block, entry.at_ms / 1000))
+        if entry.payload is not None:
+            self.changes.append(Changes(entry.kind == "d", decoded(entry.payload, entry.id)))
+
+
+class Closer:
+    """Makes batches; decides nothing about which of them count. `limits` say how much one holds."""
+
+    def __init__(
+        self, logs: Logs, catalog: Catalog, writer: BatchWriter, publication: Publication, limits: Limits,
+        on_step: OnStep = nothing,
+    ) -> None:  # fmt: skip
+        self._logs, self._catalog, self._writer, self._publication = logs, catalog, writer, publication
+        self.limits, self._on_step = limits, on_step
+
+    def close(self, state: State, slot: int, reason: Reason) -> Batch | None:
+        """The batch behind what `state` has consumed of a log slot, its files complete; None: nothing is there.
+
+        Raises SchemaConflict, BadData (a change fits the dataset no more), Corrupt, Unavailable.
+        """
+        written_at, taken = time.time(), self._take(state, slot)
+        if not taken.seen:
+            return None
+        self._on_step("read")
+        source = SourceRange(
+            slot=slot, after=state.consumed(slot), until=taken.until, marks=marks_after(state.marks(slot), taken.seen),
+            rows=taken.rows, closed=reason,
+        )  # fmt: skip
+        batch = Batch(source=source, session=state.session, epoch=epoch_of(state), written_at=written_at)
+        if not taken.changes:
+            return batch
+        written = self._writer.write(state.spec, taken.changes, slot)
+        self._publication.verify(written)
+        self._grow(state.spec, written.schema)
+        return batch.model_copy(update={"files": written.files, "coalesced": written.stale})
+
+    def _take(self, state: State, slot: int) -> Taken:
+        taken = Taken()
+        for entry in self._entries(state, slot):
+            taken.add(entry)
+            if taken.rows >= self.limits.rows or taken.bytes >= self.limits.bytes:
+                break
+        return taken
+
+    def _entries(self, state: State, slot: int) -> Iterator[LogEntry]:
+        return self._logs.entries(DatasetId(state.dataset), slot, state.consumed(slot))
+
+    def _grow(self, spec: DatasetSpec, schema: Schema) -> None:
+        """Make the dataset's schema hold what the files have, before anybody may commit them. Raises SchemaConflict."""
+        tries, known = ALTER_TRIES, spec.columns
+        while known != (wanted := known.merged(schema, spec.order) if known else schema):
+            tries -= 1
+            try:
+                known = self._catalog.alter(spec.dataset, wanted).spec.columns
+            except SchemaConflict:
+                known = self._catalog.state(spec.dataset).spec.columns
+                if not tries:
+                    raise
