@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import pyarrow as pa
 
+from broker.changelog import ChangeLog
 from broker.columnar.intake import Intake
 from broker.columnar.types import schema_of
 from broker.errors import (
@@ -218,6 +219,11 @@ class Dataset:
     @property
     def spec(self) -> DatasetSpec:
         return self.state.spec
+
+    @property
+    def changelog(self) -> ChangeLog:
+        """Its change log: append changes, and micro-batches make versions of them."""
+        return self._parts.changelogs.of(self.id)
 
     def publish(
         self, data: Intake, *, delta: bool = False, attributes: Mapping[str, str] | None = None, position: Any = None

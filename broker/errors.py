@@ -27,6 +27,7 @@
         ├── Fenced                 the lease went to somebody else: stop, write nothing
         ├── Corrupt                bytes differ from their recorded length or SHA-256, or the log is broken
         ├── Unsupported            this server, store or platform cannot do it
+        │   └── NotDurable         this Redis cannot prove that a write is on its disk
         ├── ResetRequired          a delta was demanded and only a snapshot can answer
         ├── RequestLost            Redis lost its memory of the request: submit it again
         ├── RequestFailed          the request ended in the dead letters
@@ -129,8 +130,17 @@ class Gap(Invalid):
 
     code = "gap"
 
+    @classmethod
+    def between(cls, producer: str, sent: int, expected: int) -> Gap:
+        """Block `sent` came where `expected` was due."""
+        return cls(
+            "a block is missing", of=producer, why=f"block {sent} came, expected {expected}",
+            hint="Append from the block expected on; what Redis lost before it was sealed is to be sent again",
+        )  # fmt: skip
+
     @property
     def expected(self) -> int:
+        """Number of the block to send next. Read off the text, so that it survives `to_dict` and `from_dict`."""
         return int(self.why.rpartition(" ")[2])
 
 
@@ -172,6 +182,10 @@ class Corrupt(Terminal):
 
 class Unsupported(Terminal):
     code = "unsupported"
+
+
+class NotDurable(Unsupported):
+    code = "not-durable"
 
 
 class ResetRequired(Terminal):

@@ -10,6 +10,7 @@ from broker.backend.derived import Derived
 from broker.backend.index import Index
 from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
+from broker.changelog import ChangeLogs
 from broker.columnar.engine import Engine
 from broker.publication import Publication
 from broker.requests import Requests
@@ -35,9 +36,11 @@ class Parts:
     publication: Publication
     requests: Requests
     derived: Derived
+    changelogs: ChangeLogs
     on_step: OnStep
 
     def close(self) -> None:
+        self.changelogs.close()
         self.catalog.close()
         self.engine.close()
         self.redis.close()
@@ -76,5 +79,6 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step),
-        requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds), on_step=on_step,
+        requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
+        changelogs=ChangeLogs(redis, catalog, settings), on_step=on_step,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, cast
 
 from broker.backend.client import Call, RedisClient
 from broker.backend.keys import Slot, log_slot, slot_for
-from broker.errors import BrokerError
+from broker.errors import BrokerError, OutcomeUnknown, Unavailable
 from broker.model.names import DatasetId
 from broker.rules.blocks import Kind
 from broker.rules.fold import MARK_SECONDS, NOTHING_CONSUMED, State
@@ -100,14 +100,19 @@ class Logs:
     def append(self, dataset: DatasetId, parts: Sequence[Part]) -> list[Answer | BrokerError]:
         """Each part to its slot, in one round trip: an answer or what was refused for each, in order.
 
-        Raises OutcomeUnknown or Unavailable for all: each may have been added. The same parts again find out.
+        Raises Unavailable: none was added; OutcomeUnknown: each may have been. The same parts again find out.
         """
         limits = (self._settings.unbatched_bytes, int(self._settings.max_memory_ratio * 100))
         calls: list[Call] = [
             (self._keys(dataset, part.slot), [dataset, *part[1:], *limits])  # the script takes a part's fields in their order
             for part in parts
         ]
-        replies = self._redis.call_many(self._append, calls)
+        try:
+            replies = self._redis.call_many(self._append, calls)
+        except Unavailable as error:
+            if self._redis.cluster:  # one by one: those before had run
+                raise OutcomeUnknown(error.what, of=error.of, why=error.why, hint="Read back what happened") from error
+            raise
         return [reply if isinstance(reply, BrokerError) else _answer(reply) for reply in replies]
 
     def open(self, state: State, number: int) -> None:
@@ -161,6 +166,12 @@ class Logs:
         """Id of the newest entry; '0-0' when there is none."""
         newest = self._redis.run("XREVRANGE", self.slot(dataset, number).log(dataset), "+", "-", "COUNT", 1, writes=False)
         return newest[0][0].decode() if newest else NOTHING_CONSUMED
+
+    def oldest_seconds(self, dataset: DatasetId, number: int) -> float | None:
+        """Since when its oldest unbatched entry waits; None: nothing does."""
+        commands = [("ZSCORE", self.slot(dataset, number).ready, dataset), ("TIME",)]
+        score, clock = self._redis.pipeline(commands, dataset, writes=False)
+        return None if _good(score) is None else max(0.0, int(clock[0]) + int(clock[1]) / 1e6 - float(score) / 1000)
 
     def _keys(self, dataset: DatasetId, number: int) -> list[bytes]:
         slot = self.slot(dataset, number)

@@ -6,15 +6,12 @@
 local run = incarnation()
 if redis.call('HGET', KEYS[3], 'run') == run then return 'open' end
 
-local function parts(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
+local function ms_of(id) return tonumber((string.match(id, '^%d+'))) end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-local floor_ms = math.max(now_ms(), (parts(ARGV[2])), last and (parts(last[1])) or 0) + ARGV[3]
+local floor_ms = math.max(now_ms() + ARGV[3], ms_of(ARGV[2]) + 1)
 local stream = redis.call('EXISTS', KEYS[2]) == 1 and redis.call('XINFO', 'STREAM', KEYS[2])
 for i = 1, stream and #stream or 0, 2 do
-  if stream[i] == 'last-generated-id' then floor_ms = math.max(floor_ms, (parts(stream[i + 1])) + 1) end
+  if stream[i] == 'last-generated-id' then floor_ms = math.max(floor_ms, ms_of(stream[i + 1]) + 1) end
 end
 local floor = int(floor_ms) .. '-0'
 

@@ -1,0 +1,146 @@
+"""From a caller's records to the parts of blocks: checked, in the dataset's types, split by key, each encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from typing import Final
+
+import pyarrow as pa
+
+from broker.catalog import Catalog
+from broker.columnar.blocks import encoded, split
+from broker.columnar.intake import Accepted, Intake, accept, accept_deletes, settled
+from broker.columnar.types import arrow_schema
+from broker.errors import Conflict, Invalid, SchemaConflict
+from broker.model.names import DatasetId
+from broker.rules.blocks import Kind
+from broker.rules.fold import State
+from broker.settings import Settings
+
+BLOCK_ROWS: Final = 65_536
+BLOCK_BYTES: Final = 4 << 20
+"""Of a block that the client cuts itself: what its micro-batcher reads at a time."""
+NUMBERED_BYTES: Final = 32 << 20
+"""Of a block that its producer numbered: it cannot be cut."""
+ENTRY_BYTES: Final = 64
+"""What an entry counts besides its payload (append.lua)."""
+ALTERATIONS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a block holds: rows and payload of each slot that has any. Equal content is equal bytes."""
+
+    kind: Kind
+    rows: int
+    parts: dict[int, tuple[int, bytes]]
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that name this content."""
+        found = sha256(self.kind.encode())
+        for slot, (rows, payload) in sorted(self.parts.items()):
+            found.update(f"{slot}:{rows}:{len(payload)}:".encode())
+            found.update(payload)
+        return found.digest()
+
+
+class Shaper:
+    """Makes contents of one dataset. Safe for threads."""
+
+    def __init__(self, catalog: Catalog, dataset: DatasetId, settings: Settings) -> None:
+        self._catalog, self._dataset, self._settings = catalog, dataset, settings
+        self._fit: set[str] = set()  # sessions that may have a change log
+
+    def contents(self, data: Intake, kind: Kind) -> Iterator[Content]:
+        """The data in blocks of at most BLOCK_ROWS and about BLOCK_BYTES, the same for the same data.
+
+        Raises what `columnar.intake` does, Conflict (a dataset without order columns that takes snapshots), Invalid.
+        """
+        for batch in self._batches(data, kind):
+            rows = max(1, min(BLOCK_ROWS, batch.num_rows * BLOCK_BYTES // max(batch.nbytes, 1)))
+            for start in range(0, batch.num_rows, rows):
+                yield self._content(kind, batch.slice(start, rows))
+
+    def check(self, data: Intake, kind: Kind) -> None:
+        """Raises what `contents` would raise of the data itself."""
+        for _ in self._batches(data, kind):
+            pass
+
+    def content(self, data: Intake, kind: Kind) -> Content:
+        """The data as one block, also when there is none. Raises as `contents`, and Invalid for too much of it."""
+        batches, size = list[pa.RecordBatch](), 0
+        for batch in self._batches(data, kind):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > NUMBERED_BYTES:
+                raise Invalid(
+                    "the block is too large", of=self._dataset, why=f"more than {NUMBERED_BYTES} bytes",
+                    hint="Give it in several numbered blocks, or without a number",
+                )  # fmt: skip
+        if not batches:
+            return Content(kind, 0, {})
+        whole = pa.Table.from_batches(batches).combine_chunks().to_batches()
+        return self._content(kind, whole[0]) if whole else Content(kind, 0, {})
+
+    def _content(self, kind: Kind, rows: pa.RecordBatch) -> Content:
+        spec = self._state().spec
+        found = {slot: (part.num_rows, encoded(part)) for slot, part in split(rows, spec.key, self._settings.log_slots)}
+        largest = max(len(payload) for _, payload in found.values()) if found else 0
+        if largest + ENTRY_BYTES > self._settings.unbatched_bytes:
+            raise Invalid(
+                "a block is larger than its log may be", of=self._dataset,
+                why=f"{largest} bytes, BROKER_UNBATCHED_BYTES is {self._settings.unbatched_bytes}",
+                hint="Give smaller records or blocks, or raise it",
+            )  # fmt: skip
+        return Content(kind, rows.num_rows, found)
+
+    def _batches(self, data: Intake, kind: Kind) -> Iterator[pa.RecordBatch]:
+        """In the dataset's types; before the first is given out, the dataset has the columns it needs."""
+        taken = self._accept(data, kind)
+        full = (batch for batch in taken.batches if batch.num_rows)
+        for first in full:
+            self._settle(first.schema, whole=kind == "u")
+            yield from chain([first], full)
+
+    def _accept(self, data: Intake, kind: Kind) -> Accepted:
+        state = self._state()
+        if state.session not in self._fit:
+            self._check(state)
+            self._fit.add(state.session)
+        if kind == "u":
+            return accept(data, state.spec)
+        if state.spec.columns is None:
+            raise Invalid("nothing to delete from", of=self._dataset, why="no rows came yet", hint="Append rows first")
+        return accept_deletes(data, state.spec, state.spec.columns)
+
+    def _check(self, state: State) -> None:
+        if not state.spec.order and any(info.base is None for info in state.versions):
+            raise Conflict(
+                "the dataset takes snapshots", of=self._dataset,
+                why="without order columns nothing says whether a change is older than a snapshot",
+                hint="Create it with order columns, or publish deltas",
+            )  # fmt: skip
+
+    def _settle(self, columns: pa.Schema, whole: bool) -> None:
+        """Let the dataset have these columns: what lies in the log fits its schema, now or when it was appended."""
+        for _ in range(ALTERATIONS):
+            state = self._state()
+            known = state.spec.columns
+            if known is not None and (columns == arrow_schema(known) or settled(state.spec, columns, whole=whole) == known):
+                return
+            try:
+                self._catalog.alter(self._dataset, settled(state.spec, columns, whole=whole))
+                return
+            except SchemaConflict:
+                if self._catalog.state(self._dataset).spec.columns == known:
+                    raise
+        raise SchemaConflict("the schema keeps changing", of=self._dataset, hint="Let one producer settle it first")
+
+    def _state(self) -> State:
+        """As this process last saw it: a schema only grows, and what fits an older one fits."""
+        seen = self._catalog.cached(self._dataset)
+        return seen if seen is not None and seen.exists else self._catalog.state(self._dataset)
