@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from broker.columnar.database import Database
 from broker.columnar.intake import conformed, settled
-from broker.columnar.sql import listed
+from broker.columnar.sql import listed, quoted
 from broker.columnar.types import arrow_schema
 from broker.errors import BadData
 from broker.model.dataset import DatasetSpec, Schema
@@ -189,7 +189,7 @@ def _last(table: pa.Table, key: Sequence[str], by: str) -> pa.Array | None:
 
 def by_duckdb(table: pa.Table, key: Sequence[str], order: Sequence[str], database: Database, of: str) -> pa.Array:
     """Places of the last per key, whatever its type."""
-    newest = ", ".join([*(f"{name} DESC NULLS LAST" for name in order), f"{PLACE} DESC"])
+    newest = ", ".join([*(f"{quoted(name)} DESC NULLS LAST" for name in order), f"{PLACE} DESC"])
     ranked = f"row_number() OVER (PARTITION BY {listed(key)} ORDER BY {newest})"
     with database.session(of) as session:
         session.bind("changes", table)
