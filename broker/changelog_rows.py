@@ -27,7 +27,8 @@ NUMBERED_BYTES: Final = 32 << 20
 """Of a block that its producer numbered: it cannot be cut."""
 ENTRY_BYTES: Final = 64
 """What an entry counts besides its payload (append.lua)."""
-ALTERATIONS: Final = 5
+ALTERATIONS: Final = 64
+"""Each lost race is another producer's column: more than a dataset ever gets at once."""
 
 
 @dataclass(frozen=True, slots=True)
