@@ -91,6 +91,11 @@ class MicroBatcher:
         report.due_seconds = 0.0 if report.versions else self._until_due(now_ms, ready)
         return report
 
+    def left(self) -> list[DatasetId]:
+        """Datasets with changes that no version holds yet, in any log slot; those that failed are not waited for."""
+        _, ready = self._batches.ready([(place.number, place.log) for place in self._held.every()])
+        return sorted(ready.keys() - self._paused.keys())
+
     def leave(self, owner: str) -> None:
         """Give the log slots to whoever else is alive."""
         self._held.leave(owner)
