@@ -157,8 +157,7 @@ class MicroBatcher:
         if made:
             self._batches.put(dataset, made)
             self._on_step("waiting")
-        oldest = min((batch.written_at for batch in (*ready.values(), *made)), default=time.time())
-        state = self._commit(dataset, oldest, report)
+        state = self._commit(dataset, report)
         self._on_step("committed")
         self._batches.drop(dataset, closing.keys() - {batch.slot for batch in made if fits(state, batch)})
         for slot in closing:
@@ -171,22 +170,22 @@ class MicroBatcher:
         since = time.time() - self._limits.file_seconds
         return [batch for batch in self._batches.waiting(dataset) if batch.written_at > since]
 
-    def _commit(self, dataset: DatasetId, written_at: float, report: BatchReport) -> State:
-        """All batches that wait, whoever made them, in one version. `written_at`: of the oldest file, seconds since the epoch.
+    def _commit(self, dataset: DatasetId, report: BatchReport) -> State:
+        """All batches that wait now, whoever made them, in one version. What others close meanwhile is left to them.
 
-        A lost reply needs no memory: on the new head the same batches fit no more, and nothing is left to do.
+        A lost reply needs no memory: on the new head these batches fit no more, and nothing is left to do.
         """
-        taken = list[Batch]()
+        waiting, taken = self._waiting(dataset), list[Batch]()
+        age_seconds = max((time.time() - batch.written_at for batch in waiting), default=0.0)
 
         def body(state: State) -> Body | None:
             check_mixture(state)
-            found = batches_of(state, self._waiting(dataset))
+            found = batches_of(state, waiting)
             version = version_of(state, found)
             if version is not None:
                 taken[:] = found
             return version
 
-        age_seconds = max(0.0, time.time() - written_at)
         state = self._catalog.commit(dataset, body, PRODUCER, uploaded_at=time.monotonic() - age_seconds)
         report.versions += bool(taken)
         report.rows += sum(batch.source.rows for batch in taken)
