@@ -14,8 +14,9 @@ from broker.catalog import Catalog
 from broker.columnar.blocks import encoded, split
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes, settled
 from broker.columnar.types import arrow_schema
-from broker.errors import Conflict, Invalid, SchemaConflict
+from broker.errors import Invalid, SchemaConflict
 from broker.model.names import DatasetId
+from broker.rules.batching import check_mixture
 from broker.rules.blocks import Kind
 from broker.rules.fold import State
 from broker.settings import Settings
@@ -110,21 +111,13 @@ class Shaper:
     def _accept(self, data: Intake, kind: Kind) -> Accepted:
         state = self._state()
         if state.session not in self._fit:
-            self._check(state)
+            check_mixture(state)
             self._fit.add(state.session)
         if kind == "u":
             return accept(data, state.spec)
         if state.spec.columns is None:
             raise Invalid("nothing to delete from", of=self._dataset, why="no rows came yet", hint="Append rows first")
         return accept_deletes(data, state.spec, state.spec.columns)
-
-    def _check(self, state: State) -> None:
-        if not state.spec.order and any(info.base is None for info in state.versions):
-            raise Conflict(
-                "the dataset takes snapshots", of=self._dataset,
-                why="without order columns nothing says whether a change is older than a snapshot",
-                hint="Create it with order columns, or publish deltas",
-            )  # fmt: skip
 
     def _settle(self, columns: pa.Schema, whole: bool) -> None:
         """Let the dataset have these columns: what lies in the log fits its schema, now or when it was appended."""
