@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 from broker.backend.client import Entry
 from broker.backend.derived import Derived
 from broker.backend.keys import Slot
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
-from broker.errors import BrokerError, Invalid, StaleBase, Transient
+from broker.errors import AttemptFailed, BrokerError, Invalid, StaleBase, Transient
 from broker.flights import Claimed, Confirmed, Flight, Member, Retry, dataset_of, ended
 from broker.model.commit import Edge
 from broker.model.dataset import Frozen
@@ -60,6 +61,12 @@ class Derivation(Frozen):
     request: Request
     version: int
     expires_at: float
+
+
+Made: TypeAlias = Edge | BrokerError
+"""What an order for files came to."""
+Refused: TypeAlias = Mapping[str, BrokerError]
+"""Why files could not be made, by fingerprint: it concerns only those who asked for these."""
 
 
 class Maker:
@@ -129,8 +136,21 @@ class Maker:
             )
         return Published(since.version, None)
 
-    def derive(self, order: Derivation) -> Edge:
-        """Make the files of one selection from sealed edges."""
+    def derive(self, orders: Iterable[Derivation]) -> list[Made]:
+        """Make the files of selections from sealed edges; an order's error stands for it alone."""
+        return [self._derived(order) for order in orders]
+
+    def _derived(self, order: Derivation) -> Made:
+        try:
+            return self._edge(order)
+        except BrokerError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a selection nobody foresaw must not fail those who asked for another
+            return AttemptFailed(
+                "no files could be made", of=order.request.dataset, why=f"{type(error).__name__}: {error}"[:1000]
+            )
+
+    def _edge(self, order: Derivation) -> Edge:
         request = order.request
         state = self._catalog.state(request.dataset)
         found = road(state, request, order.version)
@@ -139,7 +159,7 @@ class Maker:
         def key_of(extension: str) -> str:
             return derived_key(request.dataset, hour, fingerprint, extension)
 
-        edge = self._engine.derive(state.spec, found.edges, request.selection, request.format, key_of)
+        edge = self._engine.derive(state.spec, found.edges, request.selection, request.format, key_of, found.held or ())
         self._on_step("derived")
         return edge
 
@@ -184,26 +204,37 @@ class Clerk:
 
     def orders(self, flight: Flight, members: Iterable[Member], version: int) -> list[Derivation]:
         """Derivations that the members need and nobody has made yet, one a fingerprint."""
-        state, wanted = self.catalog.at_least(flight.dataset, version), dict[str, Derivation]()
+        state, wanted = self._state(flight, members, version), dict[str, Derivation]()
         expires_at = time.time() + self._settings.result_seconds
         for member in members:
             request, fingerprint = member.request, derivation_of(member.request)
             try:
-                needed = needs_files(road(state, request, version), request)
+                found = road(state, request, answered_at(state, request, version))
             except BrokerError:
                 continue  # answered with its error in `complete`
-            if needed and fingerprint not in wanted and self._derived.get(request.dataset, fingerprint, version) is None:
-                wanted[fingerprint] = Derivation(request=request, version=version, expires_at=expires_at)
+            if fingerprint in wanted or not needs_files(found, request):
+                continue
+            if self._derived.get(request.dataset, fingerprint, found.version) is None:
+                wanted[fingerprint] = Derivation(request=request, version=found.version, expires_at=expires_at)
         return list(wanted.values())
 
-    def keep(self, order: Derivation, edge: Edge) -> None:
-        """Remember derived files for whoever asks the same of the same version."""
-        self._derived.put(order.request.dataset, derivation_of(order.request), order.version, edge, order.expires_at)
+    def keep(self, orders: Sequence[Derivation], made: Sequence[Made]) -> Refused:
+        """Remember derived files for whoever asks the same of the same version. -> what could not be made, for `complete`"""
+        refused = dict[str, BrokerError]()
+        for order, edge in zip(orders, made, strict=True):
+            fingerprint = derivation_of(order.request)
+            if isinstance(edge, BrokerError):
+                refused[fingerprint] = edge
+            else:
+                self._derived.put(order.request.dataset, fingerprint, order.version, edge, order.expires_at)
+        return refused
 
-    def complete(self, flight: Flight, members: Sequence[Member], produced: Produced) -> Answered:
-        """Answer all members at `produced.version`. Raises Fenced."""
-        state = self.catalog.at_least(flight.dataset, produced.version)
-        answers = [self._completion(state, member, produced.version) for member in members]
+    def complete(
+        self, flight: Flight, members: Sequence[Member], produced: Produced, refused: Refused = MappingProxyType({})
+    ) -> Answered:
+        """Answer all members at `produced.version`, those whose files were `refused` with that error. Raises Fenced."""
+        state = self._state(flight, members, produced.version)
+        answers = [self._completion(state, member, produced.version, refused) for member in members]
         if flight.kind == "derive":
             return self._answer(flight, answers)
         session = produced.session or state.session
@@ -219,13 +250,18 @@ class Clerk:
         self._on_step("answered")
         return Answered(count, sum(isinstance(answer, Retry) for answer in answers))
 
-    def _completion(self, state: DatasetState, member: Member, version: int) -> Completion | Retry:
+    def _state(self, flight: Flight, members: Iterable[Member], version: int) -> DatasetState:
+        """One that knows `version`, and what the members hold already."""
+        held = (member.request.since.version for member in members if member.request.since)
+        return self.catalog.at_least(flight.dataset, max((version, *held)))
+
+    def _completion(self, state: DatasetState, member: Member, version: int, refused: Refused) -> Completion | Retry:
         request = member.request
         try:
-            found = road(state, request, version)
+            found = road(state, request, answered_at(state, request, version))
             expires_at = time.time() + self._settings.result_seconds
             if needs_files(found, request):
-                found, expires_at = self._with_files(found, request)
+                found, expires_at = self._with_files(found, request, refused)
             return completed(member.id, request, state.session, found, expires_at, member.attempts)
         except BrokerError as error:
             return self._failure(member, error)
@@ -235,11 +271,25 @@ class Clerk:
             return Retry(member.id, backoff(self._settings, member.attempts), error)
         return ended(member.id, member.request, State.FAILED, member.attempts, error)
 
-    def _with_files(self, found: Plan, request: Request) -> tuple[Plan, float]:
-        made = self._derived.get(request.dataset, derivation_of(request), found.version)
+    def _with_files(self, found: Plan, request: Request, refused: Refused) -> tuple[Plan, float]:
+        fingerprint = derivation_of(request)
+        if fingerprint in refused:
+            raise refused[fingerprint]
+        made = self._derived.get(request.dataset, fingerprint, found.version)
         if made is None:
             raise StaleBase("derived files are missing", of=request.dataset, why=f"version {found.version}", hint="Ask again")
         return replace(found, edges=(made[0],)), made[1]
+
+
+def answered_at(state: DatasetState, request: Request, version: int) -> int:
+    """At which version a flight that ended at `version` answers: that one, or what the target holds of a newer one.
+
+    A version published beside the flight may have reached the target before it asked: it must not be sent back.
+    """
+    since = request.since
+    if since is None or since.session not in (None, state.session) or since.version > state.version:
+        return version
+    return max(version, since.version)
 
 
 def completion_at_once(

@@ -124,9 +124,8 @@ class _Hands:
         try:
             produced = self._produced(flight)
             members = self._clerk.close(flight)
-            for order in self._clerk.orders(flight, members, produced.version):
-                self._clerk.keep(order, self._maker.derive(order))
-            return self._clerk.complete(flight, members, produced).ended
+            orders = self._clerk.orders(flight, members, produced.version)
+            return self._clerk.complete(flight, members, produced, self._clerk.keep(orders, self._maker.derive(orders))).ended
         except BrokerError as error:
             return self._clerk.fail(flight, self._clerk.close(flight), error).ended
 

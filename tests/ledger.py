@@ -76,9 +76,8 @@ class Hand:
 
     def answer(self, flight: Flight, produced: Produced) -> Answered:
         members = self.clerk.close(flight)
-        for order in self.clerk.orders(flight, members, produced.version):
-            self.clerk.keep(order, self.maker.derive(order))
-        return self.clerk.complete(flight, members, produced)
+        orders = self.clerk.orders(flight, members, produced.version)
+        return self.clerk.complete(flight, members, produced, self.clerk.keep(orders, self.maker.derive(orders)))
 
     def run(self, flight: Flight) -> Answered:
         """The whole flight, failing its members with what the producer raised."""

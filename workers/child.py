@@ -20,10 +20,10 @@ from threading import Event, Lock, Thread
 from typing import Any, Final
 
 from broker.catalog import nothing
-from broker.errors import AttemptFailed, BrokerError
+from broker.errors import AttemptFailed, BrokerError, from_dict
 from broker.flights import Flight
-from broker.fulfilment import Derivation, Maker
-from broker.model.commit import Fence
+from broker.fulfilment import Derivation, Made, Maker
+from broker.model.commit import Edge, Fence
 from broker.model.names import DatasetId
 from broker.outcomes import Since
 from broker.parts import Parts, open_parts
@@ -46,6 +46,14 @@ def flight_to_json(flight: Flight) -> dict[str, Any]:
 def flight_from_json(fields: dict[str, Any]) -> Flight:
     epoch, counter = fields["fence"]
     return Flight(**fields | {"dataset": DatasetId(fields["dataset"]), "fence": Fence(epoch, counter)})
+
+
+def made_to_json(made: Made) -> dict[str, Any]:
+    return {"error": made.to_dict()} if isinstance(made, BrokerError) else {"ok": made.model_dump(mode="json")}
+
+
+def made_from_json(fields: dict[str, Any]) -> Made:
+    return from_dict(fields["error"]) if "error" in fields else Edge.model_validate(fields["ok"])
 
 
 def producers_of(app: str) -> Producers:
@@ -89,8 +97,8 @@ class Child:
         return list(self._maker.parts(flight_from_json(message["flight"]), message["members"]))
 
     def _derive(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        orders = [Derivation.model_validate(order) for order in message["orders"]]
-        return [self._maker.derive(order).model_dump(mode="json") for order in orders]
+        made = self._maker.derive(Derivation.model_validate(order) for order in message["orders"])
+        return [made_to_json(edge) for edge in made]
 
 
 class Orphanage:

@@ -23,12 +23,11 @@ from broker.backend.client import BLOCK_MAX_MS, Entry
 from broker.backend.keys import Slot
 from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, RequestCancelled, StaleBase, Transient
 from broker.flights import Flight, Member
-from broker.fulfilment import Clerk, Derivation, Produced
-from broker.model.commit import Edge
+from broker.fulfilment import Clerk, Derivation, Produced, Refused
 from broker.model.names import DatasetId
 from broker.parts import Parts
 from broker.producers import Producers
-from workers.child import flight_to_json
+from workers.child import flight_to_json, made_from_json
 from workers.leading import Leading, spent
 from workers.line import Line
 from workers.streams import READ_COUNT, Streams
@@ -112,7 +111,7 @@ class Producing:
     def _batches(self, block_ms: int) -> Iterator[list[Entry]]:
         """Entries until none is left: requests alike that wait already join one flight before it starts.
 
-        A read that waited ends with the first that came: where that were several, more are behind them. A lone one starts at once.
+        A read that waited ends with the first that came: behind several there are more, a lone one starts at once.
         """
         entries, waited = self._streams.read(block_ms), True
         while entries:
@@ -191,9 +190,7 @@ class Producing:
         elif result.task.message["do"] == "parts":
             self._leading.begin(held.flight, result.ok)
         else:
-            for order, edge in zip(held.orders, result.ok, strict=True):
-                self._clerk.keep(order, Edge.model_validate(edge))
-            self._answer(held)
+            self._answer(held, self._clerk.keep(held.orders, [made_from_json(fields) for fields in result.ok]))
 
     def _prepare_answer(self, held: Held) -> None:
         """Close the flight; have files made if any member needs them, else answer."""
@@ -204,16 +201,16 @@ class Producing:
         held.members = self._clerk.close(flight)
         held.orders = self._clerk.orders(flight, held.members, held.produced.version)
         if not held.orders:
-            self._answer(held)
+            self._answer(held, {})
             return
         message = {"do": "derive", "orders": [order.model_dump(mode="json") for order in held.orders]}
         if not self._supervisor.run(flight, message):
             self._line.put(flight)
 
-    def _answer(self, held: Held) -> None:
+    def _answer(self, held: Held, refused: Refused) -> None:
         assert held.members is not None
         assert held.produced is not None
-        answered = self._clerk.complete(held.flight, held.members, held.produced)
+        answered = self._clerk.complete(held.flight, held.members, held.produced, refused)
         self.counts.answered += answered.ended
         self.counts.retried += answered.retried
         self._release(held)

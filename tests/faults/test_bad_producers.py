@@ -10,7 +10,17 @@ from contextlib import suppress
 import pytest
 
 import broker
-from broker.errors import AttemptFailed, BadData, BrokerError, DuplicateKey, Invalid, NullKey, RequestCancelled, RequestFailed
+from broker.errors import (
+    AttemptFailed,
+    BadData,
+    BrokerError,
+    DuplicateKey,
+    Invalid,
+    InvalidPredicate,
+    NullKey,
+    RequestCancelled,
+    RequestFailed,
+)
 from broker.model.request import State
 from tests.faults.arena import Arena, check_events
 from tests.faults.bad_app import DEEDS
@@ -102,6 +112,20 @@ def test_the_good_neighbours_of_all_those_were_answered(b: broker.Broker, asked:
         assert handle.wait(WAIT_SECONDS).version == 1
         assert handle.status().attempts <= 1
     check_events(b, good, "good")
+
+
+def test_a_selection_that_fails_leaves_the_others_of_its_flight_to_be_answered(b: broker.Broker) -> None:
+    fresh = "goodstuff_02/catalog/good"  # without a schema yet nobody can know that there is no such column
+    b.dataset(fresh, key=["sku"])
+    asked: tuple[dict[str, str], ...] = ({"where": "nosuch < 5"}, {"format": "csv"}, {})
+    handles = list(b.requests({"dataset": fresh, "target": "mixed", **fields} for fields in asked))
+    bad, text, plain = (handle for handle in handles if isinstance(handle, broker.Handle))
+    with pytest.raises(RequestFailed, match="nosuch") as failed:
+        bad.wait(WAIT_SECONDS)
+    assert isinstance(failed.value.__cause__, InvalidPredicate)
+    assert (text.wait(WAIT_SECONDS).rows, plain.wait(WAIT_SECONDS).rows) == (1, 1)
+    assert [handle.status().attempts for handle in (bad, text, plain)] == [1, 1, 1]
+    check_events(b, [bad, text, plain], "mixed")
 
 
 def test_a_cancelled_attempt_is_killed_within_five_seconds(

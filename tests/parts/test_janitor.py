@@ -243,7 +243,7 @@ def test_derived_files_stay_as_long_as_the_answer_says_however_slowly_they_were_
     members = hand.clerk.close(flight)
     (order,) = hand.clerk.orders(flight, members, produced.version)
     late = order.model_copy(update={"expires_at": order.expires_at - 2 * 3600})  # it took two hours to make them
-    hand.clerk.keep(late, hand.maker.derive(late))
+    hand.clerk.keep([late], hand.maker.derive([late]))
     hand.clerk.complete(flight, members, produced)
     answer = handle.wait(30)
     hour = int(answer.files[0].key.split("/derived/")[1].split("/")[0])
