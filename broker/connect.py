@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
@@ -198,10 +199,11 @@ class Broker:
         moved = {
             order.request.dataset
             for order, result in zip(orders, results, strict=True)
-            if isinstance(result, Submitted) and order.answer is not None and result.seq != order.seq
+            if isinstance(result, Submitted) and order.seq and result.seq != order.seq
         }
         for dataset in moved:
-            self.parts.catalog.state(dataset)
+            with suppress(BrokerError):  # these requests are accepted: what a look brings is for the next ones
+                self.parts.catalog.state(dataset)
 
 
 class Dataset:

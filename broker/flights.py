@@ -22,7 +22,10 @@ Kind = Literal["produce", "derive"]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request on its way in. `answer`: what to answer at once, if the head is still `seq` and fresh enough."""
+    """A request on its way in. `answer`: what to answer at once, if the head is still `seq` and fresh enough.
+
+    `seq` 0: the head was not looked at, since no staleness is allowed.
+    """
 
     id: str
     slot: Slot

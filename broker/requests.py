@@ -70,18 +70,29 @@ class Requests:
         """Queue requests, or answer those at once whose `answer` still holds, in one round trip; in the order given.
 
         An error stands for its request alone: NotFound, Conflict (idempotency key), Overloaded, RequestExpired, Reconciling
-        (bring the index up first).
+        (bring the index up first). Raises Unavailable when surely none was queued, OutcomeUnknown when some may be.
         """
         runs = list(_runs(orders))
-        calls = [([run[0].slot.meta], self._submit_args(run)) for run in runs]
-        try:
-            replies = self._redis.call_many(self._scripts["submit"], calls)
-        except OutcomeUnknown:
-            replies = self._redis.call_many(self._scripts["submit"], calls)  # the ids make it the same submissions
         results: list[Submitted | BrokerError] = []
-        for run, reply in zip(runs, replies, strict=True):
+        for run, reply in zip(runs, self._submit_runs(runs), strict=True):
             results += [reply] * len(run) if isinstance(reply, BrokerError) else map(self._submitted, run, reply)
         return results
+
+    def _submit_runs(self, runs: Sequence[Sequence[Order]]) -> list[Any]:
+        """A reply or an error for each. A lost reply is asked for once more: the ids make it the same submissions.
+
+        What fails then says nothing of the first time.
+        """
+        script, calls = self._scripts["submit"], [([run[0].slot.meta], self._submit_args(run)) for run in runs]
+        try:
+            return self._redis.call_many(script, calls)
+        except OutcomeUnknown:
+            pass
+        try:
+            replies = self._redis.call_many(script, calls)
+        except BrokerError as error:
+            raise _perhaps_queued(error) from error
+        return [_perhaps_queued(reply) if isinstance(reply, BrokerError) else reply for reply in replies]
 
     def _submitted(self, order: Order, reply: Any) -> Submitted | BrokerError:
         how, known, head_seq = reply[0].decode(), reply[1].decode(), int(reply[2])
@@ -293,6 +304,11 @@ class Requests:
         if reply == b"fenced":
             raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
         return reply
+
+
+def _perhaps_queued(error: BrokerError) -> OutcomeUnknown:
+    hint = "Submit again with the same idempotency keys; without one it may be asked twice"
+    return OutcomeUnknown("the requests may be queued", of="submit", why=str(error), hint=hint)
 
 
 def _runs(orders: Iterable[Order]) -> Iterator[list[Order]]:

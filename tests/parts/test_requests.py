@@ -12,6 +12,7 @@ import broker
 from broker.backend.keys import PRODUCERS, Slot
 from broker.errors import (
     AttemptFailed,
+    BrokerError,
     Conflict,
     Fenced,
     Invalid,
@@ -98,6 +99,24 @@ def test_a_submission_repeated_after_a_lost_reply_is_one_request(b: broker.Broke
     monkeypatch.setattr(b.parts.redis, "call_many", losing)
     ask(b)
     assert lost
+    assert len(Hand(b.parts, Source()).read()) == 1
+
+
+@pytest.mark.parametrize("later", [Unavailable("Redis is gone"), OutcomeUnknown("lost again")])
+def test_a_submission_whose_reply_was_lost_is_never_said_to_be_refused(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch, later: BrokerError
+) -> None:
+    call_many, failures = b.parts.redis.call_many, [OutcomeUnknown("the reply was lost"), later]
+
+    def losing(script: Any, calls: Any) -> Any:
+        if script.name == "submit" and failures:
+            call_many(script, calls)
+            raise failures.pop(0)
+        return call_many(script, calls)
+
+    monkeypatch.setattr(b.parts.redis, "call_many", losing)
+    with pytest.raises(OutcomeUnknown, match="may be queued"):
+        ask(b)
     assert len(Hand(b.parts, Source()).read()) == 1
 
 
