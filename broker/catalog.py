@@ -250,16 +250,14 @@ class Catalog:
                 return end.value
             try:
                 answer = self._perform(dataset, effect)
-            except Unavailable as error:
-                if not reserved:
+            except Transient as error:
+                if not reserved or isinstance(error, OutcomeUnknown):
                     raise
                 raise OutcomeUnknown(
-                    "the commit was reserved, its end is unknown",
-                    of=dataset,
-                    why=str(error),
+                    "the commit may be reserved, its end is unknown", of=dataset, why=str(error),
                     hint="Do the same again: it finds out",
-                ) from error
-            reserved = reserved or (isinstance(answer, ReserveAnswer) and answer.kind == "reserved")
+                ) from error  # fmt: skip
+            reserved = reserved or (isinstance(answer, ReserveAnswer) and answer.may_stand)
 
     def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
         match effect:

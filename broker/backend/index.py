@@ -70,7 +70,15 @@ class Index:
         run_id, epoch, seq, sha, known_run, reserved_seq, reserved, age_ms = reply
         at = int(seq or 0)
         reservation = (int(reserved_seq), reserved) if reserved_seq and int(reserved_seq) > at else None
-        return Head(at, sha.decode() if sha else "", known_run == run_id, run_id.decode(), int(epoch), reservation, int(age_ms or 0) / 1000)
+        return Head(
+            at,
+            sha.decode() if sha else "",
+            known_run == run_id,
+            run_id.decode(),
+            int(epoch),
+            reservation,
+            int(age_ms or 0) / 1000,
+        )
 
     def fields(self, dataset: DatasetId, *names: str) -> list[bytes | None]:
         """Fields of the head hash, read at one moment."""
@@ -112,7 +120,7 @@ class Index:
         try:
             reply = self.redis.call(self._reserve, keys, [*args, int(effect.age_seconds * 1000), int(max_age_seconds * 1000)])
         except OutcomeUnknown:
-            return ReserveAnswer("refused")  # the next look at the head shows whether the reservation stands
+            return ReserveAnswer("unknown")
         return ReserveAnswer(reply.decode())
 
     def publish(

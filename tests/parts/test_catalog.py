@@ -9,7 +9,19 @@ import pyarrow as pa
 import pytest
 
 from broker import Broker, Dataset
-from broker.errors import BrokerError, Conflict, Corrupt, NotFound, OutcomeUnknown, SchemaConflict, Transient, Unavailable
+from broker.backend.client import RedisClient, Script
+from broker.errors import (
+    BrokerError,
+    Conflict,
+    Corrupt,
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    Reconciling,
+    SchemaConflict,
+    Transient,
+    Unavailable,
+)
 from broker.model import names
 from broker.model.dataset import Column, Schema
 from broker.model.names import DatasetId
@@ -76,6 +88,31 @@ def test_a_store_that_is_silent_behind_the_reservation_leaves_the_outcome_unknow
     store.plan = never
     assert b.parts.publication.difference(OFFERS, MORE, note).version == 2
     assert kinds(b) == ["create", "alter", "version", "version"]
+
+
+@pytest.mark.parametrize("silence", [Unavailable("away"), Overloaded("full"), Reconciling("restarted")])
+def test_a_reservation_whose_answer_is_lost_leaves_the_outcome_unknown_when_redis_then_refuses_to_be_asked(
+    b: Broker, offers: Dataset, monkeypatch: pytest.MonkeyPatch, silence: BrokerError
+) -> None:
+    call, lost = RedisClient.call, list[str]()
+
+    def losing(self: RedisClient, script: Script, keys: Any, args: Any = ()) -> Any:
+        if lost:
+            raise silence
+        reply = call(self, script, keys, args)
+        if script.name == "reserve":
+            lost.append(script.name)
+            raise OutcomeUnknown("the reply was lost")
+        return reply
+
+    note = Note(production="job-17")
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisClient, "call", losing)
+        with pytest.raises(OutcomeUnknown, match="Do the same again"):
+            b.parts.publication.delta(OFFERS, MORE, None, note)
+    b.parts.catalog.help(OFFERS, 0)
+    assert offers.state.version == 2
+    assert b.parts.publication.delta(OFFERS, MORE, None, note).version == 2
 
 
 @pytest.mark.parametrize("method", ["upload", "stat"])
