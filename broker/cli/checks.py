@@ -9,6 +9,7 @@ from typing import Literal
 
 from broker.backend import embedded, health
 from broker.backend.client import RedisClient
+from broker.cli.words import public_place
 from broker.connect import Broker
 from broker.errors import BrokerError
 from broker.inquiry import Inquiry
@@ -76,7 +77,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     _, promise = probed_store(settings)
-    yield Finding("ok", "store", store_url(settings).rpartition("@")[2])
+    yield Finding("ok", "store", public_place(store_url(settings)))
     if not promise.read_after_write:
         yield Finding("broken", "store", "reads do not see writes at once: do not use this store")
     for line in promise.explain():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -22,7 +23,7 @@ from broker.cli.shown import (
 )
 from broker.cli.words import time_text
 from broker.connect import Broker
-from broker.errors import Conflict
+from broker.errors import Conflict, TimedOut
 from broker.flights import Status
 from broker.handle import Handle
 from broker.inquiry import Inquiry, find_request
@@ -30,22 +31,13 @@ from broker.model.request import PRIORITIES, State
 from broker.received import Received
 
 POLL_SECONDS: Final = 0.2
-FOREVER: Final = "forever"
+LOOK_SECONDS: Final = 0.5
+"""How often a bar looks for progress while an answer is waited for."""
 
 
 def _cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
     del ctx, param
     return int(value) if value is not None and value.isascii() and value.isdigit() else value
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
-    del ctx
-    if value is None or value == FOREVER:
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no number of seconds", param=param) from None
 
 
 @click.command(
@@ -76,13 +68,9 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option("--idempotency-key", help="The same key and request again gives the same request.")
 @click.option("--attribute", "attributes", multiple=True, metavar="K=V")
+@click.option("--wait", is_flag=True, help="Wait for the answer, as long as it takes.")
 @click.option(
-    "--wait",
-    callback=_seconds,
-    is_flag=False,
-    flag_value=FOREVER,
-    metavar="[SECONDS]",
-    help="Wait for the answer; without a number, as long as it takes.",
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer than this (exit 5); implies --wait."
 )
 @click.option(
     "--to", "folder", type=click.Path(file_okay=False), help="Download the files, verified, into this folder; implies --wait."
@@ -95,7 +83,8 @@ def request(
     column_names: str | None,
     form: str,
     attributes: tuple[str, ...],
-    wait: float | str | None,
+    wait: bool,
+    timeout: float | None,
     folder: str | None,
     **fields: Any,
 ) -> None:
@@ -103,11 +92,11 @@ def request(
     given = {field: value for field, value in fields.items() if value is not None}
     with face.connect() as broker:
         handle = broker.request(name, columns=names(column_names), format=form, attributes=pairs(attributes), **given)
-        if wait is None and folder is None:
+        if not wait and timeout is None and folder is None:
             face.emit({"request": handle.id, "dataset": name, "target": handle.target}, handle.id)
             return
         face.say(f"request {handle.id}")
-        received = _waited(face, handle, None if wait is None or wait == FOREVER else float(wait))
+        received = _waited(face, handle, timeout)
         paths = [str(path) for path in received.download(folder)] if folder else []
         value = completion_value(received.completion) | {"paths": paths}
         face.emit(value, paths if paths else completion_lines(received.completion))
@@ -116,8 +105,21 @@ def request(
 
 
 def _waited(face: Face, handle: Handle, seconds: float | None) -> Received:
-    with face.progress(f"wait for {handle.id}", unit="rows"):
-        return handle.wait(seconds)
+    """The answer; meanwhile the bar shows the rows its production has made. Raises TimedOut, RequestFailed and the like."""
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    with face.progress(f"wait for {handle.id}", unit="rows") as advance:
+        shown = 0
+        while True:
+            left = until - time.monotonic()
+            try:
+                return handle.wait(max(0.0, min(left, LOOK_SECONDS)))
+            except TimedOut as error:
+                if left <= LOOK_SECONDS:
+                    hint = f"It goes on. See: broker explain request {handle.id}"
+                    raise TimedOut(error.what, of=handle.id, why=f"within {seconds:g} s", hint=hint) from None
+            rows = handle.status().progress.get("rows", 0)
+            advance(rows - shown)
+            shown = rows
 
 
 @click.group("requests")

@@ -13,7 +13,7 @@ from broker.cli.checks import Finding, examined
 from broker.cli.exits import Exit
 from broker.cli.face import Command, Face, columns, pass_face
 from broker.cli.requests import inquiry_of
-from broker.cli.words import time_text
+from broker.cli.words import public_place, time_text
 from broker.connect import Broker
 from broker.errors import Unsupported
 from broker.parts import store_url
@@ -74,15 +74,11 @@ def _status(broker: Broker) -> dict[str, Any]:
             "server": describe(parts.redis.servers()[0].info()),
             "embedded": not parts.settings.redis,
         },
-        "store": {"url": _public(store_url(parts.settings))},
+        "store": {"url": public_place(store_url(parts.settings))},
         "datasets": datasets,
         "queues": [asdict(queue) | {"workers": len(queue.workers)} for queue in queues],
         "workers": [asdict(worker) for worker in workers.values()],
     }
-
-
-def _public(url: str) -> str:
-    return url.rpartition("@")[2] if "@" in url else url
 
 
 def _status_lines(value: dict[str, Any]) -> list[str]:

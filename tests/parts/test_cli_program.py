@@ -66,7 +66,7 @@ def test_no_line_of_the_table_is_hidden_by_one_above_it() -> None:
         (("request", OFFERS, "--target", "t", "--where", "lower(sku) = 'a'"), Exit.USAGE),
         (("request", OFFERS, "--target", "t", "--columns", "nope"), Exit.USAGE),
         (("request", OFFERS, "--target", "t", "--deadline", "-1"), Exit.TIMED_OUT),
-        (("request", OFFERS, "--target", "t", "--wait", "0.05"), Exit.TIMED_OUT),
+        (("request", OFFERS, "--target", "t", "--timeout", "0.05"), Exit.TIMED_OUT),
         (("request", OFFERS), Exit.USAGE),
         (("requests", "show", "nonsense"), Exit.USAGE),
         (("requests", "show", f"catalog.0.{'0' * 32}"), Exit.NOT_FOUND),

@@ -83,7 +83,7 @@ def test_an_idempotency_key_gives_the_same_request_and_refuses_another_body(cli:
 def test_a_fresh_answer_comes_at_once_and_its_files_are_downloaded(cli: Cli, place: PrivateBroker, tmp_path: Path) -> None:
     cli.ok("request", OFFERS, "--target", "search")
     place.work(app_of(ROWS))
-    done = cli.json("request", OFFERS, "--target", "search", "--max-staleness", 60, "--wait", 5, "--to", "in")
+    done = cli.json("request", OFFERS, "--target", "search", "--max-staleness", 60, "--timeout", 5, "--to", "in")
     assert (done["mode"], done["version"], done["rows"]) == ("snapshot", 1, 2)
     (path,) = done["paths"]
     assert sorted(pq.read_table(tmp_path / path).column("sku").to_pylist()) == ["a", "b"]
@@ -95,7 +95,7 @@ def test_a_cursor_goes_in_where_a_version_number_does(cli: Cli, place: PrivateBr
     cli.ok("request", OFFERS, "--target", "search")
     place.work(app_of(ROWS))
     cursor = cli.json("responses", "search")["cursor"]
-    ask = ("request", OFFERS, "--target", "search", "--max-staleness", 60, "--wait", 5)
+    ask = ("request", OFFERS, "--target", "search", "--max-staleness", 60, "--timeout", 5)
     assert cli.json(*ask, "--since", cursor)["mode"] == "unchanged"
     assert cli.json(*ask, "--since", 1)["mode"] == "unchanged"
     assert cli(*ask, "--since", "yesterday").code == Exit.USAGE
@@ -104,10 +104,28 @@ def test_a_cursor_goes_in_where_a_version_number_does(cli: Cli, place: PrivateBr
 def test_a_failed_request_ends_a_wait_with_code_1_and_the_cause(cli: Cli, place: PrivateBroker) -> None:
     id = cli.ok("request", OFFERS, "--target", "search", "--idempotency-key", "x").out.strip()
     place.work(app_of(BadData("a broken feed", of="offers.csv")))
-    done = cli("request", OFFERS, "--target", "search", "--idempotency-key", "x", "--wait", 5)
+    done = cli("request", OFFERS, "--target", "search", "--idempotency-key", "x", "--timeout", 5)
     assert done.code == Exit.FAILED
     assert "a broken feed" in done.err
     assert id in done.err
+
+
+def test_wait_stands_anywhere_and_takes_no_word_of_the_line(cli: Cli, place: PrivateBroker) -> None:
+    cli.ok("request", OFFERS, "--target", "search")
+    place.work(app_of(ROWS))
+    for words in (
+        ("--wait", OFFERS, "--target", "t"),
+        (OFFERS, "--wait", "--target", "t"),
+        (OFFERS, "--target", "t", "--wait"),
+    ):
+        assert cli.json("request", *words, "--max-staleness", 60)["version"] == 1
+
+
+def test_a_wait_that_is_over_says_how_long_it_was_and_that_the_request_goes_on(cli: Cli) -> None:
+    done = cli("request", OFFERS, "--target", "search", "--timeout", 0.7)
+    assert done.code == Exit.TIMED_OUT
+    assert "within 0.7 s" in done.err
+    assert "broker explain request catalog." in done.err
 
 
 # --- requests
