@@ -7,21 +7,20 @@ from typing import Any
 
 import click
 
-from broker.cli.face import Command, Face, columns, fields_of, joined, names, pairs, pass_face
+from broker.cli.face import Face, Group, columns, fields_of, joined, names, pairs, pass_face
 from broker.cli.words import bytes_text
 from broker.connect import Dataset
 from broker.errors import Invalid, InvalidRequest
 from broker.model.dataset import Column, DatasetSpec, Schema
 
 
-@click.group("dataset")
+@click.group("dataset", cls=Group, examples="broker dataset create shop/catalog/offers --key sku\nbroker dataset list --json")
 def dataset() -> None:
     """Create, list, show, alter and drop datasets."""
 
 
 @dataset.command(
     "create",
-    cls=Command,
     examples="""
     broker dataset create shop/catalog/offers --key sku --order updated_at
     broker dataset create shop/pricing/prices --key sku,store --column "sku VARCHAR" --column "store VARCHAR"
@@ -64,7 +63,7 @@ def create(
         _emit_dataset(face, made)
 
 
-@dataset.command("list", cls=Command, examples="broker dataset list 'shop/*'")
+@dataset.command("list", examples="broker dataset list 'shop/*'")
 @click.argument("pattern", default="*")
 @pass_face
 def list_(face: Face, pattern: str) -> None:
@@ -75,7 +74,7 @@ def list_(face: Face, pattern: str) -> None:
     face.emit(found, columns(heads, ([_cell(item[head]) for head in heads] for item in found)))
 
 
-@dataset.command("show", cls=Command, examples="broker dataset show shop/catalog/offers")
+@dataset.command("show", examples="broker dataset show shop/catalog/offers")
 @click.argument("name")
 @pass_face
 def show(face: Face, name: str) -> None:
@@ -84,7 +83,7 @@ def show(face: Face, name: str) -> None:
         _emit_dataset(face, broker.dataset(name))
 
 
-@dataset.command("alter", cls=Command, examples='broker dataset alter shop/catalog/offers --column "colour VARCHAR"')
+@dataset.command("alter", examples='broker dataset alter shop/catalog/offers --column "colour VARCHAR"')
 @click.argument("name")
 @click.option("--column", "column_texts", multiple=True, required=True, help='A new column or another type: "price DOUBLE".')
 @click.option("--force", is_flag=True, help="Also a change with loss: it begins a new session, and replicas reset.")
@@ -97,7 +96,7 @@ def alter(face: Face, name: str, column_texts: tuple[str, ...], force: bool) -> 
         _emit_dataset(face, found)
 
 
-@dataset.command("drop", cls=Command, examples="broker dataset drop shop/catalog/offers --yes")
+@dataset.command("drop", examples="broker dataset drop shop/catalog/offers --yes")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_face

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from broker.cli.face import Command, Face, fields_of, pass_face
+from broker.cli.face import Face, Group, fields_of, pass_face
 from broker.cli.requests import inquiry_of
 from broker.cli.shown import status_lines, status_value
 from broker.cli.words import bytes_text, time_text
@@ -18,12 +18,14 @@ from broker.model.commit import Edge, Record, digest, parse_record
 from broker.rules.fold import VersionInfo
 
 
-@click.group("explain")
+@click.group(
+    "explain", cls=Group, examples="broker explain request catalog.0.0193…\nbroker explain version shop/catalog/offers 3"
+)
 def explain() -> None:
     """Why a request waits, how a version came about."""
 
 
-@explain.command("request", cls=Command, examples="broker explain request catalog.0.0193…")
+@explain.command("request", examples="broker explain request catalog.0.0193…")
 @click.argument("id")
 @pass_face
 def request(face: Face, id: str) -> None:
@@ -69,7 +71,6 @@ def _request_lines(found: Whereabouts, made: int | None) -> list[str]:
 
 @explain.command(
     "version",
-    cls=Command,
     examples="broker explain version shop/catalog/offers 3\nbroker explain version shop/catalog/offers@3",
 )
 @click.argument("name")

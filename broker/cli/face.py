@@ -137,23 +137,23 @@ def names(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
 class Command(click.Command):
     """A command that takes the global options too, wherever they stand, and shows examples in its help."""
 
-    def __init__(self, *args: Any, examples: str = "", **fields: Any) -> None:
+    def __init__(self, *args: Any, examples: str, **fields: Any) -> None:
         super().__init__(*args, **fields)
         self.examples = examples
         self.params += common_options()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
-        write_examples(formatter, self.examples)
-
-
-def write_examples(formatter: click.HelpFormatter, examples: str) -> None:
-    """A section of literal lines, then the exit codes."""
-    if examples:
         with formatter.section("Examples"):
-            for line in examples.strip().splitlines():
+            for line in self.examples.strip().splitlines():
                 formatter.write(f"  {line.strip()}\n")
-    formatter.write(f"\n{EXIT_HELP}\n")
+        formatter.write(f"\n{EXIT_HELP}\n")
+
+
+class Group(Command, click.Group):
+    """A group of commands, with all that they share."""
+
+    command_class = Command
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> Any:

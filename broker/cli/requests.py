@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from broker.cli.exits import Exit
-from broker.cli.face import Command, Face, columns, names, pairs, pass_face
+from broker.cli.face import Command, Face, Group, columns, names, pairs, pass_face
 from broker.cli.shown import (
     completion_lines,
     completion_text,
@@ -122,12 +122,12 @@ def _waited(face: Face, handle: Handle, seconds: float | None) -> Received:
             shown = rows
 
 
-@click.group("requests")
+@click.group("requests", cls=Group, examples="broker requests list --state failed\nbroker requests dead")
 def requests() -> None:
     """List, show, watch, cancel and retry requests."""
 
 
-@requests.command("list", cls=Command, examples="broker requests list --state running --dataset shop/catalog/offers")
+@requests.command("list", examples="broker requests list --state running --dataset shop/catalog/offers")
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only these.")
 @click.option("--dataset", help="Only of this dataset.")
 @click.option("--target", help="Only of this target.")
@@ -159,7 +159,7 @@ def _newest(broker: Broker) -> Iterator[Status]:
     return iter(sorted(everything, key=lambda status: -status.created))
 
 
-@requests.command("show", cls=Command, examples="broker requests show catalog.0.0193…")
+@requests.command("show", examples="broker requests show catalog.0.0193…")
 @click.argument("id")
 @pass_face
 def show(face: Face, id: str) -> None:
@@ -170,7 +170,7 @@ def show(face: Face, id: str) -> None:
     face.emit(status_value(status, unserved), status_lines(status, unserved))
 
 
-@requests.command("watch", cls=Command, examples="broker requests watch catalog.0.0193… --timeout 60")
+@requests.command("watch", examples="broker requests watch catalog.0.0193… --timeout 60")
 @click.argument("id")
 @click.option("--timeout", type=click.FloatRange(0), default=None, help="Stop looking after this many seconds (exit 5).")
 @pass_face
@@ -200,7 +200,7 @@ def _change(status: Status, unserved: bool) -> str:
     return f"{time_text(time.time())}  {state}  attempt {status.attempts}" + (f"  {progress}" if progress else "")
 
 
-@requests.command("cancel", cls=Command, examples="broker requests cancel catalog.0.0193…")
+@requests.command("cancel", examples="broker requests cancel catalog.0.0193…")
 @click.argument("id")
 @pass_face
 def cancel(face: Face, id: str) -> None:
@@ -211,7 +211,7 @@ def cancel(face: Face, id: str) -> None:
     face.emit({"request": id, "state": "cancelled"}, f"cancelled {id}")
 
 
-@requests.command("dead", cls=Command, examples="broker requests dead --limit 5")
+@requests.command("dead", examples="broker requests dead --limit 5")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @pass_face
 def dead(face: Face, limit: int) -> None:
@@ -222,7 +222,7 @@ def dead(face: Face, limit: int) -> None:
     face.emit([dead_value(letter) for letter in letters], [line for letter in letters for line in dead_lines(letter)])
 
 
-@requests.command("retry", cls=Command, examples="broker requests retry catalog.0.0193…")
+@requests.command("retry", examples="broker requests retry catalog.0.0193…")
 @click.argument("id")
 @pass_face
 def retry(face: Face, id: str) -> None:

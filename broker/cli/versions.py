@@ -5,18 +5,20 @@ from __future__ import annotations
 import click
 
 from broker.cli.exits import Exit
-from broker.cli.face import Command, Face, columns, fields_of, joined, pass_face
+from broker.cli.face import Face, Group, columns, fields_of, joined, pass_face
 from broker.cli.words import bytes_text, time_text
 from broker.errors import BrokerError, NotFound
 from broker.rules.fold import VersionInfo
 
 
-@click.group("versions")
+@click.group(
+    "versions", cls=Group, examples="broker versions list shop/catalog/offers\nbroker versions verify shop/catalog/offers"
+)
 def versions() -> None:
     """List, show and verify versions."""
 
 
-@versions.command("list", cls=Command, examples="broker versions list shop/catalog/offers --limit 10")
+@versions.command("list", examples="broker versions list shop/catalog/offers --limit 10")
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only the newest.")
 @pass_face
@@ -33,7 +35,7 @@ def list_versions(face: Face, name: str, limit: int | None) -> None:
     )
 
 
-@versions.command("show", cls=Command, examples="broker versions show shop/catalog/offers 3")
+@versions.command("show", examples="broker versions show shop/catalog/offers 3")
 @click.argument("name")
 @click.argument("version", type=int, required=False)
 @pass_face
@@ -65,7 +67,7 @@ def show_version(face: Face, name: str, version: int | None) -> None:
     face.emit(value, lines)
 
 
-@versions.command("verify", cls=Command, examples="broker versions verify shop/catalog/offers")
+@versions.command("verify", examples="broker versions verify shop/catalog/offers")
 @click.argument("name")
 @pass_face
 def verify(face: Face, name: str) -> int:

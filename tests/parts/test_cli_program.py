@@ -29,18 +29,22 @@ def cli(redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
     return Cli(capsys, "--redis", redis_url, "--store", str(tmp_path / "store"))
 
 
-def leaves(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands_of(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
+        yield (*path, name), command
         if isinstance(command, click.Group):
-            yield from leaves(command, (*path, name))
-        else:
-            yield (*path, name), command
+            yield from commands_of(command, (*path, name))
 
 
-LEAVES = list(leaves(program))
+ALL = list(commands_of(program))
+
+
+def examples() -> list[str]:
+    found = [EXAMPLES, *(command.examples for _, command in ALL if isinstance(command, Command))]
+    return [line.strip() for text in found for line in text.strip().splitlines()]
 
 
 # --- exit codes and errors
@@ -132,7 +136,7 @@ def test_the_hint_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]
 # --- help
 
 
-@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])
 def test_every_command_explains_itself_with_examples_and_takes_the_global_options(
     path: tuple[str, ...], command: click.Command
 ) -> None:
@@ -146,14 +150,7 @@ def test_every_command_explains_itself_with_examples_and_takes_the_global_option
         assert option in text
 
 
-@pytest.mark.parametrize(
-    "example",
-    [
-        line.strip()
-        for text in (EXAMPLES, *(c.examples for _, c in LEAVES if isinstance(c, Command)))
-        for line in text.strip().splitlines()
-    ],
-)
+@pytest.mark.parametrize("example", dict.fromkeys(examples()))
 def test_every_example_parses(example: str) -> None:
     words = shlex.split(example)[1:]
     command: click.Command = program
@@ -164,6 +161,12 @@ def test_every_example_parses(example: str) -> None:
         command = found
     with suppress(click.BadParameter) if "offers.parquet" in words or "monday.csv.gz" in words else nullcontext():
         command.make_context("broker", words, obj=Face())
+
+
+def test_global_options_stand_anywhere(cli: Cli, redis_url: str) -> None:
+    cli.ok("dataset", "create", OFFERS, "--key", "sku")
+    for words in (("--json", "dataset", "list"), ("dataset", "--json", "list"), ("dataset", "list", "--json")):
+        assert cli.ok(*words).data[0]["dataset"] == OFFERS
 
 
 def test_the_help_names_every_command_without_loading_one() -> None:
