@@ -52,6 +52,8 @@ EXPIRE_BATCH: Final = 100
 """Requests whose bodies are in memory at once."""
 SUBMIT_RUN: Final = 16
 """Orders one call of the script takes: they share what a call costs by itself, and hold Redis for half a millisecond."""
+ANSWER_RUN: Final = 100
+"""Answers one call of the script posts: two megabytes of the longest, so that Redis neither refuses them nor stands still."""
 TICK_LIMIT: Final = 1_000
 """Requests one tick moves at most, so that a tick stays short for Redis."""
 
@@ -236,25 +238,23 @@ class Requests:
         self,
         flight: Flight,
         answers: Iterable[Completion | Retry],
-        *,
         confirmed: Confirmed | None = None,
-        over: bool = True,
     ) -> int:
-        """Flip states and post the terminal events in one step; -> how many requests ended by it. Raises Fenced.
+        """Flip states and post the terminal events, and end the flight; -> how many requests ended by it. Raises Fenced.
 
-        `confirmed` is noted only while the head is still at its session and version. `over`: these answers are the last.
+        One step for each ANSWER_RUN of them, so a crash may leave some behind: whoever takes the flight over answers those.
+        `confirmed` is noted with the last, and only while the head is still at its session and version.
         """
         slot = Slot(slot_of(flight.id))
+        keys, waiting, ended = [slot.meta, slot.head(flight.dataset)], list(answers), 0
         noted: list[Argument] = ["", "", "", ""]
+        while len(waiting) > ANSWER_RUN:
+            run, waiting = waiting[:ANSWER_RUN], waiting[ANSWER_RUN:]
+            ended += int(self._fenced("answer", flight, keys, [*noted, "0", self._settings.history_seconds, *_answers(run)]))
         if confirmed:
             noted = [repr(confirmed.at), confirmed.position or "", confirmed.session, confirmed.version]
-        args = [*noted, "1" if over else "0", self._settings.history_seconds]
-        for item in answers:
-            if isinstance(item, Retry):
-                args += [item.id, "queued", item.to_argument()]
-            else:
-                args += [item.request, item.state.value, completion_event(item)]
-        return int(self._fenced("answer", flight, [slot.meta, slot.head(flight.dataset)], args))
+        last: list[Argument] = [*noted, "1", self._settings.history_seconds, *_answers(waiting)]
+        return ended + int(self._fenced("answer", flight, keys, last))
 
     def beat(self, flight: Flight, progress: dict[str, Any] | None = None) -> bool:
         """Hold the flight for another lease. False: all its members were cancelled or expired. Raises Fenced."""
@@ -304,6 +304,15 @@ class Requests:
         if reply == b"fenced":
             raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
         return reply
+
+
+def _answers(items: Iterable[Completion | Retry]) -> Iterator[Argument]:
+    """The triples of the script."""
+    for item in items:
+        if isinstance(item, Retry):
+            yield from (item.id, "queued", item.to_argument())
+        else:
+            yield from (item.request, item.state.value, completion_event(item))
 
 
 def _perhaps_queued(error: BrokerError) -> OutcomeUnknown:
