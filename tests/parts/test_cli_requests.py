@@ -293,6 +293,20 @@ def test_explain_version_shows_the_record_and_the_road(cli: Cli, place: PrivateB
     assert cli("explain", "version", OFFERS).code == Exit.USAGE
 
 
+def test_explain_knows_what_is_offered_no_more(cli: Cli, place: PrivateBroker) -> None:
+    dataset = place.broker.dataset(OFFERS)
+    dataset.publish(ROWS)
+    cli.ok("dataset", "alter", OFFERS, "--column", "price VARCHAR", "--force")
+    assert [item["version"] for item in cli.json("versions", "list", OFFERS)] == [1]
+    assert cli.json("explain", "version", OFFERS, 1)["road"] == []
+    assert "road    none is offered any more" in cli.ok("explain", "version", OFFERS, 1).out
+    assert cli("explain", "version", OFFERS, 9).code == Exit.NOT_FOUND
+
+    id = place.broker.request(OFFERS, target="search").id
+    dataset.drop()
+    assert cli.json("explain", "request", id)["sealed_version"] is None
+
+
 STATUS = Status("catalog.0.x", State.QUEUED, Request.of({"dataset": OFFERS, "target": "t"}), 1, 0.0)
 FLIGHT = FlightView("f", "derive", "open", "somebody", 0.0, 0.0)
 WORKER = Worker("w", ("*/catalog/*",), "h", 1, 1)
