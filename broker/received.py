@@ -12,8 +12,8 @@ import pyarrow as pa
 from broker.catalog import Catalog
 from broker.columnar.engine import Engine
 from broker.columnar.types import schema_of
-from broker.errors import Conflict, StaleBase, Unsupported
-from broker.model.commit import Edge, File
+from broker.errors import Conflict, StaleBase
+from broker.model.commit import File
 from broker.model.request import Completion, Cursor, Selection
 from broker.requests import Requests
 from broker.sinks.port import Applied, Batch, Sink, SinkCursor
@@ -44,10 +44,13 @@ class Received:
     def table(self) -> pa.Table:
         """The rows of a snapshot. Raises Conflict for a delta or an unchanged answer."""
         self._expect("snapshot")
-        return self._engine.read(self._spec, self._readable(), self._selection).read_all()
+        return self._engine.read(self._spec, self.completion.edges, self._selection).read_all()
 
     def upserts(self) -> pa.Table:
-        """Whole rows to insert or replace, the last per key. Raises Conflict for a snapshot."""
+        """Whole rows to insert or replace, the last per key, once `deletes` are removed. Raises Conflict for a snapshot.
+
+        None of them is late: where the dataset has an order, what is older than the row it would replace was left out.
+        """
         return self._changes()[0]
 
     def deletes(self) -> pa.Table:
@@ -111,23 +114,18 @@ class Received:
         """What the files hold: rows were chosen when they were made."""
         return Selection(columns=self.completion.columns)
 
-    def _readable(self) -> tuple[Edge, ...]:
-        if self.completion.format not in ("parquet", "arrow"):
-            raise Unsupported("only Parquet and Arrow are read back", of=self.completion.format, hint="Use download()")
-        return self.completion.edges
-
     def _changes(self) -> tuple[pa.Table, pa.Table]:
         self._expect("delta")
-        upserts, deletes = self._engine.changes(self._spec, self._readable(), self._selection)
+        upserts, deletes = self._engine.changes(self._spec, self.completion.edges, self._selection)
         return upserts.read_all(), deletes.read_all()
 
     def _batch(self) -> Batch:
         spec = self._spec
         if self.completion.mode == "snapshot":
-            rows = self._engine.read(spec, self._readable(), self._selection)
-            dead = self._engine.tombstones(spec, self._readable(), self._selection)
+            rows = self._engine.read(spec, self.completion.edges, self._selection)
+            dead = self._engine.tombstones(spec, self.completion.edges, self._selection)
             return Batch(spec=spec, schema=schema_of(rows.schema), replace=True, rows=rows, tombstones=dead)
-        upserts, deletes = self._engine.changes(spec, self._readable(), self._selection)
+        upserts, deletes = self._engine.changes(spec, self.completion.edges, self._selection)
         return Batch(spec=spec, schema=schema_of(upserts.schema), replace=False, upserts=upserts, deletes=deletes)
 
     def _expect(self, mode: str) -> None:

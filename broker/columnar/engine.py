@@ -154,20 +154,33 @@ class Engine:
     def changes(
         self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection
     ) -> tuple[pa.RecordBatchReader, pa.RecordBatchReader]:
-        """Upserts and deletes of a delta plan, the last change per key. A row `where` does not select is a delete."""
+        """Upserts and deletes of a delta plan, the last change per key. A row `where` does not select is a delete.
+
+        Where the dataset has an order, some may be older than what is held: for sinks, which compare. `derive` gives what needs
+        no comparing.
+        """
         upserts = self._reader(spec, edges, partial(upserts_result, spec, selection))
         return upserts, self._reader(spec, edges, partial(deletes_result, spec, selection))
 
     def derive(
-        self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection, format: Format, key_of: Callable[[str], str]
+        self,
+        spec: DatasetSpec,
+        edges: Sequence[Edge],
+        selection: Selection,
+        format: Format,
+        key_of: Callable[[str], str],
+        held: Sequence[Edge] = (),
     ) -> Edge:
         """One edge in the format asked that does what the plan `edges` does, through the selection.
 
         A plan from a snapshot gives rows and (datasets with an order) tombstones, a delta plan upserts and deletes. `key_of`
         makes a fresh store key of a file extension. Raises as `read`.
+
+        `held`: the plan from a snapshot to where a delta plan begins. With it only what stands after the merge is delivered:
+        who has no notion of order may remove the deletes and write the upserts. Datasets with an order need it.
         """
-        with self._plan(spec, edges) as plan:
-            sources = plan.sources(schema_of_spec(spec))
+        with self._plan(spec, [*held, *edges]) as plan:
+            sources = plan.sources(schema_of_spec(spec), len(held))
             makers = (rows_result, guards_result) if edges[0].base is None else (upserts_result, deletes_result)
             results = [make(spec, selection, sources) for make in makers if spec.order or make is not guards_result]
             files = self._write(spec, plan.session, results, format, partial(key_of, format))
@@ -279,8 +292,8 @@ class _Plan:
     edges: Sequence[Edge]
     paths: Mapping[str, Path]
 
-    def sources(self, schema: Schema) -> Sources:
-        return sources_of(schema, self.edges, self.paths)
+    def sources(self, schema: Schema, held: int = 0) -> Sources:
+        return sources_of(schema, self.edges, self.paths, held)
 
 
 def cast(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -10,7 +10,7 @@ from typing import Final
 from broker.errors import ResetRequired
 from broker.model.request import Completion, Cursor, Request, State
 from broker.rules.fold import State as DatasetState
-from broker.rules.plan import Plan, plan_for
+from broker.rules.plan import Plan, comparable, plan_for
 
 HOUR: Final = 3600
 MOST_EDGES: Final = 32
@@ -23,7 +23,7 @@ def road(state: DatasetState, request: Request, want: int | None = None) -> Plan
     Raises ResetRequired when the request demands a delta and only a snapshot leads there; NotFound when nothing does.
     """
     cursor = request.since
-    found = plan_for(state, cursor, request.selection, want, request.mode == "snapshot")
+    found = comparable(state, plan_for(state, cursor, request.selection, want, request.mode == "snapshot"))
     if request.mode == "delta" and found.mode == "snapshot":
         raise ResetRequired(
             "only a snapshot can answer", of=f"{request.dataset} since {cursor.version if cursor else 'nothing'}",
@@ -33,8 +33,8 @@ def road(state: DatasetState, request: Request, want: int | None = None) -> Plan
 
 
 def needs_files(found: Plan, request: Request) -> bool:
-    """Whether files must be derived; canonical ones are handed out as they are, if the answer stays short."""
-    canonical = request.selection.everything and request.format == "parquet"
+    """Whether files must be derived; canonical ones are handed out as they are, if anyone may apply them and they are few."""
+    canonical = request.selection.everything and request.format == "parquet" and found.held is None
     return found.mode != "unchanged" and not (canonical and len(found.edges) <= MOST_EDGES)
 
 

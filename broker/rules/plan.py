@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final, Literal
 
@@ -12,17 +12,23 @@ from broker.model.commit import Edge
 from broker.model.request import Cursor, ResetReason, Selection
 from broker.rules.fold import State
 
+EVERYTHING: Final = Selection()
 _BY_VERSION: Final = attrgetter("version")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Apply `edges` in order. `base` None: start from nothing; `reset` says why a held version does not count."""
+    """Apply `edges` in order. `base` None: start from nothing; `reset` says why a held version does not count.
+
+    `held` None: the files may be handed out as they are. Else they hold what only a comparison by order shows to be late, a
+    delta's with what these edges lead to, and are merged first.
+    """
 
     base: int | None
     version: int
     edges: tuple[Edge, ...] = ()
     reset: ResetReason | None = None
+    held: tuple[Edge, ...] | None = None
 
     @property
     def mode(self) -> Literal["snapshot", "delta", "unchanged"]:
@@ -83,6 +89,21 @@ def plan(edges: Sequence[Edge], held: int | None, want: int, reset: ResetReason 
     if road and road[0].base is None:
         return Plan(None, want, road, reset or (None if held is None else _passed_by(edges, held)))
     return Plan(base, want, road)
+
+
+def comparable(state: State, found: Plan) -> Plan:
+    """The plan with what its changes must be compared with before anyone without a notion of order may have them.
+
+    Where that is retired, the plan starts anew.
+    """
+    if not state.spec.order or not found.edges or (found.base is None and len(found.edges) == 1):
+        return found
+    if found.base is None:
+        return replace(found, held=())
+    try:
+        return replace(found, held=plan_for(state, None, EVERYTHING, found.base).edges)
+    except NotFound:
+        return comparable(state, plan(state.edges, found.base, found.version, "too-old"))
 
 
 def _passed_by(edges: Sequence[Edge], held: int) -> ResetReason:
