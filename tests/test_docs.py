@@ -108,7 +108,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.slow
+@pytest.mark.slow(160)
 def test_every_block_of_the_readme_runs_in_order(reader: Reader) -> None:
     for block in BLOCKS:
         if not block.needs or DEBIAN.exists():

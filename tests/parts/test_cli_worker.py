@@ -82,7 +82,8 @@ def test_a_burst_answers_what_is_queued_and_what_comes_back_after_a_failure(shel
     handles = [own.request(OFFERS, target="search") for _ in range(3)]
     done = shell.ok("worker", "shop:app", "--burst")
     assert [handle.wait(0).attempts for handle in handles] == [2, 2, 2]
-    assert (shell.folder / "calls").read_text() == "xx"
+    # Each request comes back after a jitter of its own: together with another, or alone.
+    assert (shell.folder / "calls").read_text() in ("xx", "xxx", "xxxx")
     assert "answered=3" in done.err
 
 
