@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +24,7 @@ from broker.model.request import Completion
 CLAIM_IDLE_MS: Final = 60_000
 """What a reader has held unacknowledged for a minute goes to another: it is dead, or should have said retry."""
 PAGE: Final = 100
+NOWHERE: Final[Mapping[bytes, bytes]] = {}
 SLOTS_SECONDS: Final = 1.0
 """A domain whose first answer comes is found after so long; looking each time would double the cost of a read."""
 
@@ -62,19 +63,21 @@ class Responses:
         self._readers: dict[str, GroupReader] = {}
         self._known, self._looked = list[Slot](), 0.0
 
-    def peek(self, limit: int = PAGE) -> list[Response]:
-        """The oldest unread responses of every slot; nothing is claimed or acknowledged."""
+    def peek(self, limit: int = PAGE, after: Mapping[bytes, bytes] = NOWHERE) -> list[Response]:
+        """The oldest unread responses of every slot; nothing is claimed or acknowledged. `after`: stream -> the last seen."""
         found = []
         for slot in self._index.slots():
-            reply = self._redis.run("XRANGE", slot.responses(self.target), "-", "+", "COUNT", limit, writes=False)
-            found += [
-                self._response(slot, Entry(slot.responses(self.target), id, dict(zip(f[::2], f[1::2], strict=True))))
-                for id, f in reply
-            ]
+            stream = slot.responses(self.target)
+            first = b"(" + after[stream] if stream in after else b"-"
+            reply = self._redis.run("XRANGE", stream, first, "+", "COUNT", limit, writes=False)
+            found += [self._response(slot, Entry(stream, id, dict(zip(f[::2], f[1::2], strict=True)))) for id, f in reply]
         return found
 
     def read(self, count: int = PAGE, block_seconds: float = 0.0) -> list[Response]:
-        """What there is for this reader: its own pending first, then new ones; waits at most `block_seconds` for the first."""
+        """What there is for this reader: its own pending first, then new ones, then what others left for too long.
+
+        Waits at most `block_seconds` for the first.
+        """
         deadline = time.monotonic() + block_seconds
         while True:
             slots = self._slots()
@@ -87,7 +90,7 @@ class Responses:
                 if found:
                     return found
             if left <= 0:
-                return []
+                return self._steal(count)
             if not slots:
                 time.sleep(min(left, 0.05))
 
@@ -98,7 +101,7 @@ class Responses:
             found: list[Response] = []
             while not found and (timeout is None or waited < timeout):
                 begun = time.monotonic()
-                found = self.read(block_seconds=1.0 if timeout is None else min(1.0, timeout - waited)) or self._steal()
+                found = self.read(block_seconds=1.0 if timeout is None else min(1.0, timeout - waited))
                 waited += time.monotonic() - begun
             if not found:
                 return
@@ -161,13 +164,13 @@ class Responses:
         reader = self._readers[slot.name] = GroupReader(self._redis, [stream], READERS, self._consumer)
         return reader
 
-    def _steal(self) -> list[Response]:
+    def _steal(self, count: int) -> list[Response]:
         """Responses that another reader took and left for too long."""
         found = []
         for slot in [Slot(name) for name in self._readers]:
             stream = slot.responses(self.target)
             try:
-                reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", PAGE)
+                reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", count)
             except NotFound:
                 continue  # Redis lost its memory: the next read sees it too
             found += [

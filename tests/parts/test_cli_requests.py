@@ -17,6 +17,7 @@ import broker
 from broker.backend.keys import PRODUCERS
 from broker.backend.registry import Registry, Worker
 from broker.cli.exits import Exit
+from broker.cli.face import Face
 from broker.connect import connect
 from broker.errors import BadData, Unavailable
 from broker.flights import Status
@@ -264,6 +265,41 @@ def test_follow_goes_on_as_responses_come(place: PrivateBroker, tmp_path: Path, 
         process.kill()
         process.wait()
     assert [json.loads(line)["request"] for line in log.read_text().splitlines()] == [first, second]
+
+
+def test_a_look_goes_on_behind_what_it_saw_and_a_limit_counts_what_is_shown(
+    cli: Cli, place: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.cli.responses.PAGE", 2)
+    place.broker.dataset("shop/orders/open", key=["id"])
+    asked = [place.broker.request(name, target="search").id for name in (OFFERS, "shop/orders/open") for _ in range(3)]
+    for id in asked:
+        assert place.broker.submitted(id).cancel()
+    assert sorted(line.split()[0] for line in cli.ok("responses", "search").lines) == sorted(asked)
+    assert len(cli.ok("responses", "search", "--limit", 3).lines) == 3
+    assert len(cli.ok("responses", "search", "--limit", 1, "--follow").lines) == 1
+    assert len(cli.ok("responses", "search", "--limit", 1, "--ack").lines) == 1
+    assert len(cli.ok("responses", "search", "--ack").lines) == 5
+
+
+def test_a_reader_that_is_stopped_gives_back_what_it_had_not_acknowledged(
+    cli: Cli, place: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [place.broker.request(OFFERS, target="search").id for _ in range(3)]
+    for id in asked:
+        assert place.broker.submitted(id).cancel()
+    emit, shown = Face.emit, list[str]()
+
+    def stop_at_the_second(face: Face, value: Any, text: Any) -> None:
+        emit(face, value, text)
+        shown.append(value["request"])
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Face, "emit", stop_at_the_second)
+    cli.ok("responses", "search", "--ack")
+    monkeypatch.setattr(Face, "emit", emit)
+    assert {line.split()[0] for line in cli.ok("responses", "search", "--ack").lines} == {*asked} - {shown[0]}
 
 
 # --- explain
