@@ -20,22 +20,20 @@ from broker.errors import (
     BrokerError,
     Conflict,
     Corrupt,
-    InvalidName,
     NotFound,
     OutcomeUnknown,
     Reconciling,
     SchemaConflict,
     Transient,
-    Unavailable,
 )
 from broker.model import names
 from broker.model.commit import Alter, Body, Create, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.rules import publishing as protocol
-from broker.rules.fold import Checkpoint, State, fold, patch_of
+from broker.rules.fold import State, fold, patch_of
 from broker.rules.publishing import Draft, Effect, HeadView, Lease, PublishAnswer, ReserveAnswer
-from broker.sealed import Sealed
+from broker.sealed import Checked, Sealed
 from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
@@ -74,12 +72,17 @@ class Catalog:
 
         Else a Redis rolled back to an older copy would show versions that are no longer the newest.
         """
+        state = self.known(dataset)
+        if not state.exists:
+            state.spec  # noqa: B018 - raises NotFound with its hint
+        return state
+
+    def known(self, dataset: DatasetId) -> State:
+        """As `state`, also of a dataset that was dropped or never created."""
         view = self._head(dataset)
         if not view.current and (view.state.exists or self._sealed.exists(dataset)):
             self.reconcile(dataset)
             view = self._head(dataset)
-        if not view.state.exists:
-            view.state.spec  # noqa: B018 - raises NotFound with its hint
         return view.state
 
     def noted(self, dataset: DatasetId) -> tuple[int, Any]:
@@ -203,40 +206,31 @@ class Catalog:
             self._notify(dataset)
         return unpublished is not None
 
-    def rebuild(self, prefix: str = "") -> list[DatasetId]:
-        """Restore the index of every dataset found in the store, from the store alone. LIST only names candidates.
+    def rebuild(self, prefix: str = "", told: Callable[[int], object] = lambda _: None) -> dict[DatasetId, State | BrokerError]:
+        """Restore the index of every dataset found in the store, from the store alone: its state, or why it is not restored.
 
-        One that fails does not keep the others from it: all are tried before Corrupt (or Unavailable) names those that failed.
+        One that fails does not keep the others from it. `told(1)` is called behind each.
         """
-        found = sorted({candidate for info in self._store.list(prefix) if (candidate := _dataset_of(info.key))})
-        failed = dict[DatasetId, BrokerError]()
-        for dataset in found:
+        found = dict[DatasetId, State | BrokerError]()
+        for dataset in self._sealed.datasets(prefix):
             try:
                 self.reconcile(dataset)
                 self._notify(dataset)
+                found[dataset] = self._head(dataset).state
             except BrokerError as error:
-                failed[dataset] = error
-        if failed:
-            kind = Unavailable if all(isinstance(error, Transient) for error in failed.values()) else Corrupt
-            raise kind(
-                f"{len(failed)} of {len(found)} datasets are not restored, the others are", of=", ".join(failed),
-                why="; ".join(str(error) for error in failed.values()), hint="Look at each: broker doctor",
-            )  # fmt: skip
+                found[dataset] = error
+            told(1)
         return found
 
     def checkpoint(self, dataset: DatasetId) -> int | None:
-        """Seal the fold up to the newest multiple of `checkpoint_every`, if it is not sealed yet. -> its seq"""
-        state = self.state(dataset)
-        seq = state.seq - state.seq % self._settings.checkpoint_every
-        key = names.checkpoint_key(dataset, seq)
-        if seq == 0 or self._store.stat(key) is not None:
-            return None
-        past = self._sealed.checkpoint(dataset, below=seq) or State(dataset)
-        for data in self.records(dataset, past.seq + 1):
-            past = fold(past, data)
-            if past.seq == seq:
-                break
-        return seq if self._store.put_if_absent(key, Checkpoint.of(past)) else None
+        """Seal the fold up to the newest multiple of `checkpoint_every`, if it is not yet. -> its seq. Raises Corrupt."""
+        newest = self.known(dataset).seq
+        seq = newest - newest % self._settings.checkpoint_every
+        return seq if seq and self._sealed.seal_checkpoint(dataset, seq) else None
+
+    def check(self, dataset: DatasetId) -> Iterator[Checked]:
+        """Read the whole log and what stands beside it, and compare it with the index."""
+        return self._sealed.check(dataset, self.known(dataset))
 
     # --- effects
 
@@ -358,14 +352,3 @@ def _keyed(spec: DatasetSpec, schema: Schema) -> Schema:
             for column in schema.columns
         )
     )
-
-
-def _dataset_of(key: str) -> DatasetId | None:
-    """The dataset a log or checkpoint key belongs to."""
-    owner, _, folder = key.rpartition("/")[0].rpartition("/")
-    if folder not in ("log", "checkpoint") or not key.endswith(".json"):
-        return None
-    try:
-        return DatasetId(owner)
-    except InvalidName:
-        return None  # the broker's own folders, or somebody else's

@@ -21,7 +21,6 @@ from broker.errors import (
 from broker.flights import Order, Submitted
 from broker.fulfilment import completion_at_once
 from broker.handle import Handle
-from broker.model.commit import Edge
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.model.predicate_parser import parse
@@ -36,6 +35,7 @@ from broker.rules.answering import derivation_of
 from broker.rules.fold import State as DatasetState
 from broker.rules.fold import VersionInfo
 from broker.rules.plan import Plan, plan
+from broker.sealed import Checked
 from broker.settings import load
 from broker.sinks.port import Sink
 
@@ -279,15 +279,15 @@ class Dataset:
         """No longer offered; its log stays."""
         self._parts.catalog.drop(self.id)
 
-    def verify(self) -> Iterator[tuple[Edge, BrokerError | None]]:
-        """Re-hash every file of every edge offered: each edge with None, or what is wrong with it."""
-        for edge in self.state.edges:
+    def verify(self) -> Iterator[Checked]:
+        """Re-hash every file offered, then fold the whole log: each object with what is wrong with it, or None."""
+        for file in {file.key: file for edge in self.state.edges for file in edge.files}.values():
             try:
-                for file in edge.files:
-                    self._parts.engine.verify(file)
-                yield edge, None
+                self._parts.engine.verify(file)
+                yield Checked(file.key, file.bytes)
             except BrokerError as error:
-                yield edge, error
+                yield Checked(file.key, file.bytes, error)
+        yield from self._parts.catalog.check(self.id)
 
     def selection(self, where: str | None, columns: Sequence[str] | None) -> Selection:
         """Canonical and checked. Raises InvalidPredicate, InvalidRequest for an unknown column."""

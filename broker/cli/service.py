@@ -15,8 +15,9 @@ from broker.cli.face import Command, Face, columns, pass_face
 from broker.cli.requests import inquiry_of
 from broker.cli.words import public_place, time_text
 from broker.connect import Broker
-from broker.errors import Unsupported
+from broker.errors import BrokerError, Unsupported
 from broker.parts import store_url
+from broker.rules.fold import State
 from broker.rules.patterns import pattern_matches
 from broker.settings import home_folder
 
@@ -116,20 +117,24 @@ def doctor(face: Face) -> int:
 @click.command("rebuild", cls=Command, examples="broker rebuild\nbroker rebuild --prefix shop/")
 @click.option("--prefix", default="", help="Only datasets whose id begins so.")
 @pass_face
-def rebuild(face: Face, prefix: str) -> None:
-    """Restore the index of every dataset in Redis from the store alone. Requests and cursors are not in the store."""
-    with face.connect() as broker, face.progress("rebuild", unit="datasets"):
-        found = broker.parts.catalog.rebuild(prefix)
-        heads = [(str(dataset), broker.parts.catalog.state(dataset)) for dataset in found if _exists(broker, str(dataset))]
-    value = [{"dataset": name, "version": state.version, "records": state.seq} for name, state in heads]
+def rebuild(face: Face, prefix: str) -> int:
+    """Restore the index of every dataset in Redis from the store alone; exit 1 when one is not restored.
+
+    Requests and cursors are not in the store.
+    """
+    with face.connect() as broker, face.progress("rebuild", unit="datasets") as advance:
+        found = broker.parts.catalog.rebuild(prefix, advance)
+    failed = {dataset: error for dataset, error in found.items() if isinstance(error, BrokerError)}
+    states = {dataset: state for dataset, state in found.items() if isinstance(state, State) and state.exists}
+    value: list[dict[str, Any]] = [
+        {"dataset": name, "version": state.version, "records": state.seq, "error": None} for name, state in states.items()
+    ]
+    value += [{"dataset": name, "version": None, "records": None, "error": error.to_dict()} for name, error in failed.items()]
+    rows = [(name, state.version, state.seq, None) for name, state in states.items()]
     face.emit(
-        value,
-        columns(("dataset", "version", "records"), [(item["dataset"], item["version"], item["records"]) for item in value]),
+        value, columns(("dataset", "version", "records", "error"), rows + [(n, None, None, e) for n, e in failed.items()])
     )
-
-
-def _exists(broker: Broker, name: str) -> bool:
-    return name in broker.datasets(name)
+    return Exit.FAILED if failed else Exit.OK
 
 
 __all__ = ["doctor", "down", "rebuild", "status", "up"]

@@ -285,7 +285,7 @@ def test_a_rebuild_starts_at_the_checkpoint_and_needs_nothing_below_it(redis_url
         assert b.parts.catalog.checkpoint(OFFERS) is None
         store.inner.delete([names.log_key(OFFERS, seq) for seq in range(1, sealed + 1)])
         b.parts.redis.run("FLUSHALL")
-        assert b.parts.catalog.rebuild() == [OFFERS]
+        assert list(b.parts.catalog.rebuild()) == [OFFERS]
         assert dataset.versions() == before
         assert dataset.read(3)["price"].to_pylist() == [2]
 
@@ -329,7 +329,7 @@ def test_a_damaged_checkpoint_is_passed_by_for_an_older_one_or_the_whole_log(
     for seq in (6, 4, 2):
         store.inner.put(names.checkpoint_key(OFFERS, seq), damage)
         long.parts.redis.run("FLUSHALL")
-        assert long.parts.catalog.rebuild() == [OFFERS]
+        assert list(long.parts.catalog.rebuild()) == [OFFERS]
         assert long.dataset(OFFERS).versions() == before
 
 
@@ -350,20 +350,81 @@ def test_a_log_that_begins_behind_a_damaged_checkpoint_is_corrupt_and_never_begu
     for seq in (2, 4, 6):
         store.inner.put(names.checkpoint_key(OFFERS, seq), b"{}")
     long.parts.redis.run("FLUSHALL")
-    with pytest.raises(Corrupt, match="checkpoint"):
-        long.parts.catalog.rebuild()
+    assert isinstance(long.parts.catalog.rebuild()[OFFERS], Corrupt)
     with pytest.raises(Corrupt, match="checkpoint"):
         long.dataset(OFFERS, key=["sku"])
 
 
-def test_a_rebuild_restores_the_others_before_it_names_the_broken_one(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+def test_a_rebuild_restores_the_others_and_says_what_is_wrong_with_the_broken_one(
+    b: Broker, offers: Dataset, store: FaultyStore
+) -> None:
     for name in ("aaa/catalog/broken", "zzz/catalog/whole"):
         b.dataset(name, key=["sku"])
     store.inner.put(names.log_key("aaa/catalog/broken", 1), b"no record")
     store.inner.put("a/B/c/log/00000000000000000001.json", b"somebody else's")
     store.inner.put("zzz/catalog/whole/checkpoint/readme.json", b"not ours")
     b.parts.redis.run("FLUSHALL")
-    with pytest.raises(Corrupt, match="1 of 3 datasets are not restored") as caught:
-        b.parts.catalog.rebuild()
-    assert caught.value.of == "aaa/catalog/broken"
+    told = list[int]()
+    found = b.parts.catalog.rebuild(told=told.append)
+    assert {dataset: isinstance(result, BrokerError) for dataset, result in found.items()} == {
+        "aaa/catalog/broken": True, OFFERS: False, "zzz/catalog/whole": False,
+    }  # fmt: skip
+    assert isinstance(found[DatasetId("aaa/catalog/broken")], Corrupt)
+    assert told == [1, 1, 1]
     assert b.parts.catalog.find() == [OFFERS, "zzz/catalog/whole"]
+
+
+# --- whether all that is sealed agrees
+
+
+def wrong(dataset: Dataset) -> dict[str, str]:
+    """What verify finds wrong: folder of the object -> what is said of it."""
+    return {found.key.removeprefix(OFFERS + "/").split("/")[0]: str(found.error) for found in dataset.verify() if found.error}
+
+
+def test_a_checkpoint_is_not_sealed_over_a_hole_in_the_log(long: Broker, store: FaultyStore) -> None:
+    state = long.dataset(OFFERS).state
+    store.inner.delete(
+        [names.log_key(OFFERS, state.seq - 1)] + [info.key for info in store.inner.list(f"{OFFERS}/checkpoint/")]
+    )
+    with pytest.raises(Corrupt, match="not there"):
+        long.parts.catalog.checkpoint(OFFERS)
+    assert not list(store.inner.list(f"{OFFERS}/checkpoint/"))
+
+
+def test_every_object_of_a_whole_dataset_is_found_whole(long: Broker) -> None:
+    dataset = long.dataset(OFFERS)
+    long.parts.catalog.close()
+    kinds = [found.key.removeprefix(OFFERS + "/").split("/")[0] for found in dataset.verify()]
+    assert {"data", "checkpoint", "log", "notify"} == set(kinds)
+    assert kinds.count("data") == sum(len(edge.files) for edge in dataset.state.edges)
+    assert wrong(dataset) == {}
+
+
+def test_verify_goes_on_behind_the_first_bad_file_of_an_edge(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    edge = offers.publish_delta([{"sku": "a", "price": 2}], [{"sku": "b"}]).edge
+    assert edge is not None
+    for file in edge.files:
+        store.inner.put(file.key, b"x" * file.bytes)
+    spoiled = [found.key for found in offers.verify() if found.error]
+    assert spoiled == [file.key for file in edge.files]
+    assert len(spoiled) == 2
+
+
+def test_verify_finds_a_log_with_a_hole_a_false_checkpoint_and_a_false_notification(long: Broker, store: FaultyStore) -> None:
+    dataset = long.dataset(OFFERS)
+    long.parts.catalog.close()
+    checkpoint = names.checkpoint_key(OFFERS, 6)
+    store.inner.put(checkpoint, b"".join(store.inner.get(checkpoint)).replace(b'\\"rows\\":1', b'\\"rows\\":9'))
+    notify = names.notify_key(OFFERS, "live")
+    store.inner.put(notify, b"".join(store.inner.get(notify)).replace(b'"version": 1', b'"version": 7'))
+    assert set(wrong(dataset)) == {"checkpoint", "notify"}
+    store.inner.delete([names.log_key(OFFERS, dataset.state.seq)])
+    assert "is not there" in wrong(dataset)["log"]
+
+
+def test_verify_finds_an_index_that_somebody_else_wrote(b: Broker, offers: Dataset) -> None:
+    slot = b.parts.index.slot(OFFERS)
+    b.parts.redis.run("HDEL", slot.key("versions:goodstuff_01/offers"), "1")
+    b.parts.catalog._cache.clear()
+    assert "versions" in wrong(offers)["log"]
