@@ -23,6 +23,7 @@ from broker.catalog import nothing
 from broker.errors import AttemptFailed, BrokerError, from_dict
 from broker.flights import Flight
 from broker.fulfilment import Derivation, Made, Maker
+from broker.hands import insisted
 from broker.model.commit import Edge, Fence
 from broker.model.names import DatasetId
 from broker.outcomes import Since
@@ -102,7 +103,7 @@ class Child:
 
 
 class Orphanage:
-    """Context manager around an attempt: ends this process when the parent dies, since nobody is left to kill a hanging one."""
+    """Context manager around work: ends this process group when the parent dies, since nobody is left to kill a hanging one."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel, self._at_work = channel, Lock()
@@ -119,7 +120,7 @@ class Orphanage:
         hangup.register(self._channel.fileno(), 0)  # errors and hang-ups are reported without being asked for
         hangup.poll()
         if self._at_work.locked():
-            os._exit(1)
+            os.killpg(0, signal.SIGKILL)  # with whatever the producer started
 
 
 class Telling:
@@ -152,20 +153,21 @@ class Telling:
 
 def main(argv: list[str]) -> int:
     channel = Channel(socket.socket(fileno=int(argv[0])))
-    # The parent decides about the end: Ctrl-C in its terminal reaches this process too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch = Orphanage(channel)
     try:
-        on_step = step_of(argv[2]) if len(argv) > 2 else nothing
-        first = channel.receive()
-        if first is None:
-            return 1
-        parts = open_parts(Settings.model_validate(first["settings"]), on_step)
-        child = Child(parts, producers_of(argv[1]))
+        with watch:
+            on_step = step_of(argv[2]) if len(argv) > 2 else nothing
+            first = channel.receive()
+            if first is None:
+                return 1
+            settings = Settings.model_validate(first["settings"])
+            parts = insisted(lambda: open_parts(settings, on_step))
+            child = Child(parts, producers_of(argv[1]))
     except BrokerError as error:
         channel.send({"error": error.to_dict()})
         return 1
     channel.send({"ok": "ready"})
-    watch, telling = Orphanage(channel), Telling(channel, parts.engine.progress)
+    telling = Telling(channel, parts.engine.progress)
     while (message := channel.receive()) is not None:
         with watch, telling:
             answer = child.answer(message)

@@ -20,6 +20,14 @@ def hang() -> None:
     threading.Event().wait()
 
 
+def leave_a_child() -> None:
+    """What it started holds everything open that it held itself."""
+    if (pid := os.fork()) == 0:
+        signal.pause()
+    (HOME / "left").write_text(str(pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def swell() -> None:
     held: list[bytes] = []
     while len(held) < 100:
@@ -46,6 +54,7 @@ DEEDS: dict[str, Any] = {
     "leaves": lambda: os._exit(4),
     "streams": fall_in_a_stream,
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "forks": leave_a_child,
     "segfaults": lambda: ctypes.string_at(0),
     "swells": swell,
     "nullkey": lambda: Snapshot([{"sku": None, "price": 1}]),

@@ -34,7 +34,7 @@ WAIT_SECONDS = 80
 TRANSIENT: dict[str, str] = {
     "raises": "LookupError: the source is in a bad mood", "hangs": "longer than attempt_seconds=4", "exits": "exited with 3",
     "leaves": "exited with 4", "streams": "exited with 5", "killed": "killed by SIGKILL", "segfaults": "killed by SIGSEGV",
-    "swells": "more than attempt_max_bytes",
+    "swells": "more than attempt_max_bytes", "forks": "killed by SIGKILL",
 }  # fmt: skip
 TERMINAL: dict[str, tuple[type[BrokerError], str]] = {
     "wrong": (Invalid, "returned a list"), "nothing": (Invalid, "returned a NoneType"), "nullkey": (NullKey, "sku"),
@@ -147,6 +147,12 @@ def test_a_cancelled_attempt_is_killed_within_five_seconds(
     assert time.monotonic() - begun < CANCEL_SECONDS
     assert handle.status().state is State.CANCELLED
     check_events(b, [handle], "cancelled")
+
+
+def test_what_a_producer_started_does_not_outlive_its_attempt(arena: Arena, asked: dict[str, broker.Handle]) -> None:
+    with suppress(RequestFailed):
+        asked["forks"].wait(WAIT_SECONDS)
+    assert not alive(int((arena.home / "left").read_text()))
 
 
 def test_children_end_with_a_worker_that_is_killed(arena: Arena, b: broker.Broker) -> None:

@@ -140,6 +140,14 @@ def test_a_child_that_is_killed_ends_its_task_and_has_a_successor(supervisor: Su
     assert supervisor.children[0].process.pid != child.pid
 
 
+def test_a_child_that_is_doomed_is_given_no_task(supervisor: Supervisor) -> None:
+    order(supervisor)
+    end_of(supervisor)
+    supervisor.children[0].kill("its time is over")
+    assert supervisor.idle == 0
+    assert not order(supervisor)
+
+
 def test_only_the_child_of_the_subject_is_aborted(supervisor: Supervisor) -> None:
     assert not supervisor.abort("task", "cancelled")
     order(supervisor)
