@@ -68,13 +68,26 @@ class Face:
     @contextmanager
     def progress(self, label: str, total: float | None = None, unit: str = "bytes") -> Iterator[Advance]:
         """A bar on stderr while the block runs, when stderr is a terminal. `advance(n)` moves it by n units."""
+        done = 0.0
+
+        def advance(amount: float) -> None:
+            nonlocal done
+            done += amount
+
+        with self.gauge(label, lambda: done, total, unit):
+            yield advance
+
+    @contextmanager
+    def gauge(self, label: str, read: Callable[[], float], total: float | None = None, unit: str = "bytes") -> Iterator[None]:
+        """As `progress`, at `read()`, counted from what it is now; it is called in another thread."""
         if self.json or not sys.stderr.isatty():
-            yield lambda _amount: None
+            yield
             return
         from broker.cli.bars import bar
 
-        with bar(label, total, unit) as advance:
-            yield advance
+        before = read()
+        with bar(label, total, unit, lambda: read() - before):
+            yield
 
 
 def print_line(text: str) -> None:

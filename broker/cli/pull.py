@@ -8,13 +8,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import click
 
 from broker.cli.face import Command, Face, names, pass_face
 from broker.cli.words import bytes_text, public_place
-from broker.columnar.export import FORMATS, write_file
+from broker.columnar.formats import SUFFIXES
 from broker.connect import Broker, Dataset
 from broker.errors import InvalidRequest, NotFound
 from broker.replica import Report
@@ -72,14 +71,14 @@ def pull(
         if _is_file(place):
             if table or replica:
                 raise InvalidRequest("a single file has no table and no replica", of=place, hint="Leave out --table and --name")
-            _export(face, broker.dataset(name), Path(place), selection, seconds)
+            _export(face, broker, name, Path(place), selection, seconds)
         else:
             _sync(face, broker, name, (place, table, replica), selection, seconds)
 
 
 def _is_file(place: str) -> bool:
     path = Path(place)
-    return "://" not in place and path.suffix.lower() in FORMATS and not path.is_dir()
+    return "://" not in place and path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def _sync(
@@ -91,7 +90,7 @@ def _sync(
     try:
         where, columns = selection
         kept = broker.replica(name, name=replica or replica_name(place), sink=sink, where=where, columns=columns)
-        with face.progress(f"pull {name}", unit="rows"):
+        with face.gauge(f"pull {name}", broker.parts.engine.verified_bytes):
             report = kept.sync(seconds)
     finally:
         sink.close()
@@ -100,16 +99,12 @@ def _sync(
     face.emit({"dataset": name, "to": public_place(place)} | asdict(report), _text(report))
 
 
-def _export(face: Face, dataset: Dataset, path: Path, selection: Chosen, seconds: float) -> None:
-    version = _first_version(face, dataset, seconds)
-    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    rows = 0
-    try:
-        with dataset.reader(version, *selection) as reader, face.progress(f"write {path.name}", unit="rows") as advance:
-            rows = write_file(reader, part, FORMATS[path.suffix.lower()], advance)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _export(face: Face, broker: Broker, name: str, path: Path, selection: Chosen, seconds: float) -> None:
+    dataset = broker.dataset(name)
+    version, form = _first_version(face, dataset, seconds), SUFFIXES[path.suffix.lower()]
+    edges, chosen = dataset.plan(version=version).edges, dataset.selection(*selection)
+    with face.progress(f"write {path.name}", unit="rows") as advance:
+        rows = broker.parts.engine.write_file(dataset.state.spec, edges, chosen, path, form, advance)
     value: dict[str, Any] = {
         "dataset": str(dataset.id),
         "version": version,

@@ -97,7 +97,8 @@ def request(
             return
         face.say(f"request {handle.id}")
         received = _waited(face, handle, timeout)
-        paths = [str(path) for path in received.download(folder)] if folder else []
+        with face.gauge(f"download {handle.id}", broker.parts.engine.verified_bytes, received.bytes):
+            paths = [str(path) for path in received.download(folder)] if folder else []
         value = completion_value(received.completion) | {"paths": paths}
         face.emit(value, paths if paths else completion_lines(received.completion))
         if paths:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from broker.columnar.scratch import Scratch
+from broker.columnar.scratch import appearing
 from broker.errors import Corrupt, NotFound
 from broker.model.commit import File
 from broker.stores.port import ObjectStore
@@ -34,6 +33,7 @@ class Fetcher:
         self._own: dict[tuple[str, str], Path] = {}
         self._cached: OrderedDict[str, int] = OrderedDict()  # name -> bytes, least recently used first
         self._pins: Counter[str] = Counter()
+        self.verified_bytes = 0
 
     def fetch(self, file: File) -> Path:
         """Raises Corrupt, NotFound, Unavailable. A download stays at least until the next call."""
@@ -66,7 +66,7 @@ class Fetcher:
 
     def verify(self, file: File) -> None:
         """Re-read the object from the store. Raises Corrupt when length or SHA-256 differ, NotFound."""
-        _checked(self._store.get(file.key), file, lambda _: None)
+        self._check(self._store.get(file.key), file)
 
     def _path(self, file: File) -> Path:
         if known := self._own.get((file.key, file.sha256)):
@@ -74,7 +74,7 @@ class Fetcher:
         found = self._store.locate(file.key, LOCATE_SECONDS)
         if not isinstance(found, Path):
             return self._download(file)
-        _checked(_chunks(found, file.key), file, lambda _: None)
+        self._check(_chunks(found, file.key), file)
         return self._own.setdefault((file.key, file.sha256), found)
 
     def _download(self, file: File) -> Path:
@@ -83,16 +83,26 @@ class Fetcher:
             if file.sha256 in self._cached:
                 self._cached.move_to_end(file.sha256)
                 return path
-        scratch = Scratch(self._folder / uuid.uuid4().hex)
-        try:
-            _checked(self._store.get(file.key), file, scratch.write)
-            scratch.close()
-            scratch.path.replace(path)
-        finally:
-            scratch.abort()
+        with appearing(path) as scratch:
+            self._check(self._store.get(file.key), file, scratch.write)
         with self._lock:
             self._cached[file.sha256] = file.bytes
         return path
+
+    def _check(self, chunks: Iterable[bytes], file: File, take: Callable[[bytes], object] = len) -> None:
+        """Pass the bytes on to `take` and compare them with what the file's record says."""
+        digest, size = hashlib.sha256(), 0
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            self.verified_bytes += len(chunk)
+            take(chunk)
+        if size != file.bytes or digest.hexdigest() != file.sha256:
+            raise Corrupt(
+                "the object is not what was sealed", of=file.key,
+                why=f"{size} bytes with SHA-256 {digest.hexdigest()[:16]}…, sealed were {file.bytes} with {file.sha256[:16]}…",
+                hint="Run `broker versions verify`; a reset or an older version may still serve",
+            )  # fmt: skip
 
     def _trim(self, keep: str = "") -> None:
         with self._lock:
@@ -111,18 +121,3 @@ def _chunks(path: Path, key: str) -> Iterator[bytes]:
                 yield chunk
     except FileNotFoundError:
         raise NotFound("no such object", of=key) from None
-
-
-def _checked(chunks: Iterable[bytes], file: File, take: Callable[[bytes], object]) -> None:
-    """Pass the bytes on to `take` and compare them with what the file's record says."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-        take(chunk)
-    if size != file.bytes or digest.hexdigest() != file.sha256:
-        raise Corrupt(
-            "the object is not what was sealed", of=file.key,
-            why=f"{size} bytes with SHA-256 {digest.hexdigest()[:16]}…, sealed were {file.bytes} with {file.sha256[:16]}…",
-            hint="Run `broker versions verify`; a reset or an older version may still serve",
-        )  # fmt: skip

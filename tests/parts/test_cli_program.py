@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -203,20 +204,38 @@ def test_stdout_is_data_and_a_pipe_sees_no_bar(tmp_path: Path, redis_url: str) -
     assert shell.json("versions", "list", OFFERS)[0]["version"] == 1
 
 
-def test_a_terminal_sees_a_bar_on_stderr(tmp_path: Path, redis_url: str) -> None:
-    shell = Shell(tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store"), "TERM": "xterm"})
-    (tmp_path / "offers.csv").write_text("sku,price\na,1\n")
-    shell.ok("dataset", "create", OFFERS, "--key", "sku")
+def on_a_terminal(shell: Shell, *arguments: str) -> tuple[str, str]:
+    """stdout, and what a person saw on stderr."""
     mine, theirs = pty.openpty()
-    command = [sys.executable, "-m", "broker.cli", "publish", OFFERS, "offers.csv"]
+    command = [sys.executable, "-m", "broker.cli", *arguments]
     done = subprocess.run(
-        command, cwd=tmp_path, env=shell.environment, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True
+        command, cwd=shell.folder, env=shell.environment, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True
     )
     os.close(theirs)
     shown = os.read(mine, 65536).decode()
     os.close(mine)
-    assert f"publish {OFFERS}" in shown
-    assert done.stdout.startswith(b"version 1: snapshot, 1 rows")
+    return done.stdout.decode(), shown
+
+
+def test_a_terminal_sees_bars_on_stderr_that_advance(tmp_path: Path, redis_url: str) -> None:
+    shell = Shell(
+        tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store"), "TERM": "xterm", "COLUMNS": "120"}
+    )
+    (tmp_path / "offers.csv").write_text("sku,price\na,1\n")
+    shell.ok("dataset", "create", OFFERS, "--key", "sku")
+    for arguments, says, bar, at in (
+        (("publish", OFFERS, "offers.csv"), "version 1: snapshot, 1 rows", f"publish {OFFERS}", r"1/\? rows"),
+        (("pull", OFFERS, "--to", "x.duckdb"), "version 1: 1 rows", f"pull {OFFERS}", r"[1-9][0-9]*/\? bytes"),
+        (("pull", OFFERS, "--to", "x.csv"), "x.csv: version 1, 1 rows", "write x.csv", r"1/\? rows"),
+        (
+            ("request", OFFERS, "--target", "t", "--max-staleness", "60", "--to", "in"), "in/01-rows.parquet",
+            "download catalog", r"([1-9][0-9]*)/\1 bytes",
+        ),
+    ):  # fmt: skip
+        out, shown = on_a_terminal(shell, *arguments)
+        assert out.startswith(says)
+        assert bar in shown
+        assert re.search(at, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)), shown
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, redis_url: str) -> None:
