@@ -122,6 +122,34 @@ def test_every_type_survives_every_format(engine: Engine, form: Format) -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "arrow"])
+def test_a_file_for_people_is_written_as_those_for_the_store_are(engine: Engine, tmp_path: Path, form: Format) -> None:
+    spec, edge = published(engine, SPEC, KINDS)
+    told: list[float] = []
+    path = tmp_path / "new" / "file"
+    assert engine.write_file(spec, [edge], Selection(where="sku <= 'b'"), path, form, told.append) == sum(told) == 2
+    [derived] = engine.derive(spec, [edge], Selection(where="sku <= 'b'"), form, fresh_key).files
+    if form == "arrow":  # its unused bits may differ
+        assert pa.ipc.open_file(path).read_all() == pa.ipc.open_file(engine.fetch(derived)).read_all()
+    else:
+        assert path.read_bytes() == engine.fetch(derived).read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_and_what_was_there(engine: Engine, tmp_path: Path) -> None:
+    spec, edge = published(engine, SPEC, KINDS)
+    (tmp_path / "file").write_text("before")
+
+    def interrupted(rows: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.write_file(spec, [edge], ALL, tmp_path / "file", "csv", interrupted)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
+    with pytest.raises(Unavailable, match="file"):
+        engine.write_file(spec, [edge], ALL, tmp_path / "file" / "below", "csv", print)
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "arrow"])
 def test_a_delta_in_any_format_applies_like_the_canonical_one(engine: Engine, form: Format) -> None:
     spec, edge = published(engine, SPEC, KINDS)
     written = engine.write_delta(
