@@ -15,6 +15,8 @@ from broker.rules.plan import Plan, comparable, plan_for
 HOUR: Final = 3600
 MOST_EDGES: Final = 32
 """Edges an answer names at most: it lies in Redis once a request, and a longer road is merged into one edge for all who ask."""
+MOST_FILES: Final = 64
+"""Files an answer names at most, about 300 bytes each: a production cut into thousands of parts has an edge of so many."""
 
 
 def road(state: DatasetState, request: Request, want: int | None = None) -> Plan:
@@ -35,7 +37,8 @@ def road(state: DatasetState, request: Request, want: int | None = None) -> Plan
 def needs_files(found: Plan, request: Request) -> bool:
     """Whether files must be derived; canonical ones are handed out as they are, if anyone may apply them and they are few."""
     canonical = request.selection.everything and request.format == "parquet" and found.held is None
-    return found.mode != "unchanged" and not (canonical and len(found.edges) <= MOST_EDGES)
+    short = len(found.edges) <= MOST_EDGES and sum(len(edge.files) for edge in found.edges) <= MOST_FILES
+    return found.mode != "unchanged" and not (canonical and short)
 
 
 def derivation_of(request: Request) -> str:

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 import broker
-from broker.errors import Fenced, Invalid, Overloaded
+from broker.errors import Fenced, Invalid, Overloaded, Unavailable
 from broker.fulfilment import Maker, Produced
-from broker.model.commit import Edge
+from broker.model.commit import Edge, File
 from broker.model.names import DatasetId
+from broker.model.request import Request
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
-from broker.requests import TICK_LIMIT
-from broker.rules.answering import MOST_EDGES
+from broker.requests import ANSWER_RUN, TICK_LIMIT
+from broker.rules.answering import MOST_EDGES, MOST_FILES, needs_files
 from broker.rules.fold import Checkpoint
+from broker.rules.plan import Plan
 from tests.ledger import OFFERS, Hand, Source, events
 
 SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
@@ -156,6 +158,43 @@ def test_an_answer_along_a_long_road_is_one_derived_edge_that_serves_all(b: brok
     assert first.wait(1).upserts().to_pylist() == [{"sku": "s1", "price": 1001 + MOST_EDGES}]
     assert ask(b, since=1, max_staleness=60).wait(1).edges == (edge,)  # made already: answered at submit
     assert len(ask(b, since=2, max_staleness=60).wait(1).edges) == MOST_EDGES
+
+
+@pytest.mark.parametrize(("files", "derived"), [(MOST_FILES, False), (MOST_FILES + 1, True)])
+def test_an_answer_names_a_bounded_number_of_files(files: int, derived: bool) -> None:
+    edge = Edge(base=None, version=1, files=tuple(file_of(number) for number in range(files)))
+    found = Plan(None, 1, (edge,))
+    assert needs_files(found, Request(dataset=OFFERS, target="search")) is derived
+
+
+def file_of(number: int) -> File:
+    return File(key=f"{OFFERS}/data/{number}.parquet", role="rows", sha256="0" * 64, bytes=1, rows=1, format="parquet")
+
+
+def test_a_crowd_is_answered_in_runs_and_a_crash_between_them_ends_nobody_twice(
+    b: broker.Broker, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = list(b.requests([{"dataset": OFFERS, "target": "search"}] * (2 * ANSWER_RUN + 1)))
+    flight = hand.lead()
+    produced, call, sizes = hand.produce(flight), b.parts.redis.call, list[int]()
+
+    def dying(script: Any, keys: Any, args: Any = ()) -> Any:
+        if script.name == "answer":
+            sizes.append((len(args) - 9) // 3)
+            if len(sizes) == 2:
+                raise Unavailable("the worker died here")
+        return call(script, keys, args)
+
+    monkeypatch.setattr(b.parts.redis, "call", dying)
+    with pytest.raises(Unavailable):
+        hand.answer(flight, produced)
+    assert len(events(b)) == ANSWER_RUN
+    hand.answer(hand.take_over(flight.id), produced)
+    assert sizes == [ANSWER_RUN, ANSWER_RUN, ANSWER_RUN, 1]
+    assert sorted(done.request for done in events(b)) == sorted(
+        handle.id for handle in handles if isinstance(handle, broker.Handle)
+    )
+    assert hand.claim().flights == ()
 
 
 # --- fences
