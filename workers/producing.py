@@ -37,6 +37,8 @@ log = logging.getLogger("broker.worker")
 LINE_LENGTH: Final = 64
 """Flights a worker holds before it stops reading: what it cannot start soon, others may."""
 STEAL_SECONDS: Final = 5.0
+EVERYWHERE_SECONDS: Final = 1.0
+"""Between two looks at the slots of datasets that are not served here."""
 
 
 @contextmanager
@@ -84,7 +86,7 @@ class Producing:
         self._line, self._held, self._lock = Line(), dict[str, Held](), Lock()
         self._leading = Leading(parts, producers, supervisor.app)
         self._streams = Streams(parts.index, self.name, self._serves)
-        self._stolen = 0.0
+        self._stolen = self._looked = float("-inf")
         self.counts = Counts()
 
     @property
@@ -290,9 +292,16 @@ class Producing:
                     self._guarded(held, lambda held: self._fail(held, RequestCancelled("cancelled", of=held.flight.id)))
 
     def watch(self) -> None:
-        """Limits of attempts, and what is due in every slot."""
+        """Limits of attempts, and what is due: at every pass where this worker serves a dataset, now and then everywhere.
+
+        Deadlines end requests, too, that nobody alive can serve.
+        """
         self._supervisor.inspect()
-        for slot in {slot.name: slot for slot in self._streams.of.values()}.values():
+        slots = {slot.name: slot for slot in self._streams.of.values()}
+        if time.monotonic() - self._looked > EVERYWHERE_SECONDS:
+            self._looked = time.monotonic()
+            slots |= {slot.name: slot for slot in self._parts.index.slots()}
+        for slot in slots.values():
             with surviving(f"watch of {slot.name}"):
                 self._watch(slot)
         if time.monotonic() - self._stolen > STEAL_SECONDS:
@@ -324,7 +333,7 @@ class Producing:
     def _steal(self) -> None:
         """Entries that a worker read and never claimed: it died in between."""
         slots = self._streams.of
-        for entries in self._streams.stale(int(self._parts.settings.lease_seconds * 1000)):
+        for entries in self._streams.stale(slots, int(self._parts.settings.lease_seconds * 1000)):
             self._claim(entries, slots)
         self._supervisor.wake()
 

@@ -18,6 +18,7 @@ from broker.errors import Corrupt, NotFound
 from broker.flights import Claimed, Due, Flight
 from broker.model.commit import Fence
 from broker.model.names import DatasetId
+from broker.model.request import State
 from broker.settings import load
 from tests.servers import Process, free_port, require, temporary_folder, wait_until
 from workers.child import flight_to_json
@@ -37,10 +38,10 @@ def serving() -> broker.Producers:
 
 
 @contextmanager
-def role(b: broker.Broker) -> Iterator[Producing]:
+def role(b: broker.Broker, app: broker.Producers | None = None) -> Iterator[Producing]:
     """A producer role without children: what it claims, it holds."""
     supervisor = Supervisor(b.parts.settings, "unused", 0)
-    found = Producing(b.parts, serving(), supervisor)
+    found = Producing(b.parts, serving() if app is None else app, supervisor)
     try:
         yield found
     finally:
@@ -174,6 +175,15 @@ def test_a_slot_that_cannot_be_watched_leaves_the_others_to_be_watched(
         worker.watch()
     assert len(watched) == 2
     assert "damaged" in caplog.text
+
+
+def test_a_deadline_passes_also_where_nobody_serves_anything(b: broker.Broker) -> None:
+    b.dataset(PRICES, key="sku")
+    handle = b.request(PRICES, target="search", deadline=0.001)
+    with role(b, broker.Producers()) as worker:
+        worker.intake(0.01)
+        while handle.status().state is not State.EXPIRED:
+            worker.watch()
 
 
 # --- progress
