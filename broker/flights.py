@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from pydantic import ValidationError
+
 from broker.backend.client import Entry
 from broker.backend.keys import Slot, flight_lease
-from broker.errors import BrokerError
+from broker.errors import BrokerError, InvalidName, Unsupported
 from broker.model.commit import Fence
 from broker.model.event import EventType, envelope
 from broker.model.names import DatasetId
@@ -149,29 +152,65 @@ def completion_event(completion: Completion) -> str:
 
 
 def completion_of(event: bytes | str) -> Completion:
-    """The completion inside a terminal event."""
-    return Completion.model_validate(json.loads(event)["data"])
+    """The completion inside a terminal event. Raises Unsupported as `request_of`."""
+    data = json.loads(event)["data"]
+    with _of_this_release(f"completion of {data.get('request')}"):
+        return Completion.model_validate(data)
 
 
-def dataset_of(entry: Entry) -> DatasetId:
-    """Which dataset an entry of a request stream rings for."""
-    return DatasetId(entry.fields[b"d"].decode())
+def request_of(id: str, body: bytes | None) -> Request:
+    """Raises Unsupported for a body of another release: a field that is not known here may change what is asked."""
+    with _of_this_release(id):
+        return Request.model_validate_json(body or b"")
+
+
+def outline_of(id: str, body: bytes | None, dataset: bytes, target: bytes) -> Request:
+    """The request, or, where its body cannot be read, as much of it as its end must name."""
+    try:
+        return request_of(id, body)
+    except Unsupported:
+        return Request(dataset=DatasetId(dataset.decode()), target=target.decode())
+
+
+@contextmanager
+def _of_this_release(of: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Unsupported(
+            "this release cannot read it", of=of, why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="Another release of the broker wrote it: update the one that reads",
+        ) from None  # fmt: skip
+
+
+def dataset_of(entry: Entry) -> DatasetId | None:
+    """Which dataset an entry of a request stream rings for; None where it does not say: its request does."""
+    try:
+        return DatasetId(entry.fields.get(b"d", b"").decode())
+    except (InvalidName, UnicodeDecodeError):
+        return None
 
 
 def flight_of(worker: str, outcome: Sequence[Any]) -> Flight:
     """From a claim's reply about the request that opened the flight."""
-    _, _, body, attempts, id, epoch, counter, kind, version, position, started = outcome
-    request, fence = Request.model_validate_json(body), Fence(int(epoch), int(counter))
+    _, _, dataset, priority, attempts, id, epoch, counter, kind, version, position, started = outcome
     return Flight(
-        id=id.decode(), dataset=request.dataset, kind=kind.decode(), owner=worker, fence=fence, attempt=int(attempts),
-        priority=request.priority, noted=(int(version), json.loads(position)), started=int(started) / 1000,
+        id=id.decode(), dataset=DatasetId(dataset.decode()), kind=kind.decode(), owner=worker,
+        fence=Fence(int(epoch), int(counter)), attempt=int(attempts), priority=priority.decode(),
+        noted=(int(version), json.loads(position)), started=int(started) / 1000,
     )  # fmt: skip
 
 
+def hash_of(flat: Sequence[bytes]) -> dict[str, bytes]:
+    """A Redis hash (or entry of a stream) by field, from names and values in turn."""
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
 def status_of(id: str, known: Mapping[str, bytes], progress: dict[str, Any]) -> Status:
-    """A request's hash, read."""
+    """A request's hash, read. Raises Unsupported as `request_of`."""
     return Status(
-        id=id, state=State(known["state"].decode()), request=Request.model_validate_json(known["body"]),
+        id=id, state=State(known["state"].decode()), request=request_of(id, known["body"]),
         attempts=int(known["attempts"]), created=int(known["created"]) / 1000,
         waits=known["wait"].decode() if "wait" in known else None,
         flight=known["flight"].decode() if "flight" in known else None, progress=progress,

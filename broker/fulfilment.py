@@ -185,7 +185,8 @@ class Clerk:
         """Flights this worker must run now. Entries of datasets it does not serve are parked for others."""
         mine, foreign = list[Entry](), list[Entry]()
         for entry in entries:
-            (mine if serves(dataset_of(entry)) else foreign).append(entry)
+            dataset = dataset_of(entry)
+            (mine if dataset is not None and serves(dataset) else foreign).append(entry)
         if foreign:
             self.requests.park(slot, foreign)
         claimed = self.requests.claim(slot, worker, mine)

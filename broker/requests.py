@@ -26,6 +26,7 @@ from broker.errors import (
     Reconciling,
     RequestExpired,
     RequestLost,
+    Unsupported,
 )
 from broker.flights import (
     Claimed,
@@ -41,6 +42,9 @@ from broker.flights import (
     completion_of,
     ended,
     flight_of,
+    hash_of,
+    outline_of,
+    request_of,
     status_of,
 )
 from broker.model.commit import Fence
@@ -146,9 +150,14 @@ class Requests:
 
     def status(self, id: str) -> Status:
         """Raises RequestLost when Redis forgot a request of its history time, NotFound for an older or unknown one."""
-        slot = Slot(slot_of(id))
-        flat = self._redis.run("HGETALL", slot.request(id), writes=False)
-        if not flat:
+        slot, known = Slot(slot_of(id)), self._known(id)
+        flight = known["flight"].decode() if "flight" in known else None
+        progress = self._redis.run("HGET", slot.flight(flight), "progress", writes=False) if flight else None
+        return status_of(id, known, json.loads(progress) if progress else {})
+
+    def _known(self, id: str) -> dict[str, bytes]:
+        known = hash_of(self._redis.run("HGETALL", Slot(slot_of(id)).request(id), writes=False))
+        if not known:
             if time.time() - born_at(id) < self._settings.history_seconds:
                 raise RequestLost(
                     "Redis does not know the request",
@@ -157,10 +166,7 @@ class Requests:
                     hint="Submit it again, with its idempotency key",
                 )
             raise NotFound("no such request", of=id, why="finished requests are kept for a while only")
-        known = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-        flight = known["flight"].decode() if "flight" in known else None
-        progress = self._redis.run("HGET", slot.flight(flight), "progress", writes=False) if flight else None
-        return status_of(id, known, json.loads(progress) if progress else {})
+        return known
 
     def outcome(self, id: str) -> Completion | None:
         """The completion, None while it is not there. Raises RequestLost, NotFound."""
@@ -177,13 +183,11 @@ class Requests:
         return Watch(self._redis, Slot(slot_of(id)).responses(target))
 
     def end(self, id: str, state: State, error: BrokerError | None = None) -> bool:
-        """Make a request cancelled or expired unless it has ended. True: this call ended it."""
-        known = self.status(id)
-        if known.state.terminal:
-            return False
-        completion = ended(id, known.request, state, known.attempts, error)
-        args: list[Argument] = [self._settings.history_seconds, id, state.value, completion_event(completion)]
-        return bool(self._redis.call(self._scripts["end_requests"], [Slot(slot_of(id)).meta], args))
+        """Make a request cancelled or failed unless it has ended. True: this call ended it. Raises RequestLost, NotFound."""
+        if self._end([id], state, error):
+            return True
+        self._known(id)
+        return False
 
     def forget_dead(self, slot: Slot, entry: bytes) -> bool:
         """Remove a dead letter. False: it was gone."""
@@ -193,22 +197,22 @@ class Requests:
         """End requests whose deadline passed, two round trips a batch; those that Redis forgot meanwhile need no answer."""
         waiting = iter(ids)
         while batch := list(islice(waiting, EXPIRE_BATCH)):
-            reads = [("HMGET", Slot(slot_of(id)).request(id), "state", "body", "attempts") for id in batch]
-            calls = []
-            for id, known in zip(batch, self._redis.pipeline(reads, "expired requests", writes=False), strict=True):
-                if isinstance(known, Exception) or known[1] is None or State(known[0].decode()).terminal:
-                    continue
-                completion = ended(id, Request.model_validate_json(known[1]), State.EXPIRED, int(known[2]))
-                args: list[Argument] = [
-                    self._settings.history_seconds,
-                    id,
-                    completion.state.value,
-                    completion_event(completion),
-                ]
-                calls.append(([Slot(slot_of(id)).meta], args))
-            for reply in self._redis.call_many(self._scripts["end_requests"], calls):
-                if isinstance(reply, BrokerError):
-                    raise reply
+            self._end(batch, State.EXPIRED)
+
+    def _end(self, ids: Sequence[str], state: State, error: BrokerError | None = None) -> int:
+        """End those that have not ended, with or without a readable body; -> how many this call ended."""
+        fields = ("state", "attempts", "body", "dataset", "target")
+        reads = [("HMGET", Slot(slot_of(id)).request(id), *fields) for id in ids]
+        calls = list[tuple[list[bytes], list[Argument]]]()
+        for id, (known, attempts, *asked) in zip(ids, self._redis.replies(reads, "requests", writes=False), strict=True):
+            if known is not None and not State(known.decode()).terminal:
+                event = completion_event(ended(id, outline_of(id, *asked), state, int(attempts), error))
+                calls.append(([Slot(slot_of(id)).meta], [self._settings.history_seconds, id, state.value, event]))
+        replies = self._redis.call_many(self._scripts["end_requests"], calls)
+        for reply in replies:
+            if isinstance(reply, BrokerError):
+                raise reply
+        return sum(replies)
 
     # --- the answering side
 
@@ -229,10 +233,15 @@ class Requests:
         return Claimed(tuple(flights), joined, tuple(expired))
 
     def close(self, flight: Flight) -> list[Member]:
-        """Nobody joins from now on; the members to answer. Raises Fenced."""
-        reply = self._fenced("close", flight, [Slot(slot_of(flight.id)).meta], [])
-        triples = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-        return [Member(id.decode(), Request.model_validate_json(body), int(tries)) for id, body, tries in triples]
+        """Nobody joins from now on; the members to answer. One that cannot be read here has failed by then. Raises Fenced."""
+        reply, members = self._fenced("close", flight, [Slot(slot_of(flight.id)).meta], []), list[Member]()
+        for name, body, tries in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+            id = name.decode()
+            try:
+                members.append(Member(id, request_of(id, body), int(tries)))
+            except Unsupported as error:
+                self._end([id], State.FAILED, error)
+        return members
 
     def answer(
         self,
@@ -285,17 +294,17 @@ class Requests:
         )
 
     def park(self, slot: Slot, entries: Sequence[Entry]) -> None:
-        """Set aside entries of datasets this worker does not serve."""
+        """Set aside entries of datasets this worker does not serve. An entry that rings for no request vanishes."""
         args: list[Argument] = ["1"]
         for entry in entries:
-            args += [entry.stream, entry.id, entry.fields[b"r"], entry.fields[b"d"]]
+            args += [entry.stream, entry.id, entry.fields.get(b"r", b"")]
         self._redis.call(self._scripts["park"], [slot.meta], args)
 
     def unpark(self, slot: Slot, ids: Sequence[str]) -> None:
         """Ring again for parked requests that this worker serves."""
         args: list[Argument] = ["0"]
         for id in ids:
-            args += ["", "", id, ""]
+            args += ["", "", id]
         self._redis.call(self._scripts["park"], [slot.meta], args)
 
     def _fenced(self, script: str, flight: Flight, keys: list[bytes], args: list[Argument]) -> Any:

@@ -162,13 +162,17 @@ class RedisClient:
         except ROOTS as error:
             raise broker_error(error, of, unknown=writes) from error
 
+    def replies(self, commands: Sequence[Sequence[Argument]], of: str, writes: bool = True) -> list[Any]:
+        """As `pipeline`, for commands of which none may be refused: raises as `call` does. Those beside a refused one ran."""
+        found = self.pipeline(commands, of, writes) if commands else []
+        for reply in found:
+            if isinstance(reply, Exception):
+                raise broker_error(reply, of, unknown=False) from reply
+        return found
+
     def run(self, *command: Argument, writes: bool = True) -> Any:
         """One command, its raw reply. Raises as `call` does, naming the command's first argument."""
-        of = to_text(command[min(1, len(command) - 1)])
-        reply = self.pipeline([command], of, writes)[0]
-        if isinstance(reply, Exception):
-            raise broker_error(reply, of, unknown=False) from reply
-        return reply
+        return self.replies([command], to_text(command[min(1, len(command) - 1)]), writes)[0]
 
     def _on_cluster(self, command: Sequence[Argument], of: str, writes: bool) -> Any:
         cluster = cast(Any, self.commands)

@@ -22,7 +22,7 @@ from broker.connect import connect
 from broker.errors import BadData, Unavailable
 from broker.flights import Status
 from broker.inquiry import FlightView, Inquiry, reason_of
-from broker.model.request import Request, State
+from broker.model.request import Request, State, born_at
 from broker.testing import PrivateBroker
 from tests.cli import Cli, Shell
 from tests.servers import wait_until
@@ -372,6 +372,32 @@ def test_each_reason_to_wait_has_its_sentence(
     expected: tuple[str, str],
 ) -> None:
     assert reason_of(status, flight, workers, parked, due_in, 7) == expected
+
+
+def test_the_newest_of_several_slots_come_in_order_and_no_further_than_asked(
+    place: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, inquiry = place.broker, Inquiry(place.broker.parts.redis, place.broker.parts.requests)
+    other = "shop/pricing/offers"
+    b.dataset(other, key=["sku"])
+    asked = [b.request(dataset, target="search").id for dataset in (OFFERS, other) * 3]
+    slots, reads = b.parts.index.slots(), list[int]()
+    assert len(slots) == 2
+    monkeypatch.setattr("broker.inquiry.PAGE", 1)
+    replies = b.parts.redis.replies
+
+    def counted(commands: Any, of: str, writes: bool = True) -> Any:
+        reads.append(len(commands))
+        return replies(commands, of, writes)
+
+    monkeypatch.setattr(b.parts.redis, "replies", counted)
+    found = inquiry.newest(slots)
+    first = next(found)
+    assert first.id.rpartition(".")[2] == max(id.rpartition(".")[2] for id in asked)
+    assert reads.count(1) < len(asked)
+    births = [born_at(status.id) for status in (first, *found)]
+    assert len(births) == len(asked)
+    assert births == sorted(births, reverse=True)
 
 
 def test_what_is_outstanding_is_seen_wherever_it_lies(place: PrivateBroker) -> None:
