@@ -16,6 +16,7 @@ from uuid import uuid4
 from broker.backend.index import Index
 from broker.backend.keys import Slot
 from broker.bell import LIVE, Bell, notification, published, rung
+from broker.columnar.types import canonical
 from broker.errors import (
     BrokerError,
     Conflict,
@@ -112,10 +113,12 @@ class Catalog:
     # --- writing
 
     def create(self, spec: DatasetSpec) -> State:
-        """Create the dataset, or open the equal one that exists. Raises Conflict that names what differs.
+        """Create the dataset, or open the equal one that exists. Raises Conflict that names what differs, SchemaConflict.
 
         A schema that has grown since fits. Attributes are those of the creation; `tombstone_seconds` counts where it is given.
         """
+
+        spec = spec.model_copy(update={"columns": canonical(spec.columns)}) if spec.columns else spec
 
         def body(state: State) -> Body | None:
             if not state.exists:
@@ -133,6 +136,7 @@ class Catalog:
 
     def alter(self, dataset: DatasetId, schema: Schema, force: bool = False, lease: Lease | None = None) -> State:
         """Make `schema` the dataset's: lossless growth keeps the session, anything else is SchemaConflict unless forced."""
+        schema = canonical(schema)
 
         def body(state: State) -> Body | None:
             spec, wanted = state.spec, _keyed(state.spec, schema)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,6 +13,8 @@ from broker.cli.words import bytes_text
 from broker.connect import Dataset
 from broker.errors import Invalid, InvalidRequest
 from broker.model.dataset import Column, DatasetSpec, Schema
+
+NEVER_NULL: Final = re.compile(r"\s+NOT\s+NULL\s*$", re.IGNORECASE)
 
 
 @click.group("dataset", cls=Group, examples="broker dataset create shop/catalog/offers --key sku\nbroker dataset list --json")
@@ -115,12 +118,10 @@ def drop(face: Face, name: str, yes: bool) -> None:
 def parse_column(text: str) -> Column:
     """`price DOUBLE`, `sku VARCHAR NOT NULL`. Raises Invalid."""
     name, _, kind = text.strip().partition(" ")
-    kind = kind.strip().upper()
-    nullable = not kind.endswith(" NOT NULL")
-    kind = kind.removesuffix(" NOT NULL").strip()
-    if not kind:
+    declared = NEVER_NULL.sub("", kind)
+    if not declared.strip():
         raise Invalid("not a column", of=text[:100], hint='Write --column "price DOUBLE"')
-    return Column(name=name, type=kind, nullable=nullable)
+    return Column(name=name, type=declared.strip(), nullable=declared == kind)
 
 
 def altered(spec: DatasetSpec, changes: list[Column]) -> Schema:

@@ -143,7 +143,8 @@ def canonical(schema: Schema) -> Schema:
 
 
 def _canonical_type(column: Column) -> str:
+    known = column.type.strip().upper()
     try:
-        return cast_type(column.type)
+        return known if known in _TYPES else cast_type(column.type)
     except SchemaConflict as error:
         raise SchemaConflict(error.what, of=column.name, why=column.type[:100], hint=error.hint) from None

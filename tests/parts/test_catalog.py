@@ -10,6 +10,7 @@ import pytest
 
 from broker import Broker, Dataset
 from broker.backend.client import RedisClient, Script
+from broker.columnar.types import arrow_schema
 from broker.errors import (
     BrokerError,
     Conflict,
@@ -240,6 +241,38 @@ def test_an_arrow_schema_opens_the_dataset_whose_key_is_never_null(b: Broker) ->
     b.dataset(OFFERS, key=["sku"]).publish(ROWS)
     schema = pa.schema([("sku", pa.string()), ("price", pa.int64())])
     assert b.dataset(OFFERS, key=["sku"], schema=schema).state.version == 1
+
+
+TYPES = [
+    ("TEXT", "VARCHAR"), ("int", "INTEGER"), ("REAL", "FLOAT"), ("TIMESTAMPTZ", "TIMESTAMP WITH TIME ZONE"),
+    ("NUMERIC(10,2)", "DECIMAL(10,2)"), ("DECIMAL(18, 2)", "DECIMAL(18,2)"), ("hugeint", "HUGEINT"),
+    ("struct(Ab int, cD text[])", 'STRUCT("Ab" INTEGER, "cD" VARCHAR[])'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "kept"), TYPES)
+def test_a_column_type_is_kept_under_the_one_name_that_data_of_it_has(b: Broker, asked: str, kept: str) -> None:
+    schema = Schema(columns=(Column(name="sku", type="STRING"), Column(name="c", type=asked)))
+    dataset = b.dataset(OFFERS, key=["sku"], schema=schema)
+    assert b.dataset(OFFERS, key=["sku"], schema=schema).state.seq == 1
+    assert dataset.spec.columns
+    assert dataset.spec.columns.types == {"sku": "VARCHAR", "c": kept}
+    dataset.alter(Schema(columns=(*dataset.spec.columns.columns, Column(name="more", type=asked))))
+    assert dataset.spec.columns.types["more"] == kept
+    if kept != "HUGEINT":  # which integers fit, and Arrow has no name for
+        assert dataset.publish(arrow_schema(dataset.spec.columns).empty_table()).version == 1
+
+
+@pytest.mark.parametrize("type", ["TEXTT", "VARCHAR); DROP TABLE x; --", "INT, '1')", "ENUM('a')", "INT" + "[]" * 3000])
+def test_what_is_no_column_type_is_refused_before_anything_is_sealed(b: Broker, offers: Dataset, type: str) -> None:
+    assert offers.spec.columns
+    before = offers.state.seq
+    with pytest.raises(SchemaConflict, match="not a column type"):
+        offers.alter(Schema(columns=(*offers.spec.columns.columns, Column(name="c", type=type))))
+    assert offers.state.seq == before
+    with pytest.raises(SchemaConflict, match=r"\[bad\]"):
+        b.dataset("a/b/c", key=["sku"], schema=columns("bad", type=type))
+    assert b.datasets("a/*") == []
 
 
 def test_another_life_of_tombstones_is_a_conflict_only_where_it_is_asked_for(b: Broker) -> None:

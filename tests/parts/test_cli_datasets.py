@@ -86,7 +86,8 @@ def test_drop_asks_where_nobody_can_answer_only_for_yes(offers: Cli, monkeypatch
 
 
 def test_a_column_text_without_a_type_is_refused() -> None:
-    assert parse_column("price double not null") == Column(name="price", type="DOUBLE", nullable=False)
+    assert parse_column("price double not null") == Column(name="price", type="double", nullable=False)
+    assert parse_column('s STRUCT("cD" text)') == Column(name="s", type='STRUCT("cD" text)')
     with pytest.raises(Invalid):
         parse_column("price")
 
