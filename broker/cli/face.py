@@ -62,7 +62,7 @@ class Face:
         if self.json:
             sys.stderr.write(json.dumps({"error": error.to_dict() | {"exit": int(exit_of(error))}}) + "\n")
         else:
-            sys.stderr.write(f"error: {explained(error)}\n")
+            sys.stderr.write(f"error: {error.sentence}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return exit_of(error)
 
     @contextmanager
@@ -94,12 +94,6 @@ def print_line(text: str) -> None:
     """Flushed, so that a pipe's reader sees each line as it comes."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def explained(error: BrokerError) -> str:
-    """What failed, for what, why; the next step on a line of its own."""
-    text = error.what + (f" [{error.of}]" if error.of else "") + (f": {error.why}" if error.why else "")
-    return text + (f"\nhint: {error.hint}" if error.hint else "")
 
 
 def columns(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

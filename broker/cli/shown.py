@@ -8,6 +8,7 @@ from typing import Any
 
 from broker.cli.face import fields_of
 from broker.cli.words import bytes_text, span_text, time_text
+from broker.errors import from_dict
 from broker.flights import Status
 from broker.inquiry import DeadLetter
 from broker.model.request import Completion, State
@@ -109,5 +110,4 @@ def dead_lines(letter: DeadLetter) -> Iterator[str]:
 def error_text(fields: dict[str, str] | None) -> str:
     if not fields:
         return ""
-    of, why = fields.get("of", ""), fields.get("why", "")
-    return f"{fields.get('code', '?')}: {fields.get('what', '')}" + (f" [{of}]" if of else "") + (f": {why}" if why else "")
+    return f"{fields.get('code', '?')}: {from_dict(fields).sentence}"
