@@ -24,7 +24,6 @@ SCAN_KEYS: Final = 100_000
 """Keys one listing looks at on each server, at most, so that a full Redis does not hold a person up."""
 SCAN_PAGE: Final = 1_000
 PAGE: Final = 100
-OUTSTANDING: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Inquiry:
     def __init__(self, redis: RedisClient, requests: Requests) -> None:
         self._redis, self._requests = redis, requests
         self._registry = Registry(redis)
-        self._outstanding = redis.script("outstanding")
+        self._outstanding = redis.script("outstanding", writes=False)
 
     def recent(self, slot: Slot) -> Iterator[Status]:
         """Requests Redis remembers, newest first, among at most SCAN_KEYS keys looked at."""
@@ -117,7 +116,7 @@ class Inquiry:
 
     def outstanding(self, slot: Slot) -> list[DatasetId]:
         """Datasets of the slot with a request queued, in flight, delayed or parked, as of one moment."""
-        return [DatasetId(name.decode()) for name in self._redis.call(self._outstanding, [slot.meta], [OUTSTANDING])]
+        return [DatasetId(name.decode()) for name in self._redis.call(self._outstanding, [slot.meta], [PAGE])]
 
     def serving(self, dataset: DatasetId, slot: Slot) -> list[Worker]:
         """Live workers whose patterns match the dataset."""

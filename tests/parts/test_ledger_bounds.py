@@ -11,6 +11,7 @@ import pytest
 import broker
 from broker.errors import Fenced, Invalid, Overloaded, Unavailable
 from broker.fulfilment import Maker, Produced
+from broker.inquiry import Inquiry
 from broker.model.commit import Edge, File
 from broker.model.names import DatasetId
 from broker.model.request import Request
@@ -20,7 +21,7 @@ from broker.requests import ANSWER_RUN, TICK_LIMIT
 from broker.rules.answering import MOST_EDGES, MOST_FILES, needs_files
 from broker.rules.fold import Checkpoint
 from broker.rules.plan import Plan
-from tests.ledger import OFFERS, Hand, Source, events
+from tests.ledger import OFFERS, Hand, Source, events, let_lapse
 
 SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
 
@@ -309,6 +310,49 @@ def test_each_note_of_derived_files_ends_with_them(b: broker.Broker) -> None:
         assert 0 < b.parts.redis.run("TTL", key) <= soon - time.time() + 1
     found = set(b.parts.redis.run("KEYS", "*derived:*"))
     assert found == set(keys)
+
+
+def test_lapsed_flights_that_nobody_serves_hide_no_other(b: broker.Broker, hand: Hand) -> None:
+    slot, redis = b.parts.index.slot(OFFERS), b.parts.redis
+    foreign = [f"catalog.0.{number:032x}" for number in range(TICK_LIMIT + 1)]
+    redis.pipeline([("HSET", slot.flight(id), "dataset", "other/catalog/offers", "until", 1) for id in foreign], "flights")
+    redis.pipeline([("ZADD", slot.key("lapse"), 1, id) for id in foreign], "flights")
+    ask(b)
+    flight = hand.lead()
+    let_lapse(b.parts, flight.id)
+    redis.run("ZADD", slot.key("lapse"), 2, flight.id)
+    shown = [{id for id, _ in b.parts.requests.tick(slot).lapsed} for _ in range(3)]
+    assert flight.id in shown[0] | shown[1]
+    assert shown[0] | shown[1] == {*foreign, flight.id}
+    assert len(shown[2]) == TICK_LIMIT
+    assert b.parts.requests.take_over(flight.id, "another") is not None
+
+
+def test_a_lapsed_flight_is_shown_to_every_worker_until_one_takes_it(b: broker.Broker, hand: Hand) -> None:
+    ask(b)
+    flight, slot = hand.lead(), b.parts.index.slot(OFFERS)
+    let_lapse(b.parts, flight.id)
+    for _ in range(3):
+        assert b.parts.requests.tick(slot).lapsed == ((flight.id, OFFERS),)
+
+
+def test_what_is_outstanding_is_seen_behind_any_number_of_others(b: broker.Broker) -> None:
+    slot, redis, inquiry = b.parts.index.slot(OFFERS), b.parts.redis, Inquiry(b.parts.redis, b.parts.requests)
+    other = DatasetId("other/catalog/offers")
+    b.dataset(other, key=["sku"])
+    list(b.requests([{"dataset": other, "target": "search"}] * 250))
+    id = ask(b).id
+    assert sorted(inquiry.outstanding(slot)) == [OFFERS, other]
+    redis.run("DEL", slot.requests("offers", "normal"))
+    assert inquiry.outstanding(slot) == []
+    redis.pipeline([("ZADD", slot.key("delayed"), number, f"gone{number}") for number in range(250)], "delayed")
+    redis.run("ZADD", slot.key("delayed"), 1000, id)
+    assert inquiry.outstanding(slot) == [OFFERS]
+    redis.run("DEL", slot.key("delayed"))
+    redis.pipeline([("ZADD", slot.key("lapse"), number, f"gone{number}") for number in range(250)], "lapse")
+    redis.run("HSET", slot.flight("f"), "dataset", OFFERS)
+    redis.run("ZADD", slot.key("lapse"), 1000, "f")
+    assert inquiry.outstanding(slot) == [OFFERS]
 
 
 def test_a_tick_shows_parked_requests_a_page_at_a_time_and_misses_none(b: broker.Broker) -> None:
