@@ -14,8 +14,10 @@ from broker.connect import Broker
 from broker.errors import BrokerError
 from broker.inquiry import Inquiry
 from broker.model.names import DatasetId
-from broker.parts import open_parts, probed_store, redis_url, store_url
+from broker.parts import open_parts, redis_url, store_url
 from broker.settings import Settings, home_folder
+from broker.stores.open import open_store
+from broker.stores.probe import probe
 
 Verdict = Literal["ok", "note", "broken"]
 """`note`: it works, and promises less than it could."""
@@ -76,12 +78,12 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    _, promise = probed_store(settings)
+    promise = probe(open_store(store_url(settings), settings))
     yield Finding("ok", "store", public_place(store_url(settings)))
     if not promise.read_after_write:
         yield Finding("broken", "store", "reads do not see writes at once: do not use this store")
     for line in promise.explain():
-        yield Finding("ok" if not line.startswith(("seal: single", "put-if-absent: ignored")) else "note", "store", line)
+        yield Finding("note" if line in promise.caveats() else "ok", "store", line)
 
 
 def _workers(broker: Broker) -> Iterator[Finding]:

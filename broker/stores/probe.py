@@ -47,16 +47,28 @@ class Promise:
 
     def explain(self) -> list[str]:
         """Lines for a person: first the level, then each trait with what follows from it."""
-        single = "single writer; Redis' leases protect the log, and nothing does once Redis has lost its memory"
         return [
-            _line("seal", self.seal_level == "atomic", "atomic; the store itself refuses a second writer", single),
+            self._seal,
             _line("put-if-absent", self.conditional_put, "atomic", "ignored: read before and after each seal"),
             _line("wrong checksum", self.refuses_wrong_checksum, "refused", "accepted: every upload is read back"),
-            _line("read after write", self.read_after_write, "at once", "delayed: do not use this store"),
+            self._reads,
             _line("list after write", self.list_after_write, "at once", "delayed: the log is probed key by key"),
             _line("byte ranges", self.ranges, "served", "not served: whole files are fetched"),
             f"clock: {self.clock_skew_seconds:+.0f} s from this machine's",
         ]
+
+    def caveats(self) -> list[str]:
+        """Those lines that name a promise the broker cannot keep here; the rest only cost time."""
+        return [self._seal] * (self.seal_level != "atomic") + [self._reads] * (not self.read_after_write)
+
+    @property
+    def _seal(self) -> str:
+        single = "single writer; Redis' leases protect the log, and nothing does once Redis has lost its memory"
+        return _line("seal", self.seal_level == "atomic", "atomic; the store itself refuses a second writer", single)
+
+    @property
+    def _reads(self) -> str:
+        return _line("read after write", self.read_after_write, "at once", "delayed: do not use this store")
 
 
 def probe(store: ObjectStore, prefix: str = "=probe") -> Promise:

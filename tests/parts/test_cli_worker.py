@@ -73,7 +73,9 @@ def begun(shell: Shell, handle: Handle) -> None:
 
 
 def test_a_burst_with_nothing_to_do_ends_at_once(shell: Shell, own: Broker) -> None:
-    assert shell.ok("worker", "shop:app", "--burst").out == ""
+    done = shell.ok("worker", "shop:app", "--burst")
+    assert done.out == ""
+    assert "cannot be promised: nothing refuses writers before the machine is full" in done.err
     assert not (shell.folder / "calls").exists()
 
 
