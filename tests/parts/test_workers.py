@@ -203,6 +203,20 @@ def test_a_duty_that_drains_goes_on_until_nothing_is_held() -> None:
     assert left[0] <= 0
 
 
+def test_a_pass_that_takes_longer_than_the_drain_is_left_behind() -> None:
+    loop, begun, for_ever = Loop(), Event(), Event()
+
+    def sweep() -> None:
+        begun.set()
+        for_ever.wait()
+
+    loop.every("sweep", 0, sweep)
+    try:
+        loop.run(done=begun.is_set, drain_seconds=0.01)
+    finally:
+        for_ever.set()
+
+
 def test_settings_reach_children_with_their_secrets_and_never_on_a_command_line(settings: Settings) -> None:
     from workers.supervisor import revealed
 
