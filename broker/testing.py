@@ -141,7 +141,9 @@ def _private_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("broker") / ".broker"
     endpoint = embedded.ensure(home, load(redis="", home=home))
     try:
-        yield endpoint.url
+        with RedisClient.open(endpoint.url) as client:
+            client.run("PING")  # the open connection is use: the server does not stop itself while no test needs it
+            yield endpoint.url
     finally:
         embedded.stop(home)
 
