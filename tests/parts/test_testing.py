@@ -45,7 +45,7 @@ def test_a_filtered_delta_gets_files_of_its_own(private_broker: PrivateBroker) -
     assert (done.upserts().to_pylist(), done.deletes().to_pylist()) == ([{"sku": "b"}], [{"sku": "a"}])
 
 
-def test_the_server_is_in_use_between_tests_too(_private_redis: str) -> None:
+def test_the_server_is_in_use_between_tests_too(_private_redis: str) -> None:  # noqa: PT019 - its URL is what is tested
     with redis.Redis.from_url(_private_redis) as client:
         assert [entry for entry in client.client_list() if entry["cmd"] == "ping"]
 
