@@ -131,7 +131,7 @@ class _Hands:
 
     def _produced(self, flight: Flight) -> Produced:
         if flight.kind == "produce":
-            return self._maker.produce(flight, 1, self._clerk.since(flight))
+            return self._maker.produce(flight, self._clerk.since(flight))
         state = self._clerk.catalog.state(flight.dataset)
         return Produced(version=state.version, changed=False, confirmed_at=state.confirmed_at)
 
