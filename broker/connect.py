@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
+from weakref import WeakSet
 
 import pyarrow as pa
 
@@ -58,6 +59,7 @@ class Broker:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self._readers = WeakSet[Responses]()
         self._selections: dict[tuple[DatasetId, int, str | None, tuple[str, ...] | None], Selection] = {}
 
     def __enter__(self) -> Self:
@@ -67,7 +69,9 @@ class Broker:
         self.close()
 
     def close(self) -> None:
-        """Release connections and temporary files. Idempotent. An embedded Redis goes on for others."""
+        """Release connections and temporary files, those of its `responses` too. Idempotent. An embedded Redis goes on."""
+        for reader in list(self._readers):
+            reader.close()
         self.parts.close()
 
     def dataset(  # noqa: PLR0913 - the fields of DatasetSpec
@@ -123,7 +127,9 @@ class Broker:
 
     def responses(self, target: str) -> Responses:
         """The target's response stream: `listen()`, `read()`, `peek()`."""
-        return Responses(self.parts.redis, self.parts.index, target)
+        reader = Responses(self.parts.redis, self.parts.index, target)
+        self._readers.add(reader)
+        return reader
 
     def received(self, response: Response | Completion) -> Received:
         """The data of a completion."""

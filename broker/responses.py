@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -95,17 +96,20 @@ class Responses:
                 time.sleep(min(left, 0.05))
 
     def listen(self, timeout: float | None = None) -> Iterator[Response]:
-        """Responses as they come; ends when none came for `timeout` seconds (None: never)."""
-        while True:
-            waited = 0.0
-            found: list[Response] = []
-            while not found and (timeout is None or waited < timeout):
-                begun = time.monotonic()
-                found = self.read(block_seconds=1.0 if timeout is None else min(1.0, timeout - waited))
-                waited += time.monotonic() - begun
-            if not found:
-                return
-            yield from found
+        """Responses as they come; ends, closed, when none came for `timeout` seconds (None: never) or nobody iterates."""
+        try:
+            while found := self._wait(timeout):
+                yield from found
+        finally:
+            self.close()
+
+    def _wait(self, timeout: float | None) -> list[Response]:
+        """The next ones; [] when none came for `timeout` seconds."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        found: list[Response] = []
+        while not found and (left := deadline - time.monotonic()) > 0:
+            found = self.read(block_seconds=min(1.0, left))
+        return found
 
     def ack(self, responses: list[Response]) -> None:
         """Acknowledge several in one round trip."""
@@ -115,9 +119,7 @@ class Responses:
                 ("XACK", response.entry.stream, READERS, response.entry.id),
                 ("XDEL", response.entry.stream, response.entry.id),
             ]
-        for reply in self._redis.pipeline(commands, self.target) if commands else ():
-            if isinstance(reply, Exception):
-                raise reply
+        self._redis.replies(commands, self.target)
 
     def later(self, response: Response, in_seconds: float) -> None:
         keys = [response.slot.meta, response.slot.responses(self.target), response.slot.retries(self.target)]

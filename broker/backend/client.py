@@ -26,10 +26,13 @@ from redis.retry import Retry
 
 from broker.backend.driver_errors import ROOTS, broker_error, mapped
 from broker.backend.lanes import Argument, Lanes, Pool
-from broker.errors import Conflict, InvalidSettings, NotFound
+from broker.errors import InvalidSettings, NotFound
 
 SOCKET_SECONDS: Final = 5.0
 BLOCK_MAX_MS: Final = 2_000  # so that a stopping worker waits no longer, and a dead peer shows
+CONSUMER_IDLE_MS: Final = (
+    3_600_000  # who is alive reads every few seconds, though Redis 6 counts only reads that found something
+)
 MAX_CONNECTIONS: Final = 1_000
 CLUSTER_SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _OURS: Final = {"decode_responses", "protocol", "retry", "retry_on_timeout", "retry_on_error", "encoding", "legacy_responses"}
@@ -120,7 +123,7 @@ class RedisClient:
     def call(self, script: Script, keys: Sequence[Key], args: Sequence[Argument] = ()) -> Any:
         """Run a script in one round trip; its reply in bytes, ints and lists. Loaded on demand.
 
-        Raises what the script refuses with (`BROKER <code> <why>`), OutcomeUnknown when a writing script's reply was lost,
+        Raises OutcomeUnknown when a writing script's reply was lost,
         Unavailable when it surely did not run, Overloaded when Redis is full.
         """
         reply = self._run(script, [(keys, args)])[0]
@@ -189,12 +192,12 @@ class RedisClient:
     # --- streams
 
     def create_group(self, stream: Key, group: Key, start: Key = b"0") -> bool:
-        """Make a group (and its stream). False: it existed. Idempotent, so a lost reply may be answered by calling again."""
-        try:
-            self.run("XGROUP", "CREATE", stream, group, start, "MKSTREAM")
-        except Conflict:
-            return False
-        return True
+        """Make a group (and its stream). False: it existed. Idempotent, so a lost reply may be answered by calling again.
+
+        Consumers of it that died without leaving, CONSUMER_IDLE_MS ago, are taken out; one that is alive after all comes back
+        with its next read.
+        """
+        return bool(self.call(load_script("create_group"), [stream], [group, start, CONSUMER_IDLE_MS]))
 
     def wait_entries(self, streams: Mapping[bytes, bytes], group: Key, consumer: Key, count: int, block_ms: int) -> list[Entry]:
         """XREADGROUP on the blocking pool from the ids given (b">": new ones). Empty when nothing came within `block_ms`.

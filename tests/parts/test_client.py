@@ -30,13 +30,11 @@ from broker.backend.health import check, describe, findings
 from broker.errors import (
     BrokerError,
     Conflict,
-    Fenced,
     Invalid,
     InvalidSettings,
     NotFound,
     OutcomeUnknown,
     Overloaded,
-    Reconciling,
     Terminal,
     Transient,
     Unavailable,
@@ -151,20 +149,20 @@ def test_one_refused_call_of_many_leaves_the_others(client: RedisClient) -> None
     assert isinstance(second, Terminal)
 
 
-@pytest.mark.parametrize(("code", "kind"), [("fenced", Fenced), ("reconciling", Reconciling), ("no-such-code", Terminal)])
-def test_a_script_refuses_with_an_error_of_the_broker(client: RedisClient, code: str, kind: type[BrokerError]) -> None:
-    refusing = make_script("refusing", f"return redis.error_reply('BROKER {code} epoch 4 is over')")
-    with pytest.raises(kind) as caught:
-        client.call(refusing, [b"k"])
-    assert (caught.value.of, caught.value.why) == ("refusing", "epoch 4 is over")
-
-
 def test_a_single_command_replies_raw_and_its_refusal_is_typed(client: RedisClient) -> None:
     assert client.run("PING") == b"PONG"
     assert client.run("HSET", b"h", "f", 1) == 1
     assert client.run("HGETALL", b"h", writes=False) == [b"f", b"1"]
     with pytest.raises(Terminal, match=r"another type \[h\]"):
         client.run("INCR", b"h")
+
+
+def test_many_commands_reply_raw_and_the_refusal_of_any_is_typed(client: RedisClient) -> None:
+    assert client.replies([], "nothing") == []
+    assert client.replies([("HSET", "h", "f", 1), ("HLEN", "h")], "h") == [1, 1]
+    with pytest.raises(Terminal, match=r"another type \[both\]"):
+        client.replies([("INCR", "h"), ("HSET", "h", "g", 2)], "both")
+    assert client.run("HLEN", "h") == 2
 
 
 def test_a_script_that_does_not_exist_is_not_found(client: RedisClient) -> None:
@@ -337,6 +335,32 @@ def kill_readers(client: RedisClient) -> None:
 def test_making_a_group_twice_is_no_error(client: RedisClient) -> None:
     assert client.create_group(b"s", b"g") is True
     assert client.create_group(b"s", b"g") is False
+
+
+def test_a_group_is_no_other_key(client: RedisClient) -> None:
+    client.run("SET", "s", "text")
+    with pytest.raises(Terminal, match="another type"):
+        client.create_group(b"s", b"g")
+
+
+def test_consumers_that_died_long_ago_leave_the_group_unless_they_hold_something(
+    client: RedisClient, reader: GroupReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.run("XGROUP", "CREATECONSUMER", "s", "g", "idle")
+    add(client, "a")
+    client.wait_entries({b"s": b">"}, b"g", b"holder", 1, 0)
+    assert reader.read(1, 0) == []
+
+    def consumers() -> set[bytes]:
+        return {flat[1] for flat in client.run("XINFO", "CONSUMERS", "s", "g")}
+
+    client.create_group(b"s", b"g")
+    assert consumers() == {b"idle", b"holder", b"me"}
+    monkeypatch.setattr("broker.backend.client.CONSUMER_IDLE_MS", 0)
+    client.create_group(b"s", b"g")
+    assert consumers() == {b"holder"}
+    add(client, "b")
+    assert values(reader.read(1, 0)) == ["b"]
 
 
 def test_a_reader_gets_new_entries_once(client: RedisClient, reader: GroupReader) -> None:

@@ -129,6 +129,29 @@ def test_a_name_that_is_no_target_is_refused(b: broker.Broker) -> None:
         b.responses("../search")
 
 
+def test_who_stops_listening_or_closes_the_broker_leaves_no_consumer_behind(b: broker.Broker, redis_url: str) -> None:
+    answered(b, 3)
+
+    def consumers() -> int:
+        return len(b.parts.redis.run("XINFO", "CONSUMERS", b.parts.index.slot(OFFERS).responses("search"), "readers"))
+
+    with broker.connect(redis=redis_url, store="memory://") as other:
+        listener = other.responses("search").listen(timeout=5)
+        for response in listener:
+            response.ack()
+            break
+        assert consumers() == 1
+        for left in listener:
+            left.ack()
+        assert list(other.responses("search").listen(timeout=0.05)) == []
+        assert consumers() == 0
+        reader = other.responses("search")
+        assert reader.read() == []
+        b.parts.redis.create_group(b.parts.index.slot(OFFERS).responses("search"), b"readers")
+        assert consumers() == 1
+    assert consumers() == 0
+
+
 def test_a_reader_that_closes_leaves_the_group_unless_it_still_holds_something(b: broker.Broker) -> None:
     slot = b.parts.index.slot(OFFERS)
     answered(b)
