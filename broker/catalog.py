@@ -19,19 +19,18 @@ from broker.bell import LIVE, Bell, notification, published, rung
 from broker.columnar.types import canonical
 from broker.errors import (
     BrokerError,
-    Conflict,
     Corrupt,
     NotFound,
     OutcomeUnknown,
     Reconciling,
-    SchemaConflict,
     Transient,
 )
 from broker.model import names
-from broker.model.commit import Alter, Body, Create, Drop, digest, parse_record
+from broker.model.commit import Body, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.rules import publishing as protocol
+from broker.rules.contract import altered, opened
 from broker.rules.fold import State, fold, patch_of
 from broker.rules.publishing import Draft, Effect, HeadView, Lease, PublishAnswer, ReserveAnswer
 from broker.sealed import Checked, Sealed
@@ -117,47 +116,14 @@ class Catalog:
 
         A schema that has grown since fits. Attributes are those of the creation; `tombstone_seconds` counts where it is given.
         """
-
         spec = spec.model_copy(update={"columns": canonical(spec.columns)}) if spec.columns else spec
-
-        def body(state: State) -> Body | None:
-            if not state.exists:
-                return Create(session=uuid4().hex, spec=spec)
-            asked = spec.model_copy(update={"columns": _keyed(state.spec, spec.columns)}) if spec.columns else spec
-            if differing := state.spec.differences(asked):
-                raise Conflict(
-                    "the dataset exists with another spec", of=spec.dataset, why="; ".join(differing),
-                    hint="Open it as it is, alter its schema, or drop it first",
-                )  # fmt: skip
-            return None
-
         self._index.announce(spec.dataset)
-        return self.commit(spec.dataset, body, producer="create")
+        return self.commit(spec.dataset, lambda state: opened(state, spec, uuid4().hex), producer="create")
 
     def alter(self, dataset: DatasetId, schema: Schema, force: bool = False, lease: Lease | None = None) -> State:
         """Make `schema` the dataset's: lossless growth keeps the session, anything else is SchemaConflict unless forced."""
-        schema = canonical(schema)
-
-        def body(state: State) -> Body | None:
-            spec, wanted = state.spec, _keyed(state.spec, schema)
-            if spec.columns == wanted:
-                return None
-            spec.check(wanted)
-            grown = spec.model_copy(update={"columns": wanted})
-            try:
-                if spec.columns is None or spec.columns.merged(wanted, spec.order) == wanted:
-                    return Alter(spec=grown)
-            except SchemaConflict:
-                if not force:
-                    raise
-            if not force:
-                raise SchemaConflict(
-                    "not a lossless change", of=dataset, why="columns are missing or in another order",
-                    hint="Force it: that begins a new session, and replicas reset",
-                )  # fmt: skip
-            return Alter(spec=grown, session=uuid4().hex)
-
-        return self.commit(dataset, body, "alter", lease)
+        columns, session = canonical(schema), uuid4().hex if force else None
+        return self.commit(dataset, lambda state: altered(state, columns, session), "alter", lease)
 
     def drop(self, dataset: DatasetId) -> State:
         """Its log stays, its edges are no longer offered; created again it has a new session. Raises NotFound."""
@@ -345,14 +311,3 @@ class Catalog:
             return rung(b"".join(self._store.get(names.notify_key(dataset, LIVE))))
         except NotFound:
             return 0
-
-
-def _keyed(spec: DatasetSpec, schema: Schema) -> Schema:
-    """The schema with key columns as the dataset has them: never null, which a caller's Arrow schema hardly ever says."""
-    known = {column.name: column.nullable for column in spec.columns.columns} if spec.columns else {}
-    return Schema(
-        columns=tuple(
-            column.model_copy(update={"nullable": known.get(column.name, False)}) if column.name in spec.key else column
-            for column in schema.columns
-        )
-    )

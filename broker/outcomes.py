@@ -28,6 +28,7 @@ import pyarrow as pa
 from broker.columnar.intake import Intake, accept_deletes, reader_of
 from broker.columnar.types import schema_of
 from broker.errors import AttemptFailed, BrokerError, Invalid, SchemaConflict
+from broker.model.attributes import check_attributes
 from broker.model.dataset import DatasetSpec
 
 MAX_POSITION_BYTES: Final = 65_536
@@ -44,16 +45,13 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class ProductionRequest:
-    """What a producer is asked. `reason` says why, for logs; `members` is how many requests wait for the answer.
+    """What a producer is asked: the dataset as it is, for all requests that wait for it.
 
-    It carries no `where`, `columns` or format: those apply after the seal, to what the producer gave.
+    It carries no `where`, `columns`, format or attributes: those are each request's own, and apply after the seal.
     """
 
     dataset: str
     spec: DatasetSpec
-    reason: str = ""
-    members: int = 1
-    attributes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class Snapshot:
     attributes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_attributes(self.attributes, "Snapshot")
+        check_attributes(self.attributes, "Snapshot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class Delta:
     attributes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_attributes(self.attributes, "Delta")
+        check_attributes(self.attributes, "Delta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +87,6 @@ class Unchanged:
 
 
 Outcome: TypeAlias = Snapshot | Delta | Unchanged
-
-
-def _check_attributes(attributes: object, of: str) -> None:
-    if not isinstance(attributes, dict) or not all(isinstance(text, str) for pair in attributes.items() for text in pair):
-        raise Invalid("attributes must be a dict of str to str", of=of, why=repr(attributes)[:100])
 
 
 # --- what a producer returned

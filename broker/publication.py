@@ -21,6 +21,7 @@ from broker.columnar.engine import Engine, Written
 from broker.columnar.intake import Intake
 from broker.columnar.tombstones import Standing
 from broker.errors import Invalid, StaleBase
+from broker.model.attributes import check_attributes
 from broker.model.commit import Body, Edge, NewVersion
 from broker.model.names import DatasetId
 from broker.rules.fold import State
@@ -46,14 +47,7 @@ class Note:
     kind: str = "direct"
 
     def __post_init__(self) -> None:
-        for name, value in self.attributes.items():
-            if not (isinstance(name, str) and isinstance(value, str)):
-                raise Invalid(
-                    "attributes are text",
-                    of=repr(name)[:100],
-                    why=f"its value is a {type(value).__name__}",
-                    hint="Give str: str",
-                )
+        check_attributes(self.attributes, "a version")
 
 
 @dataclass(frozen=True, slots=True)

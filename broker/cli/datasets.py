@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from broker.cli.face import Face, Group, columns, fields_of, joined, names, pairs, pass_face
-from broker.cli.words import bytes_text
+from broker.cli.words import bytes_text, span_text
 from broker.connect import Dataset
 from broker.errors import Invalid, InvalidRequest
 from broker.model.dataset import Column, DatasetSpec, Schema
@@ -28,6 +28,7 @@ def dataset() -> None:
     broker dataset create shop/catalog/offers --key sku --order updated_at
     broker dataset create shop/pricing/prices --key sku,store --column "sku VARCHAR" --column "store VARCHAR"
     """,
+    answer="{dataset, version, key, versions, bytes, session, spec}",
 )
 @click.argument("name")
 @click.option("--key", multiple=True, required=True, help="Key column; several: repeat it, or a,b.")
@@ -38,8 +39,13 @@ def dataset() -> None:
     multiple=True,
     help='Column and DuckDB type, as "price DOUBLE [NOT NULL]"; else the first data says.',
 )
-@click.option("--partitions", type=int, default=1, show_default=True)
-@click.option("--attribute", "attributes", multiple=True, metavar="K=V")
+@click.option(
+    "--tombstone-seconds",
+    type=click.IntRange(0),
+    metavar="SECONDS",
+    help="With --order: how long a delete is remembered against older rows that come late. Default: 7 days.",
+)
+@click.option("--attribute", "attributes", multiple=True, metavar="K=V", help="Free text for people; kept with the dataset.")
 @pass_face
 def create(
     face: Face,
@@ -47,7 +53,7 @@ def create(
     key: tuple[str, ...],
     order: tuple[str, ...],
     column_texts: tuple[str, ...],
-    partitions: int,
+    tombstone_seconds: int | None,
     attributes: tuple[str, ...],
 ) -> None:
     """Create a dataset; an equal one that exists is no error."""
@@ -59,14 +65,16 @@ def create(
             key=names(key) or (),
             order=names(order) or (),
             schema=schema,
-            partitions=partitions,
+            tombstone_seconds=tombstone_seconds,
             attributes=pairs(attributes),
         )
         face.say(f"dataset {made.id}")
         _emit_dataset(face, made)
 
 
-@dataset.command("list", examples="broker dataset list 'shop/*'")
+@dataset.command(
+    "list", examples="broker dataset list 'shop/*'", answer="A list of {dataset, version, key, versions, bytes, session}"
+)
 @click.argument("pattern", default="*")
 @pass_face
 def list_(face: Face, pattern: str) -> None:
@@ -77,7 +85,9 @@ def list_(face: Face, pattern: str) -> None:
     face.emit(found, columns(heads, ([_cell(item[head]) for head in heads] for item in found)))
 
 
-@dataset.command("show", examples="broker dataset show shop/catalog/offers")
+@dataset.command(
+    "show", examples="broker dataset show shop/catalog/offers", answer="{dataset, version, key, versions, bytes, session, spec}"
+)
 @click.argument("name")
 @pass_face
 def show(face: Face, name: str) -> None:
@@ -86,7 +96,11 @@ def show(face: Face, name: str) -> None:
         _emit_dataset(face, broker.dataset(name))
 
 
-@dataset.command("alter", examples='broker dataset alter shop/catalog/offers --column "colour VARCHAR"')
+@dataset.command(
+    "alter",
+    examples='broker dataset alter shop/catalog/offers --column "colour VARCHAR"',
+    answer="{dataset, version, key, versions, bytes, session, spec}",
+)
 @click.argument("name")
 @click.option("--column", "column_texts", multiple=True, required=True, help='A new column or another type: "price DOUBLE".')
 @click.option("--force", is_flag=True, help="Also a change with loss: it begins a new session, and replicas reset.")
@@ -99,7 +113,7 @@ def alter(face: Face, name: str, column_texts: tuple[str, ...], force: bool) -> 
         _emit_dataset(face, found)
 
 
-@dataset.command("drop", examples="broker dataset drop shop/catalog/offers --yes")
+@dataset.command("drop", examples="broker dataset drop shop/catalog/offers --yes", answer="{dataset, dropped}")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_face
@@ -150,7 +164,7 @@ def _emit_dataset(face: Face, found: Dataset) -> None:
             "version": str(value["version"]),
             "key": ", ".join(spec.key),
             "order": ", ".join(spec.order),
-            "partitions": spec.partitions,
+            "tombstones": span_text(spec.tombstone_seconds) if spec.order else None,
             "bytes": bytes_text(value["bytes"]),
             "session": value["session"],
             "attributes": joined(spec.attributes),

@@ -15,6 +15,7 @@ from broker.errors import (
     BrokerError,
     Conflict,
     Corrupt,
+    Invalid,
     NotFound,
     OutcomeUnknown,
     Overloaded,
@@ -22,10 +23,12 @@ from broker.errors import (
     SchemaConflict,
     Transient,
     Unavailable,
+    Unsupported,
 )
 from broker.model import names
 from broker.model.dataset import Column, Schema
 from broker.model.names import DatasetId
+from broker.outcomes import Snapshot
 from broker.publication import Note
 from broker.stores.memory import MemoryStore
 from tests.faulty_store import Fault, FaultyStore, matching, never
@@ -220,6 +223,33 @@ def test_opening_with_another_spec_is_a_conflict(b: Broker, offers: Dataset) -> 
     for other in ({"key": ["price"]}, {"key": ["sku"], "order": ["price"]}, {"key": ["sku"], "partitions": 2}):
         with pytest.raises(Conflict):
             b.dataset(OFFERS, **other)
+
+
+def test_a_dataset_in_several_partitions_is_refused_until_partitions_mean_something(b: Broker) -> None:
+    with pytest.raises(Unsupported, match="partitions"):
+        b.dataset(OFFERS, key=["sku"], partitions=2)
+    assert b.datasets() == []
+
+
+BIG = [{str(n): "x" for n in range(65)}, {"name": "x" * 4096}]
+
+
+@pytest.mark.parametrize("attributes", BIG)
+def test_attributes_of_datasets_and_versions_are_bounded(b: Broker, offers: Dataset, attributes: dict[str, str]) -> None:
+    with pytest.raises(Invalid, match="attribute"):
+        b.dataset("a/b/c", key=["sku"], attributes=attributes)
+    with pytest.raises(Invalid, match="attribute"):
+        offers.publish(MORE, attributes=attributes)
+    with pytest.raises(Invalid, match="attribute"):
+        Snapshot(MORE, attributes=attributes)
+    with pytest.raises(Invalid, match="attribute"):
+        b.request(OFFERS, target="shop", attributes=attributes)
+    with pytest.raises(Invalid, match="since"):
+        b.request(OFFERS, target="shop", since="1~" + "x" * 65)
+    assert kinds(b) == ["create", "alter", "version"]
+    fits = {str(n): "x" for n in range(64)}
+    assert offers.publish(MORE, attributes=fits).version == 2
+    assert offers.versions()[-1].custom == fits
 
 
 def columns(*names: str, type: str = "BIGINT") -> Schema:
