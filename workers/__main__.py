@@ -35,6 +35,7 @@ log = logging.getLogger("broker.worker")
     broker worker my_module:app --role parts --processes 8
     broker worker sources/broker.toml
     """,
+    answer="Nothing on stdout; the log on stderr, a line for each event: {time, level, event, counts, patterns, error}",
 )  # fmt: skip
 @click.argument("app", required=False)
 @click.option(

@@ -9,7 +9,7 @@ import click
 
 from broker.cli.face import Face, Group, fields_of, pass_face
 from broker.cli.requests import inquiry_of
-from broker.cli.shown import status_lines, status_value
+from broker.cli.shown import REQUEST, status_lines, status_value
 from broker.cli.words import bytes_text, time_text
 from broker.connect import Broker, Dataset
 from broker.errors import InvalidRequest, NotFound
@@ -25,7 +25,11 @@ def explain() -> None:
     """Why a request waits, how a version came about."""
 
 
-@explain.command("request", examples="broker explain request catalog.0.0193…")
+@explain.command(
+    "request",
+    examples="broker explain request catalog.0.0193…",
+    answer=f"{REQUEST[:-1]}, waits_for, why, sealed_version, workers}}",
+)
 @click.argument("id")
 @pass_face
 def request(face: Face, id: str) -> None:
@@ -81,6 +85,7 @@ def _request_lines(found: Whereabouts, made: int | None) -> list[str]:
 @explain.command(
     "version",
     examples="broker explain version shop/catalog/offers 3\nbroker explain version shop/catalog/offers@3",
+    answer="{version, record, sha256, previous, road}",
 )
 @click.argument("name")
 @click.argument("version", type=int, required=False)

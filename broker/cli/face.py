@@ -142,11 +142,14 @@ def names(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 class Command(click.Command):
-    """A command that takes the global options too, wherever they stand, and shows examples in its help."""
+    """A command that takes the global options too, wherever they stand, and shows in its help examples and what --json prints.
 
-    def __init__(self, *args: Any, examples: str, **fields: Any) -> None:
+    `answer`: its fields in braces, `{dataset, version}`; lists and lines of such objects in words before them.
+    """
+
+    def __init__(self, *args: Any, examples: str, answer: str = "", **fields: Any) -> None:
         super().__init__(*args, **fields)
-        self.examples = examples
+        self.examples, self.answer = examples, answer
         self.params += common_options()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -154,6 +157,9 @@ class Command(click.Command):
         with formatter.section("Examples"):
             for line in self.examples.strip().splitlines():
                 formatter.write(f"  {line.strip()}\n")
+        if self.answer:
+            with formatter.section("With --json"):
+                formatter.write_text(self.answer)
         formatter.write(f"\n{EXIT_HELP}\n")
 
 

@@ -63,7 +63,12 @@ class Program(Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-program = Program("broker", help="Systems ask each other for data, and keep exact replicas of it.", examples=EXAMPLES)
+program = Program(
+    "broker",
+    context_settings={"max_content_width": 120},
+    help="Systems ask each other for data, and keep exact replicas of it.",
+    examples=EXAMPLES,
+)
 program = click.version_option(__version__, message="broker %(version)s")(program)
 
 

@@ -31,8 +31,8 @@ Chosen = tuple[str | None, tuple[str, ...] | None]
     broker pull shop/catalog/offers --to replica/ --where "price < 50" --columns sku,price
     broker pull shop/catalog/offers --to "postgresql://user@db/search" --table offers
     broker pull shop/catalog/offers --to offers.csv
-    """,
-)  # fmt: skip
+    """, answer="{dataset, to, mode, version, edges, rows, upserts, deletes, bytes, reset, seconds}; "
+    "a single file {dataset, version, file, rows, bytes}",)  # fmt: skip
 @click.argument("name")
 @click.option(
     "--to",

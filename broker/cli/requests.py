@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -13,6 +12,8 @@ import click
 from broker.cli.exits import Exit
 from broker.cli.face import Command, Face, Group, columns, names, pairs, pass_face
 from broker.cli.shown import (
+    COMPLETION,
+    REQUEST,
     completion_lines,
     completion_text,
     completion_value,
@@ -48,6 +49,7 @@ def _cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     broker request shop/catalog/offers --target search --since 7 --where "price < 50" --columns sku,price --wait --to in/
     broker request shop/catalog/offers --target search --max-staleness 60 --idempotency-key job-17 --attribute why=nightly
     """,
+    answer=f"{{request, dataset, target}}; with an answer {COMPLETION[:-1]}, paths}}",
 )
 @click.argument("name")
 @click.option("--target", required=True, help="The system that asks: owner of the response stream.")
@@ -128,7 +130,9 @@ def requests() -> None:
     """List, show, watch, cancel and retry requests."""
 
 
-@requests.command("list", examples="broker requests list --state running --dataset shop/catalog/offers")
+@requests.command(
+    "list", examples="broker requests list --state running --dataset shop/catalog/offers", answer=f"A list of {REQUEST}"
+)
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only these.")
 @click.option("--dataset", help="Only of this dataset.")
 @click.option("--target", help="Only of this target.")
@@ -139,7 +143,7 @@ def list_(face: Face, state: str | None, dataset: str | None, target: str | None
     with face.connect() as broker:
         chosen = (
             status
-            for status in _newest(broker)
+            for status in inquiry_of(broker).newest(broker.parts.index.slots())
             if (not state or status.state == state)
             and (not dataset or status.request.dataset == dataset)
             and (not target or status.request.target == target)
@@ -152,15 +156,7 @@ def list_(face: Face, state: str | None, dataset: str | None, target: str | None
     face.emit(value, columns(heads, rows))
 
 
-def _newest(broker: Broker) -> Iterator[Status]:
-    slots, inquiry = broker.parts.index.slots(), inquiry_of(broker)
-    if len(slots) == 1:
-        return inquiry.recent(slots[0])
-    everything = [status for slot in slots for status in inquiry.recent(slot)]
-    return iter(sorted(everything, key=lambda status: -status.created))
-
-
-@requests.command("show", examples="broker requests show catalog.0.0193…")
+@requests.command("show", examples="broker requests show catalog.0.0193…", answer=REQUEST)
 @click.argument("id")
 @pass_face
 def show(face: Face, id: str) -> None:
@@ -171,7 +167,9 @@ def show(face: Face, id: str) -> None:
     face.emit(status_value(status, unserved), status_lines(status, unserved))
 
 
-@requests.command("watch", examples="broker requests watch catalog.0.0193… --timeout 60")
+@requests.command(
+    "watch", examples="broker requests watch catalog.0.0193… --timeout 60", answer=f"A line for each change: {REQUEST}"
+)
 @click.argument("id")
 @click.option("--timeout", type=click.FloatRange(0), default=None, help="Stop looking after this many seconds (exit 5).")
 @pass_face
@@ -201,7 +199,7 @@ def _change(status: Status, unserved: bool) -> str:
     return f"{time_text(time.time())}  {state}  attempt {status.attempts}" + (f"  {progress}" if progress else "")
 
 
-@requests.command("cancel", examples="broker requests cancel catalog.0.0193…")
+@requests.command("cancel", examples="broker requests cancel catalog.0.0193…", answer="{request, state}")
 @click.argument("id")
 @pass_face
 def cancel(face: Face, id: str) -> None:
@@ -212,7 +210,9 @@ def cancel(face: Face, id: str) -> None:
     face.emit({"request": id, "state": "cancelled"}, f"cancelled {id}")
 
 
-@requests.command("dead", examples="broker requests dead --limit 5")
+@requests.command(
+    "dead", examples="broker requests dead --limit 5", answer="A list of {request, dataset, target, attempts, causes, body}"
+)
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @pass_face
 def dead(face: Face, limit: int) -> None:
@@ -223,7 +223,7 @@ def dead(face: Face, limit: int) -> None:
     face.emit([dead_value(letter) for letter in letters], [line for letter in letters for line in dead_lines(letter)])
 
 
-@requests.command("retry", examples="broker requests retry catalog.0.0193…")
+@requests.command("retry", examples="broker requests retry catalog.0.0193…", answer="{request, instead_of}")
 @click.argument("id")
 @pass_face
 def retry(face: Face, id: str) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from broker.cli.face import Command, Face, pass_face
-from broker.cli.shown import completion_text, completion_value
+from broker.cli.shown import COMPLETION, completion_text, completion_value
 from broker.responses import PAGE, Response, Responses
 
 POLL_SECONDS: Final = 0.2
@@ -25,8 +25,7 @@ BLOCK_SECONDS: Final = 1.0
     examples="""
     broker responses search
     broker responses search --follow --ack --json
-    """,
-)  # fmt: skip
+    """, answer=f"A line for each: {COMPLETION}")  # fmt: skip
 @click.argument("target")
 @click.option("--follow", is_flag=True, help="Go on as they come, until Ctrl-C.")
 @click.option(

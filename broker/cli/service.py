@@ -22,7 +22,9 @@ from broker.rules.patterns import pattern_matches
 from broker.settings import home_folder
 
 
-@click.command("up", cls=Command, examples="broker up\nbroker up --home /srv/broker")
+@click.command(
+    "up", cls=Command, examples="broker up\nbroker up --home /srv/broker", answer="{url, version, run_id, pid, home}"
+)
 @pass_face
 def up(face: Face) -> None:
     """Start the embedded Redis and let it run without clients too."""
@@ -40,7 +42,7 @@ def up(face: Face) -> None:
     face.emit(asdict(endpoint) | {"home": str(home)}, f"running at {endpoint.url}\nstop it with: broker down")
 
 
-@click.command("down", cls=Command, examples="broker down")
+@click.command("down", cls=Command, examples="broker down", answer="{home, stopped}")
 @pass_face
 def down(face: Face) -> None:
     """Stop the embedded Redis; what it accepted is on disk. Nothing running is no error."""
@@ -49,7 +51,9 @@ def down(face: Face) -> None:
     face.emit({"home": str(home), "stopped": stopped}, "stopped" if stopped else f"none was running under {home}")
 
 
-@click.command("status", cls=Command, examples="broker status\nbroker status --json")
+@click.command(
+    "status", cls=Command, examples="broker status\nbroker status --json", answer="{redis, store, datasets, queues, workers}"
+)
 @pass_face
 def status(face: Face) -> None:
     """What runs: Redis, store, datasets with head versions, queues, workers."""
@@ -99,7 +103,9 @@ def _status_lines(value: dict[str, Any]) -> list[str]:
     return [*lines, *columns(heads, counts)]
 
 
-@click.command("doctor", cls=Command, examples="broker doctor\nbroker doctor --json")
+@click.command(
+    "doctor", cls=Command, examples="broker doctor\nbroker doctor --json", answer="A list of {verdict, subject, text}"
+)
 @pass_face
 def doctor(face: Face) -> int:
     """Check settings, Redis, store, logs, workers and RQ; exit 1 when something is broken."""
@@ -114,7 +120,12 @@ def doctor(face: Face) -> int:
     return Exit.FAILED if broken else Exit.OK
 
 
-@click.command("rebuild", cls=Command, examples="broker rebuild\nbroker rebuild --prefix shop/")
+@click.command(
+    "rebuild",
+    cls=Command,
+    examples="broker rebuild\nbroker rebuild --prefix shop/",
+    answer="A list of {dataset, version, records, error}",
+)
 @click.option("--prefix", default="", help="Only datasets whose id begins so.")
 @pass_face
 def rebuild(face: Face, prefix: str) -> int:

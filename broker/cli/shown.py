@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from broker.cli.face import fields_of
 from broker.cli.words import bytes_text, span_text, time_text
@@ -12,6 +12,13 @@ from broker.errors import from_dict
 from broker.flights import Status
 from broker.inquiry import DeadLetter
 from broker.model.request import Completion, State
+
+REQUEST: Final = "{request, state, dataset, target, attempts, created, waits, flight, progress, body, completion}"
+COMPLETION: Final = (
+    "{request, dataset, target, state, version, cursor, mode, reset_reason, format, columns, edges, files, rows, bytes, "
+    "expires_at, error, attempts, attributes}"
+)
+"""What the documented JSON holds."""
 
 
 def status_value(status: Status, unserved: bool = False) -> dict[str, Any]:

@@ -19,7 +19,11 @@ def versions() -> None:
     """List, show and verify versions."""
 
 
-@versions.command("list", examples="broker versions list shop/catalog/offers --limit 10")
+@versions.command(
+    "list",
+    examples="broker versions list shop/catalog/offers --limit 10",
+    answer="A list of {version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom}",
+)
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only the newest.")
 @pass_face
@@ -36,7 +40,11 @@ def list_versions(face: Face, name: str, limit: int | None) -> None:
     )
 
 
-@versions.command("show", examples="broker versions show shop/catalog/offers 3")
+@versions.command(
+    "show",
+    examples="broker versions show shop/catalog/offers 3",
+    answer="{version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom, edge}",
+)
 @click.argument("name")
 @click.argument("version", type=int, required=False)
 @pass_face
@@ -68,7 +76,7 @@ def show_version(face: Face, name: str, version: int | None) -> None:
     face.emit(value, lines)
 
 
-@versions.command("verify", examples="broker versions verify shop/catalog/offers")
+@versions.command("verify", examples="broker versions verify shop/catalog/offers", answer="A list of {key, bytes, ok, error}")
 @click.argument("name")
 @pass_face
 def verify(face: Face, name: str) -> int:

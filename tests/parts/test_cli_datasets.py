@@ -61,6 +61,12 @@ def test_columns_can_be_named_at_creation_with_type_and_null_rule(cli: Cli) -> N
     ]  # fmt: skip
 
 
+def test_how_long_deletes_are_remembered_is_said_at_creation(cli: Cli) -> None:
+    made = cli.json("dataset", "create", OFFERS, "--key", "sku", "--order", "at", "--tombstone-seconds", 3600)
+    assert made["spec"]["tombstone_seconds"] == 3600
+    assert "tombstones  60 min" in cli.ok("dataset", "show", OFFERS).out
+
+
 def test_list_takes_a_glob(offers: Cli) -> None:
     offers.ok("dataset", "create", "other/catalog/offers", "--key", "sku")
     assert [item["dataset"] for item in offers.json("dataset", "list")] == ["other/catalog/offers", OFFERS]

@@ -20,7 +20,7 @@ from broker.cli.exits import CODES, Exit, exit_of
 from broker.cli.face import EXIT_HELP, Command, Face
 from broker.cli.program import COMMANDS, EXAMPLES, program
 from broker.errors import BY_CODE, BrokerError, InvalidPredicate, NotFound, Unavailable
-from tests.cli import Cli, Shell
+from tests.cli import Cli, Shell, command_of
 
 OFFERS = "shop/catalog/offers"
 
@@ -147,19 +147,15 @@ def test_every_command_explains_itself_with_examples_and_takes_the_global_option
     assert f"broker {' '.join(path)}" in command.examples
     assert command.examples.strip().splitlines()[0].strip() in text
     assert EXIT_HELP in text
+    if not isinstance(command, click.Group):
+        assert "With --json:" in text
     for option in ("--json", "--redis", "--store", "--home", "--debug"):
         assert option in text
 
 
 @pytest.mark.parametrize("example", dict.fromkeys(examples()))
 def test_every_example_parses(example: str) -> None:
-    words = shlex.split(example)[1:]
-    command: click.Command = program
-    context = click.Context(program, obj=Face())
-    while isinstance(command, click.Group):
-        found = command.get_command(context, words.pop(0))
-        assert found is not None, example
-        command = found
+    command, words = command_of(program, shlex.split(example)[1:])
     with suppress(click.BadParameter) if "offers.parquet" in words or "monday.csv.gz" in words else nullcontext():
         command.make_context("broker", words, obj=Face())
 
