@@ -78,7 +78,7 @@ class Maker:
         self._catalog, self._engine, self._publication = catalog, engine, publication
         self._producers, self._on_step = producers, on_step
 
-    def produce(self, flight: Flight, members: int, since: Since | None) -> Produced:
+    def produce(self, flight: Flight, since: Since | None) -> Produced:
         """Run the producer and publish what it gave. A version that this flight made already is not made again.
 
         `since`: what the claim saw, if it saw something; the head is looked at anyway, and the newer of both is told.
@@ -92,8 +92,7 @@ class Maker:
         if (since.version if since else 0) != state.offered:
             since = Since(*self._catalog.noted(flight.dataset)) if state.offered else None
         producer = self._producers.match(flight.dataset)
-        asked = ProductionRequest(dataset=flight.dataset, spec=state.spec, reason="request", members=members)
-        outcome = producer.run(asked, since)
+        outcome = producer.run(ProductionRequest(flight.dataset, state.spec), since)
         try:
             published = self._publish(flight, outcome, since)
         except Exception as error:
@@ -109,10 +108,10 @@ class Maker:
             session=state.session,
         )  # fmt: skip
 
-    def parts(self, flight: Flight, members: int) -> tuple[str, ...]:
+    def parts(self, flight: Flight) -> tuple[str, ...]:
         """Names of the parts into which the production is cut. Raises what `values` raised, Invalid when it names none."""
         producer, spec = self._producers.match(flight.dataset), self._catalog.state(flight.dataset).spec
-        found = producer.parts(ProductionRequest(dataset=flight.dataset, spec=spec, reason="request", members=members))
+        found = producer.parts(ProductionRequest(flight.dataset, spec))
         if not found:
             raise Invalid(
                 "the producer has no parts", of=producer.name, why="its values are empty, which says nothing of the rows",

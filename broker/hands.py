@@ -70,9 +70,8 @@ class Hands:
 
     def _made(self, plan: CutPlan, part: str, producers: Producers) -> PartMade:
         spec = self._catalog.state(plan.dataset).spec
-        asked = ProductionRequest(dataset=plan.dataset, spec=spec, reason="request")
         since = None if plan.first else Since(plan.version, position_of(plan.position, part))
-        outcome = producers.match(plan.dataset).run(asked, since, part)
+        outcome = producers.match(plan.dataset).run(ProductionRequest(plan.dataset, spec), since, part)
         try:
             made = self._written(spec, outcome, first=plan.first)
             return made.model_copy(update={"position": resolve_position(outcome), "attributes": attributes_of(outcome)})

@@ -72,7 +72,7 @@ class Hand:
         return flight
 
     def produce(self, flight: Flight) -> Produced:
-        return self.maker.produce(flight, 1, self.clerk.since(flight))
+        return self.maker.produce(flight, self.clerk.since(flight))
 
     def answer(self, flight: Flight, produced: Produced) -> Answered:
         members = self.clerk.close(flight)

@@ -91,11 +91,11 @@ class Child:
     def _produce(self, message: dict[str, Any]) -> dict[str, Any]:
         since = message["since"]
         told = Since(since["version"], since["position"]) if since else None
-        made = self._maker.produce(flight_from_json(message["flight"]), message["members"], told)
+        made = self._maker.produce(flight_from_json(message["flight"]), told)
         return made.model_dump(mode="json")
 
     def _parts(self, message: dict[str, Any]) -> list[str]:
-        return list(self._maker.parts(flight_from_json(message["flight"]), message["members"]))
+        return list(self._maker.parts(flight_from_json(message["flight"])))
 
     def _derive(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         made = self._maker.derive(Derivation.model_validate(order) for order in message["orders"])

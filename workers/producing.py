@@ -166,7 +166,7 @@ class Producing:
             return
         since = self._clerk.since(held.flight)
         told = {"version": since.version, "position": since.position} if since else None
-        message = {"do": "parts" if cut else "produce", "flight": flight_to_json(held.flight), "members": 1, "since": told}
+        message = {"do": "parts" if cut else "produce", "flight": flight_to_json(held.flight), "since": told}
         if not self._supervisor.run(held.flight, message):
             self._line.put(held.flight)
 

@@ -72,7 +72,7 @@ def test_a_late_answer_of_nothing_new_leaves_the_position_of_a_newer_version(b: 
     b.dataset(OFFERS).publish([{"sku": "a", "price": 1}], position="first")
     ask(b)
     flight = hand.lead()
-    produced = says_unchanged(b, "stale").produce(flight, 1, hand.clerk.since(flight))
+    produced = says_unchanged(b, "stale").produce(flight, hand.clerk.since(flight))
     b.dataset(OFFERS).publish([{"sku": "a", "price": 2}], position="second")
     hand.answer(flight, produced)
     assert noted(b) == (2, "second")
@@ -83,7 +83,7 @@ def test_a_late_answer_of_nothing_new_says_nothing_of_a_dataset_made_anew(b: bro
     offers.publish([{"sku": "a", "price": 1}], position="first")
     ask(b)
     flight = hand.lead()
-    produced = says_unchanged(b, "stale").produce(flight, 1, hand.clerk.since(flight))
+    produced = says_unchanged(b, "stale").produce(flight, hand.clerk.since(flight))
     offers.drop()
     b.dataset(OFFERS, key=["sku"])
     hand.answer(flight, produced)
@@ -94,7 +94,7 @@ def test_an_answer_of_nothing_new_notes_its_position_with_the_version_it_spoke_o
     b.dataset(OFFERS).publish([{"sku": "a", "price": 1}], position="first")
     ask(b)
     flight = hand.lead()
-    hand.answer(flight, says_unchanged(b, "further").produce(flight, 1, hand.clerk.since(flight)))
+    hand.answer(flight, says_unchanged(b, "further").produce(flight, hand.clerk.since(flight)))
     assert noted(b) == (1, "further")
 
 

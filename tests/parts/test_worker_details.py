@@ -126,7 +126,7 @@ def test_children_that_start_while_their_redis_is_away_wait_for_it() -> None:
     try:
         with cluster(port):
             flight = Flight("f", OFFERS, "produce", "me", Fence(1, 1), 1)
-            assert supervisor.run(flight, {"do": "produce", "flight": flight_to_json(flight), "members": 1, "since": None})
+            assert supervisor.run(flight, {"do": "produce", "flight": flight_to_json(flight), "since": None})
             while not (ended := supervisor.wait(0.5)):
                 pass
             assert isinstance(ended[0].error, NotFound)

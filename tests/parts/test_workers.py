@@ -110,7 +110,7 @@ def end_of(supervisor: Supervisor, seconds: float = 40) -> Result:
 
 def order(supervisor: Supervisor, subject: str = "task") -> bool:
     """A task that ends at once, with a typed error: no such dataset."""
-    message = {"do": "produce", "flight": flight_to_json(flight("f")), "members": 1, "since": None}
+    message = {"do": "produce", "flight": flight_to_json(flight("f")), "since": None}
     return supervisor.run(subject, message)
 
 
