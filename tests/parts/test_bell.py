@@ -85,9 +85,9 @@ def test_asked_while_it_closes_it_closes_and_rings_all_the_same() -> None:
     wait_until(lambda: bell._ringer is None, "the bell closes")
     bell.ask(TWO)
     go.set()
-    bell.close()
     closing.join(30)
     assert not closing.is_alive()
+    bell.close()
     assert sorted(rung) == [ONE, TWO]
 
 
