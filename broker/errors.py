@@ -22,7 +22,7 @@
         │   ├── NullKey
         │   ├── DuplicateKey
         │   ├── SchemaConflict
-        │   └── Vetoed             a validator refused the version
+        │   └── Vetoed             a validator refused the version (later: there are no validators yet)
         ├── Fenced                 the lease went to somebody else: stop, write nothing
         ├── Corrupt                bytes differ from their recorded length or SHA-256, or the log is broken
         ├── Unsupported            this server, store or platform cannot do it
