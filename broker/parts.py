@@ -41,7 +41,7 @@ class Parts:
 
     def caveats(self) -> list[str]:
         """What cannot be promised with this Redis and this store, in words; empty when all is well."""
-        return [*health.check(self.redis), *self.promise.caveats()]
+        return [finding.text for finding in (*health.check(self.redis), *self.promise.caveats())]
 
     def close(self) -> None:
         self.catalog.close()

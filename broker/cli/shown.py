@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from broker.cli.face import fields_of
@@ -13,7 +13,7 @@ from broker.flights import Status
 from broker.inquiry import DeadLetter
 from broker.model.request import Completion, State
 
-REQUEST: Final = "{request, state, dataset, target, attempts, created, waits, flight, progress, body, completion}"
+REQUEST: Final = "{request, state, dataset, target, attempts, causes, created, waits, flight, progress, body, completion}"
 COMPLETION: Final = (
     "{request, dataset, target, state, version, cursor, mode, reset_reason, format, columns, edges, files, rows, bytes, "
     "expires_at, error, attempts, attributes}"
@@ -29,6 +29,7 @@ def status_value(status: Status, unserved: bool = False) -> dict[str, Any]:
         "dataset": str(status.request.dataset),
         "target": status.request.target,
         "attempts": status.attempts,
+        "causes": list(status.causes),
         "created": status.created,
         "waits": "no-producer" if unserved else status.waits,
         "flight": status.flight,
@@ -57,6 +58,8 @@ def status_lines(status: Status, unserved: bool = False) -> list[str]:
             "progress": " ".join(f"{name}={value}" for name, value in status.progress.items()),
         }
     )
+    if status.causes:
+        lines += ["", "attempts that failed", *cause_lines(status.causes)]
     return lines + (["", *completion_lines(status.completion)] if status.completion else [])
 
 
@@ -110,8 +113,11 @@ def dead_value(letter: DeadLetter) -> dict[str, Any]:
 def dead_lines(letter: DeadLetter) -> Iterator[str]:
     done = letter.completion
     yield f"{done.request}  {done.dataset}  {done.target}  {done.attempts} attempt(s)"
-    for number, cause in enumerate(letter.causes, 1):
-        yield f"  {number}. {error_text(cause)}"
+    yield from cause_lines(letter.causes)
+
+
+def cause_lines(causes: Sequence[dict[str, str]]) -> list[str]:
+    return [f"  {number}. {error_text(cause)}" for number, cause in enumerate(causes, 1)]
 
 
 def error_text(fields: dict[str, str] | None) -> str:

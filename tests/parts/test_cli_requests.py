@@ -317,6 +317,13 @@ def test_explain_says_what_a_request_waits_for(cli: Cli, place: PrivateBroker) -
     assert cli.json("explain", "request", id)["why"] == "it ended as completed"
 
 
+def test_explain_tells_why_earlier_attempts_failed(cli: Cli, place: PrivateBroker) -> None:
+    id = place.broker.request(OFFERS, target="search").id
+    place.work(app_of(Unavailable("asleep"), Unavailable("still asleep"), ROWS))
+    assert [cause["what"] for cause in cli.json("explain", "request", id)["causes"]] == ["asleep", "still asleep"]
+    assert "  2. unavailable: still asleep" in cli.ok("requests", "show", id).lines
+
+
 def test_explain_version_shows_the_record_and_the_road(cli: Cli, place: PrivateBroker) -> None:
     for rows in (ROWS, [*ROWS, {"sku": "c", "price": 3}]):
         place.broker.request(OFFERS, target="search")

@@ -519,7 +519,7 @@ def test_the_check_says_what_cannot_be_promised() -> None:
     options = ("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
     with running_redis(*options) as server, RedisClient.open(server.url) as client:
         found = check(client)
-    assert [line.rpartition(": ")[2] for line in found] == [
+    assert [text.rpartition(": ")[2] for _, text in found] == [
         "maxmemory-policy is allkeys-lru, not noeviction",
         "appendonly is no",
         "maxmemory is 0",
@@ -531,14 +531,14 @@ def test_a_forbidden_config_is_said_and_no_error() -> None:
         running_redis("--maxmemory", "64mb", "--rename-command", "CONFIG", "") as server,
         RedisClient.open(server.url) as client,
     ):
-        assert check(client) == ["appendfsync could not be read: CONFIG is forbidden here, so ask your provider"]
+        assert check(client) == [("note", "appendfsync could not be read: CONFIG is forbidden here, so ask your provider")]
 
 
 def test_old_versions_and_lazy_disks_are_found() -> None:
     info = {"redis_version": "6.0.16", "aof_enabled": 1, "maxmemory": 1, "maxmemory_policy": "noeviction"}
     assert findings(info, {"appendfsync": "no"}) == [
-        "unsupported: Redis 6.0.16 is older than 6.2",
-        "accepted requests of the last 30 seconds may die with the machine: appendfsync is no",
+        ("broken", "unsupported: Redis 6.0.16 is older than 6.2"),
+        ("note", "accepted requests of the last 30 seconds may die with the machine: appendfsync is no"),
     ]
     assert describe({"redis_version": "7.2.4", "valkey_version": "8.0.1", "cluster_enabled": 1}) == "valkey 8.0.1, cluster"
 
