@@ -17,6 +17,7 @@ from broker.stores.port import ObjectStore
 
 CHUNK_BYTES: Final = 1 << 20
 CACHE_BYTES: Final = 8 << 30  # a plan in use may exceed it; what no plan uses goes first
+KNOWN_FILES: Final = 10_000  # paths of this machine's own files; one that is forgotten is hashed again
 LOCATE_SECONDS: Final = 60
 GLOB_CHARACTERS: Final = frozenset("*?[]{}")
 
@@ -30,7 +31,7 @@ class Fetcher:
     def __init__(self, store: ObjectStore, folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
         self._store, self._folder, self._limit = store, folder, limit_bytes
         self._lock = threading.Lock()
-        self._own: dict[tuple[str, str], Path] = {}
+        self._own: OrderedDict[tuple[str, str], Path] = OrderedDict()
         self._cached: OrderedDict[str, int] = OrderedDict()  # name -> bytes, least recently used first
         self._pins: Counter[str] = Counter()
         self.verified_bytes = 0
@@ -51,7 +52,7 @@ class Fetcher:
             yield {file.key: self.plain(self._path(file)) for file in files}
         finally:
             with self._lock:
-                self._pins.subtract(names)
+                self._pins -= Counter(names)  # what nobody holds any more goes
             self._trim()
 
     def plain(self, path: Path) -> Path:
@@ -75,7 +76,11 @@ class Fetcher:
         if not isinstance(found, Path):
             return self._download(file)
         self._check(_chunks(found, file.key), file)
-        return self._own.setdefault((file.key, file.sha256), found)
+        with self._lock:
+            self._own[file.key, file.sha256] = found
+            if len(self._own) > KNOWN_FILES:
+                self._own.popitem(last=False)
+        return found
 
     def _download(self, file: File) -> Path:
         path = self._folder / file.sha256

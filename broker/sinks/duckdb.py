@@ -19,9 +19,9 @@ from broker.columnar.sql import listed, quoted, text_literal
 from broker.columnar.types import arrow_schema
 from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt, Overloaded, Terminal, Unavailable
 from broker.model.dataset import Schema
-from broker.sinks.merge import Transaction
+from broker.sinks.merge import Transaction, alterations
 from broker.sinks.port import Batch, Shape, nothing
-from broker.sinks.sql import CREATE_CURSORS, SqlSink
+from broker.sinks.sql import FileSink
 
 INCOMING: Final = "broker_incoming"
 
@@ -58,7 +58,7 @@ def mapped(error: duckdb.Error, of: str) -> BrokerError:
     return Terminal("DuckDB refused", of=of, why=text)
 
 
-class DuckDB(SqlSink):
+class DuckDB(FileSink):
     """A table of the DuckDB file at `path`, made when absent. An apply beyond `memory_limit_bytes` spills beside the file."""
 
     def __init__(
@@ -70,18 +70,11 @@ class DuckDB(SqlSink):
         on_step: Callable[[str], None] = nothing,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(table, on_step, clock)
-        self.path, self._memory = Path(path).absolute(), memory_limit_bytes
-
-    @property
-    def place(self) -> str:
-        return f"{self.path}, table {self.table}"
+        super().__init__(path, table, on_step, clock)
+        self._memory = memory_limit_bytes
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[Transaction | None]:
-        if not write and not self.path.exists():
-            yield None
-            return
+    def _begun(self, *, write: bool) -> Iterator[Transaction]:
         tx = None
         try:
             with self._connect(write=write) as connection:
@@ -89,8 +82,6 @@ class DuckDB(SqlSink):
                 # Order costs memory: a replica is a set of rows.
                 connection.execute("SET preserve_insertion_order = false")
                 connection.execute("BEGIN")
-                if write:
-                    connection.execute(CREATE_CURSORS)
                 tx = DuckDBTransaction(connection)
                 yield tx
                 connection.execute("COMMIT")
@@ -99,7 +90,6 @@ class DuckDB(SqlSink):
 
     def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
         if write:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             return duckdb.connect(self.path)
         try:
             return duckdb.connect(self.path, read_only=True)
@@ -150,12 +140,8 @@ class DuckDBTransaction(Transaction):
 
     def alter(self, table: str, before: Schema, after: Schema, key: Sequence[str]) -> None:
         del key
-        types = before.types
-        for column in after.columns:
-            if column.name not in types:
-                self.run(f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(column.name)} {column.type}")
-            elif types[column.name] != column.type:
-                self.run(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column.name)} TYPE {column.type}")
+        for statement in alterations(table, before, after, str):
+            self.run(statement)
 
     def stage(self, stage: str, schema: Schema, rows: pa.RecordBatchReader) -> int:
         return self._create_as(f"TEMP TABLE {stage}", schema, rows)

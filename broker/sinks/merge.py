@@ -51,6 +51,16 @@ def newer(order: Sequence[str], left: str, right: str, comparable: Callable[[str
     return f"({' OR '.join(conditions)})"
 
 
+def alterations(table: str, before: Schema, after: Schema, declared: Callable[[str], str]) -> Iterator[str]:
+    """Statements that add columns and widen types in place; `declared` gives the database's name of a dataset type."""
+    types = before.types
+    for column in after.columns:
+        if column.name not in types:
+            yield f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(column.name)} {declared(column.type)}"
+        elif types[column.name] != column.type:
+            yield f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column.name)} TYPE {declared(column.type)}"
+
+
 class Transaction(ABC):
     """One open transaction: all an implementation has to offer. Table names arrive unquoted except the temporary stages."""
 

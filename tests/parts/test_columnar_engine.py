@@ -27,6 +27,7 @@ from broker.columnar.tombstones import Standing
 from broker.columnar.types import arrow_schema, schema_of
 from broker.errors import (
     BadData,
+    BrokerError,
     Corrupt,
     DuplicateKey,
     Invalid,
@@ -280,10 +281,29 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no row": (lambda: [{"sku": "a", "n": 1}, 7], BadData, "row 1: 7"),
     "no data": (lambda: 7, BadData, "int"),
     "no file": (lambda: "/nowhere/feed.parquet", NotFound, "nowhere"),
+    "a folder": (lambda: "/", BadData, "not a whole Parquet file"),
+    "names that are no text": (lambda: [{"sku": "a", 1: 2}], BadData, "name is no text.*1"),
     "late column": (late_column, SchemaConflict, "row 10001"),
     "names by case": (lambda: pa.table({"sku": ["a"], "N": [1], "n": [1]}), Invalid, "repeat"),
     "an interval": (lambda: pa.table({"sku": ["a"], "n": pa.array([1], pa.duration("s"))}), SchemaConflict, "not supported"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["snapshot", "delta", "difference"])
+def test_a_damaged_parquet_file_is_a_typed_error_wherever_the_damage_is(engine: Engine, tmp_path: Path, method: str) -> None:
+    spec, edge = published(engine, SPEC, rows(5))
+    path = tmp_path / "feed.parquet"
+    pq.write_table(pa.Table.from_batches([rows(5)]), path, compression="zstd")
+    whole = path.read_bytes()
+    work = {
+        "snapshot": lambda: engine.write_snapshot(spec, path),
+        "delta": lambda: engine.write_delta(spec, path, None),
+        "difference": lambda: engine.write_difference(spec, str(path), [edge]),
+    }
+    for damaged in (b"", whole[:40], whole[:-9], whole[:4] + b"\xff" * 200 + whole[204:]):
+        path.write_bytes(damaged)
+        with pytest.raises(BrokerError):
+            work[method]()
 
 
 @pytest.mark.parametrize(("give", "kind", "says"), BAD.values(), ids=BAD.keys())

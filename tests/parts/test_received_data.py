@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import broker
-from broker.errors import Conflict, Corrupt
+from broker.errors import Conflict, Corrupt, Unavailable
 from broker.model.names import DatasetId
 from broker.parts import STORE_FOLDER
 from broker.sinks import Applied, Memory
@@ -100,3 +100,25 @@ def test_files_are_downloaded_verified_in_order_of_application(
         with pytest.raises(Corrupt):
             fresh.received(done.completion).download(tmp_path / "again")
         assert list((tmp_path / "again").iterdir()) == []
+
+
+def test_a_folder_holds_the_files_of_the_last_download_and_what_others_put_there(
+    b: broker.Broker, dataset: broker.Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    asked(b).download(tmp_path)
+    dataset.publish_delta(rows(("c", 1)))
+    asked(b, 2).download(tmp_path)
+    mine = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert mine == {"notes.txt", "01-upserts.parquet"}
+
+
+def test_a_download_that_cannot_be_written_is_a_typed_error(b: broker.Broker, dataset: broker.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = asked(b)
+    with pytest.raises(Unavailable, match="file"):
+        done.download(tmp_path / "file")
+    (tmp_path / "to" / "01-rows.parquet" / "x").mkdir(parents=True)
+    with pytest.raises(Unavailable, match="01-rows"):
+        done.download(tmp_path / "to")
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["01-rows.parquet"]
