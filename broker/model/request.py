@@ -22,7 +22,7 @@ from broker.model.names import DatasetId, Name
 Format = Literal["parquet", "jsonl", "csv", "arrow"]
 Mode = Literal["auto", "snapshot", "delta"]
 Priority = Literal["high", "normal", "low"]
-ResetReason = Literal["new-session", "too-old", "replaced", "corrupt", "filter-changed", "schema", "rolled-back", "asked"]
+ResetReason = Literal["new-session", "too-old", "replaced", "corrupt", "filter-changed", "rolled-back", "asked"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("high", "normal", "low")
 
 
