@@ -26,6 +26,7 @@ from typing import Any, Final, TypeAlias
 import pyarrow as pa
 
 from broker.columnar.intake import Intake, accept_deletes, reader_of
+from broker.columnar.scratch import disk_errors
 from broker.columnar.types import schema_of
 from broker.errors import AttemptFailed, BrokerError, Invalid, SchemaConflict
 from broker.model.attributes import check_attributes
@@ -278,13 +279,18 @@ def _described(schema: pa.Schema) -> str:
 
 
 class Spool:
-    """Arrow batches parked on disk in a file without a name, lz4; memory holds one batch. Freed with the last reader."""
+    """Arrow batches parked on disk in a file without a name, lz4; memory holds one batch. Freed with the last reader.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        handle, path = tempfile.mkstemp(prefix="broker-spool-", dir=folder)
-        os.close(handle)
-        self._out, self._in = pa.OSFile(path, "wb"), pa.OSFile(path, "rb")
-        os.unlink(path)  # a killed process leaves nothing behind
+    It lies in the folder of temporary files. Raises Overloaded when the disk is full, Unavailable for its other errors.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.gettempdir())
+        with disk_errors(self._folder):
+            handle, path = tempfile.mkstemp(prefix="broker-spool-", dir=self._folder)
+            os.close(handle)
+            self._out, self._in = pa.OSFile(path, "wb"), pa.OSFile(path, "rb")
+            os.unlink(path)  # a killed process leaves nothing behind
         self._writer: pa.ipc.RecordBatchStreamWriter | None = None
         self.schema: pa.Schema | None = None
         self.rows = 0
@@ -292,11 +298,15 @@ class Spool:
     def extend(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Append batches of one schema."""
         for batch in batches:
-            if self._writer is None:
-                self.schema = batch.schema
-                self._writer = pa.ipc.new_stream(self._out, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-            self._writer.write_batch(batch)
+            with disk_errors(self._folder):
+                self._write(batch)
             self.rows += batch.num_rows
+
+    def _write(self, batch: pa.RecordBatch) -> None:
+        if self._writer is None:
+            self.schema = batch.schema
+            self._writer = pa.ipc.new_stream(self._out, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        self._writer.write_batch(batch)
 
     def shape(self, spec: DatasetSpec) -> DatasetSpec:
         """`spec` with the columns this spool already has, so that later batches are brought to them."""
@@ -306,8 +316,9 @@ class Spool:
         """What was parked, from its beginning; None when nothing was. Ends writing, and the reader given before."""
         if self._writer is None:
             return None
-        if not self._out.closed:
-            self._writer.close()
-            self._out.close()
-        self._in.seek(0)
-        return pa.ipc.open_stream(self._in)
+        with disk_errors(self._folder):
+            if not self._out.closed:
+                self._writer.close()
+                self._out.close()
+            self._in.seek(0)
+            return pa.ipc.open_stream(self._in)

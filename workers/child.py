@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -62,6 +63,13 @@ def producers_of(app: str) -> Producers:
     if app.endswith(".toml"):
         return load_sources(Path(app))
     return load_app(app)
+
+
+def park_under(folder: Path | None) -> None:
+    """Have all temporary files of this process, a producer's own too, lie in `folder`; None: the system's."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = str(folder)
 
 
 def step_of(name: str) -> Callable[[str], None]:
@@ -161,6 +169,7 @@ def main(argv: list[str]) -> int:
             if first is None:
                 return 1
             settings = Settings.model_validate(first["settings"])
+            park_under(settings.temp_folder)
             parts = insisted(lambda: open_parts(settings, on_step))
             child = Child(parts, producers_of(argv[1]))
     except BrokerError as error:

@@ -30,7 +30,7 @@ from broker.heavy import enqueue
 from broker.parts import Parts, open_parts, redis_url, rq_url
 from broker.settings import Settings, load
 from workers.bounds import overrun, resident_bytes
-from workers.child import producers_of
+from workers.child import park_under, producers_of
 
 log = logging.getLogger("broker.worker")
 WATCH_SECONDS: Final = 1
@@ -71,6 +71,7 @@ def finalise(flight: str, attempt: int) -> None:
 @contextmanager
 def _opened() -> Iterator[tuple[Parts, Hands]]:
     serving = _serving[0] if _serving else _Serving(load())
+    park_under(serving.settings.temp_folder)
     parts = open_parts(serving.settings, serving.on_step)
     try:
         yield parts, Hands(Cuts(parts.redis), parts.catalog, parts.engine, parts.publication, serving.on_step)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 from typing import Any
 
@@ -45,7 +46,7 @@ def raise_oddly() -> None:
 
 
 DEEDS: dict[str, Any] = {
-    "good": lambda: Snapshot([{"sku": "a", "price": 1}]),
+    "good": lambda: Snapshot([{"sku": "a", "price": 1}], position={"parks under": tempfile.gettempdir()}),
     "raises": raise_oddly,
     "hangs": hang,
     "wrong": lambda: [{"sku": "a"}],

@@ -21,6 +21,7 @@ from broker.errors import (
     RequestCancelled,
     RequestFailed,
 )
+from broker.model.names import DatasetId
 from broker.model.request import State
 from tests.faults.arena import Arena, check_events
 from tests.faults.bad_app import DEEDS
@@ -45,7 +46,7 @@ TERMINAL: dict[str, tuple[type[BrokerError], str]] = {
 @pytest.fixture(scope="module")
 def arena() -> Iterator[Arena]:
     with redis_server() as server, temporary_folder("deeds") as home:
-        arena = Arena(home, server.url, "tests.faults.bad_app:app", LIMITS)
+        arena = Arena(home, server.url, "tests.faults.bad_app:app", LIMITS | {"temp_folder": str(home / "parked")})
         arena.start_worker(children=2)
         try:
             yield arena
@@ -128,6 +129,10 @@ def test_a_selection_that_fails_leaves_the_others_of_its_flight_to_be_answered(b
     check_events(b, [bad, text, plain], "mixed")
 
 
+def test_what_a_producer_parks_on_disk_lies_in_the_folder_set_for_it(arena: Arena, b: broker.Broker) -> None:
+    assert b.parts.catalog.noted(DatasetId(id_of("good"))) == (1, {"parks under": str(arena.home / "parked")})
+
+
 def test_a_cancelled_attempt_is_killed_within_five_seconds(
     arena: Arena, b: broker.Broker, asked: dict[str, broker.Handle]
 ) -> None:
@@ -152,7 +157,8 @@ def test_a_cancelled_attempt_is_killed_within_five_seconds(
 def test_what_a_producer_started_does_not_outlive_its_attempt(arena: Arena, asked: dict[str, broker.Handle]) -> None:
     with suppress(RequestFailed):
         asked["forks"].wait(WAIT_SECONDS)
-    assert not alive(int((arena.home / "left").read_text()))
+    left = int((arena.home / "left").read_text())
+    wait_until(lambda: not alive(left), "what the producer started to end", CANCEL_SECONDS)
 
 
 def test_children_end_with_a_worker_that_is_killed(arena: Arena, b: broker.Broker) -> None:
