@@ -11,13 +11,14 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from broker.backend.client import Entry
+from broker.backend.client import Entry, RedisClient, Script
 from broker.backend.keys import Slot, flight_lease
-from broker.errors import BrokerError, InvalidName, Unsupported
+from broker.backend.lanes import Argument
+from broker.errors import BrokerError, Fenced, InvalidName, Unsupported
 from broker.model.commit import Fence
 from broker.model.event import EventType, envelope
 from broker.model.names import DatasetId
-from broker.model.request import Completion, Priority, Request, State
+from broker.model.request import Completion, Priority, Request, State, slot_of
 from broker.rules.publishing import Lease
 
 Kind = Literal["produce", "derive"]
@@ -73,6 +74,15 @@ class Flight:
         return Lease(flight_lease(self.id), self.owner, self.fence)
 
 
+def fenced(redis: RedisClient, script: Script, flight: Flight, args: Sequence[Argument] = (), *keys: bytes) -> Any:
+    """Run a script of the flight's slot that acts only while this flight is held; its reply. Raises Fenced."""
+    fence: list[Argument] = [flight.id, flight.fence.epoch, flight.fence.counter]
+    reply = redis.call(script, [Slot(slot_of(flight.id)).meta, *keys], [*fence, *args])
+    if reply == b"fenced":
+        raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
+    return reply
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A request that waits for a flight's answer. `attempts` counts this one."""
@@ -124,7 +134,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Status:
-    """A request as Redis knows it. `progress` of its flight: rows, bytes, total where known."""
+    """A request as Redis knows it. `progress` of its flight: rows, bytes, total where known.
+
+    `causes`: why attempts failed before another was made, as error fields, oldest first; `completion` has the last one's.
+    """
 
     id: str
     state: State
@@ -135,6 +148,7 @@ class Status:
     flight: str | None = None
     progress: dict[str, Any] = field(default_factory=dict)
     completion: Completion | None = None
+    causes: tuple[dict[str, str], ...] = ()
 
 
 TERMINAL_EVENTS: Final[dict[State, EventType]] = {
@@ -215,6 +229,7 @@ def status_of(id: str, known: Mapping[str, bytes], progress: dict[str, Any]) -> 
         waits=known["wait"].decode() if "wait" in known else None,
         flight=known["flight"].decode() if "flight" in known else None, progress=progress,
         completion=completion_of(known["done"]) if "done" in known else None,
+        causes=tuple(json.loads(b"[%s]" % known.get("causes", b""))),
     )  # fmt: skip
 
 

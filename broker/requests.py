@@ -19,7 +19,6 @@ from broker.backend.watch import Watch
 from broker.errors import (
     BrokerError,
     Conflict,
-    Fenced,
     NotFound,
     OutcomeUnknown,
     Overloaded,
@@ -41,6 +40,7 @@ from broker.flights import (
     completion_event,
     completion_of,
     ended,
+    fenced,
     flight_of,
     hash_of,
     outline_of,
@@ -234,7 +234,7 @@ class Requests:
 
     def close(self, flight: Flight) -> list[Member]:
         """Nobody joins from now on; the members to answer. One that cannot be read here has failed by then. Raises Fenced."""
-        reply, members = self._fenced("close", flight, [Slot(slot_of(flight.id)).meta], []), list[Member]()
+        reply, members = self._fenced("close", flight), list[Member]()
         for name, body, tries in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
             id = name.decode()
             try:
@@ -254,21 +254,20 @@ class Requests:
         One step for each ANSWER_RUN of them, so a crash may leave some behind: whoever takes the flight over answers those.
         `confirmed` is noted with the last, and only while the head is still at its session and version.
         """
-        slot = Slot(slot_of(flight.id))
-        keys, waiting, ended = [slot.meta, slot.head(flight.dataset)], list(answers), 0
+        head, waiting, ended = Slot(slot_of(flight.id)).head(flight.dataset), list(answers), 0
         noted: list[Argument] = ["", "", "", ""]
         while len(waiting) > ANSWER_RUN:
             run, waiting = waiting[:ANSWER_RUN], waiting[ANSWER_RUN:]
-            ended += int(self._fenced("answer", flight, keys, [*noted, "0", self._settings.history_seconds, *_answers(run)]))
+            ended += int(self._fenced("answer", flight, [*noted, "0", self._settings.history_seconds, *_answers(run)], head))
         if confirmed:
             noted = [repr(confirmed.at), confirmed.position or "", confirmed.session, confirmed.version]
-        last: list[Argument] = [*noted, "1", self._settings.history_seconds, *_answers(waiting)]
-        return ended + int(self._fenced("answer", flight, keys, last))
+        last = [*noted, "1", self._settings.history_seconds, *_answers(waiting)]
+        return ended + int(self._fenced("answer", flight, last, head))
 
     def beat(self, flight: Flight, progress: dict[str, Any] | None = None) -> bool:
         """Hold the flight for another lease. False: all its members were cancelled or expired. Raises Fenced."""
         args: list[Argument] = [int(self._settings.lease_seconds * 1000), json.dumps(progress) if progress else ""]
-        return bool(self._fenced("beat", flight, [Slot(slot_of(flight.id)).meta], args) == b"held")
+        return bool(self._fenced("beat", flight, args) == b"held")
 
     def take_over(self, id: str, worker: str) -> Flight | None:
         """Become the holder of a lapsed flight; None when it is held or over. Every member counts one more attempt."""
@@ -307,12 +306,8 @@ class Requests:
             args += ["", "", id]
         self._redis.call(self._scripts["park"], [slot.meta], args)
 
-    def _fenced(self, script: str, flight: Flight, keys: list[bytes], args: list[Argument]) -> Any:
-        fence: list[Argument] = [flight.id, flight.fence.epoch, flight.fence.counter]
-        reply = self._redis.call(self._scripts[script], keys, fence + args)
-        if reply == b"fenced":
-            raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
-        return reply
+    def _fenced(self, script: str, flight: Flight, args: Sequence[Argument] = (), *keys: bytes) -> Any:
+        return fenced(self._redis, self._scripts[script], flight, args, *keys)
 
 
 def _answers(items: Iterable[Completion | Retry]) -> Iterator[Argument]:

@@ -65,10 +65,11 @@ class Selection(Frozen):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits; equal for equal selections. `all` for everything."""
+        """16 hex digits; equal for equal selections, in whatever order columns are named. `all` for everything."""
         if self.everything:
             return "all"
-        return hashlib.sha256(json.dumps([self.where, self.columns]).encode()).hexdigest()[:16]
+        columns = None if self.columns is None else sorted(set(self.columns))
+        return hashlib.sha256(json.dumps([self.where, columns]).encode()).hexdigest()[:16]
 
 
 class Cursor(Frozen):

@@ -43,7 +43,8 @@ def needs_files(found: Plan, request: Request) -> bool:
 
 def derivation_of(request: Request) -> str:
     """16 hex digits, equal for requests that one derivation serves."""
-    return _digest(str(request.since) if request.since else None, request.where, request.columns, request.format, request.mode)
+    columns = request.columns and tuple(sorted(request.columns))
+    return _digest(str(request.since) if request.since else None, request.where, columns, request.format, request.mode)
 
 
 @lru_cache(maxsize=1024)

@@ -91,6 +91,21 @@ def test_an_accepted_request_has_its_handle_also_when_the_look_behind_it_fails(
     assert handle.status().state == "queued"
 
 
+@pytest.mark.parametrize("order", [["price", "stock"], ["stock", "price"]])
+def test_the_order_in_which_columns_are_named_makes_no_other_selection(b: broker.Broker, order: list[str]) -> None:
+    b.dataset(OFFERS).publish([{"sku": "a", "price": 1, "stock": 2}])
+    hand, first = Hand(b.parts, Source()), {"columns": ["price", "stock"], "format": "csv", "max_staleness": 60.0}
+    asked = b.request(OFFERS, target="search", **first)
+    hand.work()
+    held = asked.wait(1)
+    again = b.request(OFFERS, target="search", **(first | {"columns": order}))
+    assert again.wait(0.1).files == held.files  # nothing was made anew
+    b.dataset(OFFERS).publish_delta([{"sku": "a", "price": 2, "stock": 2}])
+    since = b.request(OFFERS, target="search", **(first | {"columns": order, "since": held.cursor}))
+    hand.work()
+    assert (since.wait(1).mode, since.wait(1).completion.reset_reason) == ("delta", None)
+
+
 # --- typed refusals
 
 

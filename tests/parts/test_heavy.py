@@ -305,11 +305,11 @@ def test_a_flight_lost_while_its_jobs_are_looked_at_harms_nobody(server: RedisSe
             return super().look(queue, ids)
 
     with broker.connect(redis=server.url, store="memory://") as b:
-        b.dataset("slow/pricing/prices", key="sku")
-        b.request("slow/pricing/prices", target="search")
+        b.dataset("slow/pricing/lost", key="sku")
+        b.request("slow/pricing/lost", target="search")
         cuts, jobs = Cuts(b.parts.redis), Slow.open(server.url)
         lead = Lead(cuts, jobs, b.parts.settings, "unused:app")
-        flight = Hand(b.parts, Source()).claim(DatasetId("slow/pricing/prices")).flights[0]
+        flight = Hand(b.parts, Source()).claim(DatasetId("slow/pricing/lost")).flights[0]
         lead.begin(flight, ["a"], b.parts.catalog.state(flight.dataset), None)
         cuts.failed(flight.id, "0", 1, AttemptFailed("not now"))
         assert lead.look(flight).progress == Progress(0, 1, 0, 0)

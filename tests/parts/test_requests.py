@@ -400,6 +400,21 @@ def test_a_flight_has_the_priority_of_the_request_that_opened_it(b: broker.Broke
     assert hand.lead().priority == "low"
 
 
+def test_a_request_says_why_each_of_its_attempts_failed(b: broker.Broker, hand: Hand) -> None:
+    handle = ask(b)
+    for why in ("first", "second"):
+        hand.source.error = AttemptFailed(f"the {why} went wrong")
+        hand.work()
+        wait_until(
+            lambda: not tick(b).lapsed and not b.parts.redis.run("ZCARD", b.parts.index.slot(OFFERS).key("delayed")), "it"
+        )
+    assert [cause["what"] for cause in handle.status().causes] == ["the first went wrong", "the second went wrong"]
+    hand.source.error = None
+    hand.work()
+    assert handle.wait(1).completion.attempts == 3
+    assert ask(b).status().causes == ()
+
+
 # --- what another release wrote
 
 
