@@ -234,7 +234,7 @@ class Clerk:
     ) -> Answered:
         """Answer all members at `produced.version`, those whose files were `refused` with that error. Raises Fenced."""
         state = self._state(flight, members, produced.version)
-        answers = [self._completion(state, member, produced.version, refused) for member in members]
+        answers = [self._completion(flight, state, member, produced.version, refused) for member in members]
         if flight.kind == "derive":
             return self._answer(flight, answers)
         session = produced.session or state.session
@@ -243,7 +243,7 @@ class Clerk:
 
     def fail(self, flight: Flight, members: Sequence[Member], error: BrokerError) -> Answered:
         """A failed attempt: transient errors go another round with back-off, the rest to the dead letters."""
-        return self._answer(flight, [self._failure(member, error) for member in members])
+        return self._answer(flight, [self._failure(flight, member, error) for member in members])
 
     def _answer(self, flight: Flight, answers: Sequence[Completion | Retry], confirmed: Confirmed | None = None) -> Answered:
         count = self.requests.answer(flight, answers, confirmed=confirmed)
@@ -255,7 +255,9 @@ class Clerk:
         held = (member.request.since.version for member in members if member.request.since)
         return self.catalog.at_least(flight.dataset, max((version, *held)))
 
-    def _completion(self, state: DatasetState, member: Member, version: int, refused: Refused) -> Completion | Retry:
+    def _completion(
+        self, flight: Flight, state: DatasetState, member: Member, version: int, refused: Refused
+    ) -> Completion | Retry:
         request = member.request
         try:
             found = road(state, request, answered_at(state, request, version))
@@ -264,11 +266,12 @@ class Clerk:
                 found, expires_at = self._with_files(found, request, refused)
             return completed(member.id, request, state.session, found, expires_at, member.attempts)
         except BrokerError as error:
-            return self._failure(member, error)
+            return self._failure(flight, member, error)
 
-    def _failure(self, member: Member, error: BrokerError) -> Completion | Retry:
+    def _failure(self, flight: Flight, member: Member, error: BrokerError) -> Completion | Retry:
+        """Members that go another round come back together: one production can serve them all again."""
         if isinstance(error, Transient) and member.attempts < self._settings.max_attempts:
-            return Retry(member.id, backoff(self._settings, member.attempts), error)
+            return Retry(member.id, backoff(self._settings, flight.attempt, flight.id), error)
         return ended(member.id, member.request, State.FAILED, member.attempts, error)
 
     def _with_files(self, found: Plan, request: Request, refused: Refused) -> tuple[Plan, float]:
@@ -311,7 +314,10 @@ def completion_at_once(
     return completed(id, request, state.session, found, expires_at, attempts=0)
 
 
-def backoff(settings: Settings, attempts: int) -> float:
-    """Seconds before the next attempt: doubling, capped, half of it jitter (AWS: Exponential Backoff And Jitter, 2015)."""
+def backoff(settings: Settings, attempts: int, of: str) -> float:
+    """Seconds before the next attempt: doubling, capped, half of it jitter (AWS: Exponential Backoff And Jitter, 2015).
+
+    What fails alike at one `of` waits alike.
+    """
     ceiling = min(settings.backoff_max_seconds, settings.backoff_seconds * 2.0 ** (attempts - 1))
-    return float(ceiling * random.uniform(0.5, 1.0))
+    return float(ceiling * random.Random(of).uniform(0.5, 1.0))

@@ -157,7 +157,8 @@ class Lead:
             raise AttemptFailed(
                 f"all {attempt} attempts failed", of=of, why=f"{error.what}: {error.why}", hint="Look at the producer's log"
             )
-        due = followed.due.setdefault(job_of(flight.id, task, attempt), time.monotonic() + backoff(self._settings, attempt))
+        job = job_of(flight.id, task, attempt)
+        due = followed.due.setdefault(job, time.monotonic() + backoff(self._settings, attempt, job))
         if time.monotonic() >= due:
             enqueue(self._jobs, self._settings, flight.id, task, self._cuts.again(flight, task, attempt))
 

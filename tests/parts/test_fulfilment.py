@@ -73,6 +73,15 @@ def test_files_that_cannot_be_made_fail_only_those_who_asked_for_them(b: broker.
     assert error["code"] == InvalidPredicate.code
 
 
+def test_members_of_a_failed_flight_come_back_together_and_share_the_next_production(b: broker.Broker, hand: Hand) -> None:
+    handles = [b.request(OFFERS, target="search") for _ in range(20)]
+    hand.source.error = OSError("not now")
+    hand.work()
+    slot = b.parts.index.slot(OFFERS)
+    due = {b.parts.redis.run("ZSCORE", slot.key("delayed"), handle.id, writes=False) for handle in handles}
+    assert len(due) == 1
+
+
 def test_files_that_could_not_be_made_this_time_are_asked_for_again(b: broker.Broker, hand: Hand) -> None:
     unlucky, plain = b.request(OFFERS, target="search", format="csv"), b.request(OFFERS, target="search")
     flight = hand.lead()
