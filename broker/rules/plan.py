@@ -46,20 +46,21 @@ def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, 
 
     Edges lead forward only, so one pass by target version is a shortest path. O(edges).
     """
-    best: dict[int | None, tuple[int, int, int]] = {None: (0, 0, 1)}
+    best: dict[int | None, int] = {None: 1}
     last: dict[int, Edge] = {}
     if held is not None:
-        best[held] = (0, 0, 0)
+        best[held] = 0
+    cost_of = best.get
     for edge in sorted(edges, key=_BY_VERSION):
-        version = edge.version
+        base, version, weight = edge.hop
         if version > want:
             break
-        start = best.get(edge.base)
+        start = cost_of(base)
         if start is None or version == held:
             continue
-        road = (start[0] + edge.bytes, start[1] + 1, start[2])
-        if version not in best or road < best[version]:
-            best[version], last[version] = road, edge
+        cost, known = start + weight, cost_of(version)
+        if known is None or cost < known:
+            best[version], last[version] = cost, edge
     if want not in best:
         return None
     road_back: list[Edge] = []
