@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -26,7 +27,7 @@ from redis.retry import Retry
 
 from broker.backend.driver_errors import ROOTS, broker_error, mapped
 from broker.backend.lanes import Argument, Lanes, Pool
-from broker.errors import InvalidSettings, NotFound
+from broker.errors import InvalidSettings, NotFound, OutcomeUnknown, Transient
 
 SOCKET_SECONDS: Final = 5.0
 BLOCK_MAX_MS: Final = 2_000  # so that a stopping worker waits no longer, and a dead peer shows
@@ -135,7 +136,7 @@ class RedisClient:
         """Run a script for each (keys, args) in one round trip, without MULTI: replies or BrokerErrors, in order.
 
         Others' commands may run in between. When Redis has forgotten the script, calls that met that run after the others.
-        Raises OutcomeUnknown or Unavailable for the batch: each of its calls may have run. On a cluster: one by one.
+        Raises OutcomeUnknown when any of them may have run, Unavailable when surely none did. On a cluster: one by one.
         """
         replies = self._run(script, calls) if calls else []
         return [broker_error(reply, script.name, unknown=False) if isinstance(reply, Exception) else reply for reply in replies]
@@ -148,14 +149,20 @@ class RedisClient:
         if forgotten:
             # EVAL loads the script in the same step, so no flush and no fail-over can come in between.
             again = [("EVAL", script.text, len(calls[index][0]), *calls[index][0], *calls[index][1]) for index in forgotten]
-            for index, reply in zip(forgotten, self.pipeline(again, script.name, script.writes), strict=True):
+            with _behind(len(forgotten) < len(calls) and script.writes, script.name):
+                repeated = self.pipeline(again, script.name, script.writes)
+            for index, reply in zip(forgotten, repeated, strict=True):
                 replies[index] = reply
         return replies
 
     def pipeline(self, commands: Sequence[Sequence[Argument]], of: str, writes: bool = True) -> list[Any]:
         """Raw replies of raw commands in one round trip; refusals are the driver's ResponseError, as values."""
         if self._lanes is None:
-            return [self._on_cluster(command, of, writes) for command in commands]
+            replies = list[Any]()
+            for command in commands:
+                with _behind(bool(replies) and writes, of):
+                    replies.append(self._on_cluster(command, of, writes))
+            return replies
         try:
             connection = self._lanes.take()
         except ROOTS as error:
@@ -227,6 +234,17 @@ class RedisClient:
             return [self.commands]
         cluster = cast(Any, self.commands)
         return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
+
+
+@contextmanager
+def _behind(ran: bool, of: str) -> Iterator[None]:
+    """Where a part of a batch `ran`, what fails behind it leaves the outcome of the batch unknown."""
+    try:
+        yield
+    except Transient as error:
+        if not ran or isinstance(error, OutcomeUnknown):
+            raise
+        raise OutcomeUnknown("a part of the batch ran", of=of, why=str(error), hint="Read back what happened") from error
 
 
 def xreadgroup(streams: Mapping[bytes, bytes], group: Key, consumer: Key, count: int, block_ms: int) -> list[Argument]:

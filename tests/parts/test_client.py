@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from inspect import getmembers, isclass
 
@@ -213,6 +213,24 @@ def test_a_read_whose_answer_comes_too_late_is_merely_unavailable(redis_url: str
 def test_a_write_that_could_not_connect_surely_did_not_happen() -> None:
     with RedisClient.open(f"redis://127.0.0.1:{free_port()}") as client, pytest.raises(Unavailable):
         client.call(SET, [b"k"], ["v"])
+
+
+@pytest.mark.parametrize(("forgotten", "kind"), [(1, OutcomeUnknown), (2, Unavailable)])
+def test_what_fails_behind_calls_that_ran_leaves_their_outcome_unknown(
+    client: RedisClient, monkeypatch: pytest.MonkeyPatch, forgotten: int, kind: type[BrokerError]
+) -> None:
+    sent = list[int]()
+
+    def forgetting(commands: Sequence[object], of: str, writes: bool = True) -> list[object]:
+        sent.append(len(commands))
+        if len(sent) == 2:
+            raise Unavailable("Redis is gone", of=of)
+        return [driver.NoScriptError("no matching script")] * forgotten + [1] * (len(commands) - forgotten)
+
+    monkeypatch.setattr(client, "pipeline", forgetting)
+    with pytest.raises(kind):
+        client.call_many(COUNT, [([b"a"], []), ([b"b"], [])])
+    assert sent == [2, forgotten]
 
 
 def test_a_connection_killed_while_a_write_waits_leaves_the_outcome_unknown(client: RedisClient) -> None:
