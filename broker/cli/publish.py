@@ -29,7 +29,7 @@ def publish(face: Face, name: str, files: tuple[Path, ...], delta: bool, attribu
     with face.connect() as broker:
         found = broker.dataset(name)
         with face.progress(f"publish {name}", unit="rows") as advance:
-            rows = _counted(rows_of(found.spec, files), advance)
+            rows = _counted(rows_of(found.spec, files, broker.parts.settings), advance)
             done = found.publish(rows, delta=delta, attributes=pairs(attributes))
         edge = done.edge
         value = {

@@ -9,7 +9,7 @@ streamed past the keys that deltas touch, never grouped: memory follows the size
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from broker.columnar.sql import listed, quoted
@@ -31,6 +31,20 @@ class Shape:
     def own(self, name: str) -> str:
         """A quoted name that no column has."""
         return quoted(own_name(self.columns, name))
+
+
+def newer(order: Sequence[str], left: str, right: str, comparable: Callable[[str], str] = lambda column: column) -> str:
+    """Condition: row `left` is newer than row `right`, compared column by column, NULL being the lowest; NULL stands for no.
+
+    `comparable`: how an order column is written in a comparison.
+    """
+    conditions: list[str] = []
+    equal = ""
+    for name in order:
+        a, b = comparable(f"{left}.{quoted(name)}"), comparable(f"{right}.{quoted(name)}")
+        conditions.append(f"({equal}({a} > {b} OR ({a} IS NOT NULL AND {b} IS NULL)))")
+        equal += f"({a} = {b} OR ({a} IS NULL AND {b} IS NULL)) AND "
+    return f"({' OR '.join(conditions)})"
 
 
 def own_name(columns: Iterable[str], name: str) -> str:

@@ -15,9 +15,10 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
+from broker.columnar.database import to_error
 from broker.columnar.sql import listed, quoted, text_literal
 from broker.columnar.types import arrow_schema
-from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt, Overloaded, Terminal, Unavailable
+from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt
 from broker.model.dataset import Schema
 from broker.sinks.merge import Transaction, alterations
 from broker.sinks.port import Batch, Shape, nothing
@@ -39,7 +40,7 @@ def projection(schema: Schema, present: Sequence[str]) -> str:
 
 
 def mapped(error: duckdb.Error, of: str) -> BrokerError:
-    """The broker's error for a driver's."""
+    """The broker's error for a driver's: what only a file can have, else as everywhere."""
     text = str(error)
     if isinstance(error, _IN_USE):
         return Busy("the DuckDB file is in use", of=of, why=text, hint="Close the other connection, or try again")
@@ -47,15 +48,11 @@ def mapped(error: duckdb.Error, of: str) -> BrokerError:
         return Busy("the DuckDB file is in use by another process", of=of, why=text, hint="Try again when it is closed")
     if isinstance(error, duckdb.IOException) and "not a valid DuckDB" in text:
         return Corrupt("not a DuckDB file", of=of, why=text)
-    if isinstance(error, duckdb.IOException | duckdb.HTTPException):
-        return Unavailable("the DuckDB file cannot be read or written", of=of, why=text)
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return Overloaded("DuckDB's memory limit is reached", of=of, why=text, hint="Raise memory_limit_bytes")
-    if isinstance(error, duckdb.ConversionException | duckdb.OutOfRangeException | duckdb.InvalidInputException):
+    if isinstance(error, duckdb.InvalidInputException):
         return BadData("a value does not fit its column", of=of, why=text)
     if isinstance(error, duckdb.DependencyException):
         return Conflict("something depends on the replica's table", of=of, why=text, hint="Drop it first")
-    return Terminal("DuckDB refused", of=of, why=text)
+    return to_error(error, of)
 
 
 class DuckDB(FileSink):

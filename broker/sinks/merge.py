@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from broker.columnar.merge import newer
 from broker.columnar.sql import listed, quoted
 from broker.model.dataset import Column, Schema
 from broker.sinks.port import TOMBSTONES, Applied, Batch, Shape
@@ -38,17 +39,6 @@ def matching(key: Sequence[str], stage: str) -> str:
     """Condition: the row's key is in the stage. Keys are never null."""
     one = listed(key) if len(key) == 1 else f"({listed(key)})"
     return f"{one} IN (SELECT {listed(key)} FROM {stage})"
-
-
-def newer(order: Sequence[str], left: str, right: str, comparable: Callable[[str], str] = lambda column: column) -> str:
-    """Condition: row `left` is newer than row `right`: compared column by column, null lowest."""
-    conditions: list[str] = []
-    equal = ""
-    for name in order:
-        a, b = comparable(f"{left}.{quoted(name)}"), comparable(f"{right}.{quoted(name)}")
-        conditions.append(f"({equal}({a} > {b} OR ({a} IS NOT NULL AND {b} IS NULL)))")
-        equal += f"({a} = {b} OR ({a} IS NULL AND {b} IS NULL)) AND "
-    return f"({' OR '.join(conditions)})"
 
 
 def alterations(table: str, before: Schema, after: Schema, declared: Callable[[str], str]) -> Iterator[str]:
