@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from broker.backend.client import Entry
 from broker.backend.derived import Derived
@@ -26,7 +26,17 @@ from broker.model.commit import Edge
 from broker.model.dataset import Frozen
 from broker.model.names import DatasetId, derived_key
 from broker.model.request import Completion, Request, State
-from broker.outcomes import Delta, ProductionRequest, Since, Snapshot, close, failure_of, resolve_position
+from broker.outcomes import (
+    Delta,
+    Outcome,
+    ProductionRequest,
+    Since,
+    Snapshot,
+    attributes_of,
+    close,
+    failure_of,
+    resolve_position,
+)
 from broker.producers import Producers
 from broker.publication import Note, Publication, Published
 from broker.requests import Requests
@@ -119,10 +129,10 @@ class Maker:
             )  # fmt: skip
         return found
 
-    def _publish(self, flight: Flight, outcome: Any, since: Since | None) -> Published:
+    def _publish(self, flight: Flight, outcome: Outcome, since: Since | None) -> Published:
         note = Note(
             production=flight.id, started=flight.started or None, lease=flight.lease, kind="producer",
-            position=lambda: resolve_position(outcome), attributes=getattr(outcome, "attributes", {}),
+            position=lambda: resolve_position(outcome), attributes=attributes_of(outcome),
         )  # fmt: skip
         match outcome:
             case Snapshot(data=data):

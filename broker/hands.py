@@ -28,6 +28,7 @@ from broker.outcomes import (
     Since,
     Snapshot,
     Unchanged,
+    attributes_of,
     close,
     failure_of,
     resolve_position,
@@ -221,7 +222,3 @@ def position_of(position: Any, part: str) -> Any:
     if isinstance(position, dict) and position.keys() == {OWN_POSITIONS}:
         return position[OWN_POSITIONS].get(part)
     return position
-
-
-def attributes_of(outcome: Outcome) -> dict[str, str]:
-    return dict(getattr(outcome, "attributes", {}))

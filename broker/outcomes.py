@@ -151,6 +151,11 @@ def _guards(outcome: Outcome) -> list[Guarded]:
     return [side for side in sides if isinstance(side, Guarded)]
 
 
+def attributes_of(outcome: Outcome) -> dict[str, str]:
+    """What the version is told to carry; nothing where there is no version."""
+    return {} if isinstance(outcome, Unchanged) else outcome.attributes
+
+
 def resolve_position(outcome: Outcome) -> Any:
     """The position as plain JSON; call it once the outcome's data was read to its end. Raises Invalid."""
     return checked_position(outcome.position() if callable(outcome.position) else outcome.position)

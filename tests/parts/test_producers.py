@@ -377,14 +377,6 @@ def test_part_values_must_be_different_strings(values: list[Any]) -> None:
         producer.parts(REQUEST)
 
 
-def test_a_worker_learns_which_streams_to_read() -> None:
-    app = Producers()
-    app.add("a/catalog/offers", unchanged)
-    app.add("b/catalog/offers", unchanged)
-    app.add("*/pricing/p*", unchanged)
-    assert app.stream_patterns() == (("catalog", "offers"), ("pricing", "p*"))
-
-
 # --- patterns
 
 GLOBS = st.text("ab.*", min_size=1, max_size=5).filter(
