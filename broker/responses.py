@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,11 +18,12 @@ from broker.backend.group_reader import GroupReader
 from broker.backend.index import Index
 from broker.backend.keys import READERS, Slot
 from broker.backend.watch import Watch
-from broker.errors import NotFound, Transient
+from broker.errors import NotFound, Transient, Unsupported
 from broker.flights import completion_of
 from broker.model.names import check_name
 from broker.model.request import Completion
 
+log = logging.getLogger("broker.responses")
 CLAIM_IDLE_MS: Final = 60_000
 """What a reader has held unacknowledged for a minute goes to another: it is dead, or should have said retry."""
 PAGE: Final = 100
@@ -71,7 +73,7 @@ class Responses:
             stream = slot.responses(self.target)
             first = b"(" + after[stream] if stream in after else b"-"
             reply = self._redis.run("XRANGE", stream, first, "+", "COUNT", limit, writes=False)
-            found += [self._response(slot, Entry(stream, id, dict(zip(f[::2], f[1::2], strict=True)))) for id, f in reply]
+            found += self._readable(slot, _entries(stream, reply))
         return found
 
     def read(self, count: int = PAGE, block_seconds: float = 0.0) -> list[Response]:
@@ -150,10 +152,11 @@ class Responses:
         if reader is None:
             return []
         try:
-            return [self._response(slot, entry) for entry in reader.read(count, block_ms)]
+            entries = reader.read(count, block_ms)
         except NotFound:
             self._readers.pop(slot.name).close()  # Redis lost its memory, and the stream with it
             return []
+        return self._readable(slot, entries)
 
     def _open(self, slot: Slot, block_ms: int) -> GroupReader | None:
         """A reader of the slot's stream; None while there is none: a target has no stream where nobody answered it."""
@@ -175,10 +178,20 @@ class Responses:
                 reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", count)
             except NotFound:
                 continue  # Redis lost its memory: the next read sees it too
-            found += [
-                self._response(slot, Entry(stream, id, dict(zip(f[::2], f[1::2], strict=True)))) for id, f in reply[1] if f
-            ]
+            found += self._readable(slot, _entries(stream, reply[1]))
         return found
 
-    def _response(self, slot: Slot, entry: Entry) -> Response:
-        return Response(completion_of(entry.fields[b"e"]), entry, slot, self)
+    def _readable(self, slot: Slot, entries: Iterable[Entry]) -> list[Response]:
+        """What another release wrote stays in the stream, for a reader that can read it; it holds up nothing behind it."""
+        found = list[Response]()
+        for entry in entries:
+            try:
+                found.append(Response(completion_of(entry.fields[b"e"]), entry, slot, self))
+            except Unsupported as error:
+                log.warning("left in the stream of %s: %s", self.target, error)
+        return found
+
+
+def _entries(stream: bytes, raw: Iterable[tuple[bytes, list[bytes]]]) -> Iterator[Entry]:
+    """Of ids with their fields in turn; deleted ones have none."""
+    return (Entry(stream, id, dict(zip(flat[::2], flat[1::2], strict=True))) for id, flat in raw if flat)
