@@ -1,21 +1,25 @@
 # Every target makes its own environment in .venv, without root; it is made again only when pyproject.toml changes.
 #   make demo    the main job, shown and checked, on an embedded Redis and a local folder
-#   make test    the whole suite; it starts Redis, S3 servers and Postgres itself
+#   make test    the whole suite; it starts Redis, S3 servers and Postgres itself, once for each of its workers
 #   make check   formatting, lint, types and the suite: what .ci/run runs
 #   make bench   the figures of benchmarks/README.md, with the peers in the same run
 #   make docs    the tables of README.md that are generated
-#   make simulate  1,000,000 fault schedules of the publishing protocol (make test runs 10,000)
+#   make simulate   1,000,000 fault schedules of the publishing protocol, in a model (make test runs 10,000)
+#   make schedules  200 fault schedules of the real thing: workers, Redis and store killed and paused (make test runs 4)
 
 RUN := .venv/bin/python -m
+# Tests wait for processes and leases about half of their time: 4 workers keep 2 cores busy. 0: all in one process.
+TEST_WORKERS ?= 4
 SCHEDULES ?= 1000000
+FAULT_SCHEDULES ?= 200
 
-.PHONY: demo test check format-check lint types bench simulate format docs clean
+.PHONY: demo test check format-check lint types bench simulate schedules format docs clean
 
 demo: .venv/ready
 	@$(RUN) broker.cli demo
 
 test: .venv/ready
-	$(RUN) pytest $(PYTEST_ARGS)
+	$(RUN) pytest --numprocesses $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: format-check lint types test
 
@@ -33,6 +37,9 @@ bench: .venv/ready-bench
 
 simulate: .venv/ready
 	$(RUN) tests.simulator --schedules $(SCHEDULES)
+
+schedules: .venv/ready
+	BROKER_FAULT_SCHEDULES=$(FAULT_SCHEDULES) $(RUN) pytest tests/faults/test_schedules.py
 
 format: .venv/ready
 	$(RUN) ruff format .

@@ -35,10 +35,8 @@ PAUSE_SECONDS: Final = 0.01
 class Bell:
     """Calls `ring(dataset)` in the background. Safe for threads and over a fork; what was asked rings before an exit."""
 
-    _thread: Thread | None
+    _ringer: _Ringer | None
     _asked: set[DatasetId]
-    _queue: SimpleQueue[DatasetId | None]
-    _closing: Signal
 
     def __init__(self, ring: Callable[[DatasetId], None]) -> None:
         self._ring = ring
@@ -51,36 +49,50 @@ class Bell:
             if dataset in self._asked:
                 return
             self._asked.add(dataset)
-            if self._thread is None:
-                self._thread = Thread(target=self._run, name="bell", daemon=True)
-                self._thread.start()
-        self._queue.put(dataset)
+            if self._ringer is None:
+                self._ringer = _Ringer(self._rung)
+            self._ringer.queue.put(dataset)
 
     def close(self) -> None:
         """Everything asked for so far has rung."""
         with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._closing.set()
-            self._queue.put(None)
-            thread.join()
+            ringer, self._ringer = self._ringer, None
+        if ringer is not None:
+            ringer.end()
 
     def _begin(self) -> None:
         """As new: in a forked child the thread is gone, and the lock may be one that nobody is left to release."""
-        self._lock, self._thread, self._asked, self._queue = Lock(), None, set(), SimpleQueue()
-        self._closing = Signal()
+        self._lock, self._ringer, self._asked = Lock(), None, set()
+
+    def _rung(self, dataset: DatasetId) -> None:
+        with self._lock:
+            self._asked.discard(dataset)
+        try:
+            self._ring(dataset)
+        except BrokerError as error:  # the janitor finds the bell unrung, and reports why if it cannot ring either
+            log.debug("%s: not rung: %s", dataset, error)
+        except Exception:  # one dataset's surprise must not silence the others
+            log.exception("%s: the bell failed", dataset)
+
+
+class _Ringer:
+    """One thread and its own queue: whoever asks while a bell closes gets another one, and neither takes the other's end."""
+
+    def __init__(self, ring: Callable[[DatasetId], None]) -> None:
+        self._ring, self._closing = ring, Signal()
+        self.queue = SimpleQueue[DatasetId | None]()
+        self._thread = Thread(target=self._run, name="bell", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._closing.set()
+        self.queue.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
-        while (dataset := self._queue.get()) is not None:
+        while (dataset := self.queue.get()) is not None:
             self._closing.wait(PAUSE_SECONDS)
-            with self._lock:
-                self._asked.discard(dataset)
-            try:
-                self._ring(dataset)
-            except BrokerError as error:  # the janitor finds the bell unrung, and reports why if it cannot ring either
-                log.debug("%s: not rung: %s", dataset, error)
-            except Exception:  # one dataset's surprise must not silence the others
-                log.exception("%s: the bell failed", dataset)
+            self._ring(dataset)
 
 
 _BELLS: Final = WeakSet[Bell]()

@@ -16,26 +16,24 @@ from uuid import uuid4
 from broker.backend.index import Index
 from broker.backend.keys import Slot
 from broker.bell import LIVE, Bell, notification, published, rung
+from broker.columnar.types import canonical
 from broker.errors import (
     BrokerError,
-    Conflict,
     Corrupt,
-    InvalidName,
     NotFound,
     OutcomeUnknown,
     Reconciling,
-    SchemaConflict,
     Transient,
-    Unavailable,
 )
 from broker.model import names
-from broker.model.commit import Alter, Body, Create, Drop, digest, parse_record
+from broker.model.commit import Body, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.rules import publishing as protocol
-from broker.rules.fold import Checkpoint, State, fold, patch_of
+from broker.rules.contract import altered, opened
+from broker.rules.fold import State, fold, patch_of
 from broker.rules.publishing import Draft, Effect, HeadView, Lease, PublishAnswer, ReserveAnswer
-from broker.sealed import Sealed
+from broker.sealed import Checked, Sealed
 from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
@@ -74,12 +72,17 @@ class Catalog:
 
         Else a Redis rolled back to an older copy would show versions that are no longer the newest.
         """
+        state = self.known(dataset)
+        if not state.exists:
+            state.spec  # noqa: B018 - raises NotFound with its hint
+        return state
+
+    def known(self, dataset: DatasetId) -> State:
+        """As `state`, also of a dataset that was dropped or never created."""
         view = self._head(dataset)
         if not view.current and (view.state.exists or self._sealed.exists(dataset)):
             self.reconcile(dataset)
             view = self._head(dataset)
-        if not view.state.exists:
-            view.state.spec  # noqa: B018 - raises NotFound with its hint
         return view.state
 
     def noted(self, dataset: DatasetId) -> tuple[int, Any]:
@@ -109,48 +112,18 @@ class Catalog:
     # --- writing
 
     def create(self, spec: DatasetSpec) -> State:
-        """Create the dataset, or open the equal one that exists. Raises Conflict that names what differs.
+        """Create the dataset, or open the equal one that exists. Raises Conflict that names what differs, SchemaConflict.
 
         A schema that has grown since fits. Attributes are those of the creation; `tombstone_seconds` counts where it is given.
         """
-
-        def body(state: State) -> Body | None:
-            if not state.exists:
-                return Create(session=uuid4().hex, spec=spec)
-            asked = spec.model_copy(update={"columns": _keyed(state.spec, spec.columns)}) if spec.columns else spec
-            if differing := state.spec.differences(asked):
-                raise Conflict(
-                    "the dataset exists with another spec", of=spec.dataset, why="; ".join(differing),
-                    hint="Open it as it is, alter its schema, or drop it first",
-                )  # fmt: skip
-            return None
-
+        spec = spec.model_copy(update={"columns": canonical(spec.columns)}) if spec.columns else spec
         self._index.announce(spec.dataset)
-        return self.commit(spec.dataset, body, producer="create")
+        return self.commit(spec.dataset, lambda state: opened(state, spec, uuid4().hex), producer="create")
 
     def alter(self, dataset: DatasetId, schema: Schema, force: bool = False, lease: Lease | None = None) -> State:
         """Make `schema` the dataset's: lossless growth keeps the session, anything else is SchemaConflict unless forced."""
-
-        def body(state: State) -> Body | None:
-            spec, wanted = state.spec, _keyed(state.spec, schema)
-            if spec.columns == wanted:
-                return None
-            spec.check(wanted)
-            grown = spec.model_copy(update={"columns": wanted})
-            try:
-                if spec.columns is None or spec.columns.merged(wanted, spec.order) == wanted:
-                    return Alter(spec=grown)
-            except SchemaConflict:
-                if not force:
-                    raise
-            if not force:
-                raise SchemaConflict(
-                    "not a lossless change", of=dataset, why="columns are missing or in another order",
-                    hint="Force it: that begins a new session, and replicas reset",
-                )  # fmt: skip
-            return Alter(spec=grown, session=uuid4().hex)
-
-        return self.commit(dataset, body, "alter", lease)
+        columns, session = canonical(schema), uuid4().hex if force else None
+        return self.commit(dataset, lambda state: altered(state, columns, session), "alter", lease)
 
     def drop(self, dataset: DatasetId) -> State:
         """Its log stays, its edges are no longer offered; created again it has a new session. Raises NotFound."""
@@ -203,40 +176,31 @@ class Catalog:
             self._notify(dataset)
         return unpublished is not None
 
-    def rebuild(self, prefix: str = "") -> list[DatasetId]:
-        """Restore the index of every dataset found in the store, from the store alone. LIST only names candidates.
+    def rebuild(self, prefix: str = "", told: Callable[[int], object] = lambda _: None) -> dict[DatasetId, State | BrokerError]:
+        """Restore the index of every dataset found in the store, from the store alone: its state, or why it is not restored.
 
-        One that fails does not keep the others from it: all are tried before Corrupt (or Unavailable) names those that failed.
+        One that fails does not keep the others from it. `told(1)` is called behind each.
         """
-        found = sorted({candidate for info in self._store.list(prefix) if (candidate := _dataset_of(info.key))})
-        failed = dict[DatasetId, BrokerError]()
-        for dataset in found:
+        found = dict[DatasetId, State | BrokerError]()
+        for dataset in self._sealed.datasets(prefix):
             try:
                 self.reconcile(dataset)
                 self._notify(dataset)
+                found[dataset] = self._head(dataset).state
             except BrokerError as error:
-                failed[dataset] = error
-        if failed:
-            kind = Unavailable if all(isinstance(error, Transient) for error in failed.values()) else Corrupt
-            raise kind(
-                f"{len(failed)} of {len(found)} datasets are not restored, the others are", of=", ".join(failed),
-                why="; ".join(str(error) for error in failed.values()), hint="Look at each: broker doctor",
-            )  # fmt: skip
+                found[dataset] = error
+            told(1)
         return found
 
     def checkpoint(self, dataset: DatasetId) -> int | None:
-        """Seal the fold up to the newest multiple of `checkpoint_every`, if it is not sealed yet. -> its seq"""
-        state = self.state(dataset)
-        seq = state.seq - state.seq % self._settings.checkpoint_every
-        key = names.checkpoint_key(dataset, seq)
-        if seq == 0 or self._store.stat(key) is not None:
-            return None
-        past = self._sealed.checkpoint(dataset, below=seq) or State(dataset)
-        for data in self.records(dataset, past.seq + 1):
-            past = fold(past, data)
-            if past.seq == seq:
-                break
-        return seq if self._store.put_if_absent(key, Checkpoint.of(past)) else None
+        """Seal the fold up to the newest multiple of `checkpoint_every`, if it is not yet. -> its seq. Raises Corrupt."""
+        newest = self.known(dataset).seq
+        seq = newest - newest % self._settings.checkpoint_every
+        return seq if seq and self._sealed.seal_checkpoint(dataset, seq) else None
+
+    def check(self, dataset: DatasetId) -> Iterator[Checked]:
+        """Read the whole log and what stands beside it, and compare it with the index."""
+        return self._sealed.check(dataset, self.known(dataset))
 
     # --- effects
 
@@ -250,16 +214,14 @@ class Catalog:
                 return end.value
             try:
                 answer = self._perform(dataset, effect)
-            except Unavailable as error:
-                if not reserved:
+            except Transient as error:
+                if not reserved or isinstance(error, OutcomeUnknown):
                     raise
                 raise OutcomeUnknown(
-                    "the commit was reserved, its end is unknown",
-                    of=dataset,
-                    why=str(error),
+                    "the commit may be reserved, its end is unknown", of=dataset, why=str(error),
                     hint="Do the same again: it finds out",
-                ) from error
-            reserved = reserved or (isinstance(answer, ReserveAnswer) and answer.kind == "reserved")
+                ) from error  # fmt: skip
+            reserved = reserved or (isinstance(answer, ReserveAnswer) and answer.may_stand)
 
     def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
         match effect:
@@ -349,25 +311,3 @@ class Catalog:
             return rung(b"".join(self._store.get(names.notify_key(dataset, LIVE))))
         except NotFound:
             return 0
-
-
-def _keyed(spec: DatasetSpec, schema: Schema) -> Schema:
-    """The schema with key columns as the dataset has them: never null, which a caller's Arrow schema hardly ever says."""
-    known = {column.name: column.nullable for column in spec.columns.columns} if spec.columns else {}
-    return Schema(
-        columns=tuple(
-            column.model_copy(update={"nullable": known.get(column.name, False)}) if column.name in spec.key else column
-            for column in schema.columns
-        )
-    )
-
-
-def _dataset_of(key: str) -> DatasetId | None:
-    """The dataset a log or checkpoint key belongs to."""
-    owner, _, folder = key.rpartition("/")[0].rpartition("/")
-    if folder not in ("log", "checkpoint") or not key.endswith(".json"):
-        return None
-    try:
-        return DatasetId(owner)
-    except InvalidName:
-        return None  # the broker's own folders, or somebody else's

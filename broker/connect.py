@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
+from weakref import WeakSet
 
 import pyarrow as pa
 
@@ -21,7 +23,6 @@ from broker.errors import (
 from broker.flights import Order, Submitted
 from broker.fulfilment import completion_at_once
 from broker.handle import Handle
-from broker.model.commit import Edge
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.model.predicate_parser import parse
@@ -36,6 +37,7 @@ from broker.rules.answering import derivation_of
 from broker.rules.fold import State as DatasetState
 from broker.rules.fold import VersionInfo
 from broker.rules.plan import Plan, plan
+from broker.sealed import Checked
 from broker.settings import load
 from broker.sinks.port import Sink
 
@@ -58,6 +60,7 @@ class Broker:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self._readers = WeakSet[Responses]()
         self._selections: dict[tuple[DatasetId, int, str | None, tuple[str, ...] | None], Selection] = {}
 
     def __enter__(self) -> Self:
@@ -67,7 +70,9 @@ class Broker:
         self.close()
 
     def close(self) -> None:
-        """Release connections and temporary files. Idempotent. An embedded Redis goes on for others."""
+        """Release connections and temporary files, those of its `responses` too. Idempotent. An embedded Redis goes on."""
+        for reader in list(self._readers):
+            reader.close()
         self.parts.close()
 
     def dataset(  # noqa: PLR0913 - the fields of DatasetSpec
@@ -123,7 +128,9 @@ class Broker:
 
     def responses(self, target: str) -> Responses:
         """The target's response stream: `listen()`, `read()`, `peek()`."""
-        return Responses(self.parts.redis, self.parts.index, target)
+        reader = Responses(self.parts.redis, self.parts.index, target)
+        self._readers.add(reader)
+        return reader
 
     def received(self, response: Response | Completion) -> Received:
         """The data of a completion."""
@@ -199,10 +206,11 @@ class Broker:
         moved = {
             order.request.dataset
             for order, result in zip(orders, results, strict=True)
-            if isinstance(result, Submitted) and order.answer is not None and result.seq != order.seq
+            if isinstance(result, Submitted) and order.seq and result.seq != order.seq
         }
         for dataset in moved:
-            self.parts.catalog.state(dataset)
+            with suppress(BrokerError):  # these requests are accepted: what a look brings is for the next ones
+                self.parts.catalog.state(dataset)
 
 
 class Dataset:
@@ -283,15 +291,15 @@ class Dataset:
         """No longer offered; its log stays."""
         self._parts.catalog.drop(self.id)
 
-    def verify(self) -> Iterator[tuple[Edge, BrokerError | None]]:
-        """Re-hash every file of every edge offered: each edge with None, or what is wrong with it."""
-        for edge in self.state.edges:
+    def verify(self) -> Iterator[Checked]:
+        """Re-hash every file offered, then fold the whole log: each object with what is wrong with it, or None."""
+        for file in {file.key: file for edge in self.state.edges for file in edge.files}.values():
             try:
-                for file in edge.files:
-                    self._parts.engine.verify(file)
-                yield edge, None
+                self._parts.engine.verify(file)
+                yield Checked(file.key, file.bytes)
             except BrokerError as error:
-                yield edge, error
+                yield Checked(file.key, file.bytes, error)
+        yield from self._parts.catalog.check(self.id)
 
     def selection(self, where: str | None, columns: Sequence[str] | None) -> Selection:
         """Canonical and checked. Raises InvalidPredicate, InvalidRequest for an unknown column."""

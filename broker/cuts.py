@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 from broker.backend.client import RedisClient
 from broker.backend.keys import Slot
 from broker.backend.lanes import Argument
-from broker.errors import BrokerError, Fenced, from_dict
-from broker.flights import Flight
+from broker.errors import BrokerError, from_dict
+from broker.flights import Flight, fenced, hash_of
 from broker.model.commit import Fence, File
 from broker.model.dataset import Frozen, Schema
 from broker.model.names import DatasetId
@@ -111,11 +111,11 @@ class Cuts:
 
     def plan(self, flight: Flight, plan: CutPlan) -> None:
         """Note the parts; a plan that stands already stays. Raises Fenced."""
-        self._call("plan", flight, [plan.model_dump_json(), len(plan.parts)])
+        fenced(self._redis, self._scripts["plan"], flight, [plan.model_dump_json(), len(plan.parts)])
 
     def again(self, flight: Flight, task: str, attempt: int) -> int:
         """Count another attempt at a task whose attempt number `attempt` came to nothing; -> the one to run. Raises Fenced."""
-        return int(self._call("again", flight, [task, attempt]))
+        return int(fenced(self._redis, self._scripts["again"], flight, [task, attempt]))
 
     def done(self, flight: str, task: str, attempt: int, result: str, size: tuple[int, int] = (0, 0)) -> bool:
         """Record a result (JSON) with its rows and bytes. True: no part is left, so the finaliser is due. Idempotent."""
@@ -133,7 +133,7 @@ class Cuts:
     def load(self, flight: str) -> Cut | None:
         """Everything about a flight's parts; None: it is over, or not cut."""
         flat = self._redis.run("HGETALL", Slot(slot_of(flight)).parts(flight), writes=False)
-        fields = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        fields = {name: value.decode() for name, value in hash_of(flat).items()}
         if "plan" not in fields:
             return None
 
@@ -166,10 +166,3 @@ class Cuts:
 
     def _record(self, flight: str, *args: Argument) -> Any:
         return self._redis.call(self._scripts["record"], [Slot(slot_of(flight)).meta], [flight, *args])
-
-    def _call(self, script: str, flight: Flight, args: list[Argument]) -> Any:
-        fence: list[Argument] = [flight.id, flight.fence.epoch, flight.fence.counter]
-        reply = self._redis.call(self._scripts[script], [Slot(slot_of(flight.id)).meta], fence + args)
-        if reply == b"fenced":
-            raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
-        return reply

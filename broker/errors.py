@@ -23,7 +23,7 @@
         │   ├── NullKey
         │   ├── DuplicateKey
         │   ├── SchemaConflict
-        │   └── Vetoed             a validator refused the version
+        │   └── Vetoed             a validator refused the version (later: there are no validators yet)
         ├── Fenced                 the lease went to somebody else: stop, write nothing
         ├── Corrupt                bytes differ from their recorded length or SHA-256, or the log is broken
         ├── Unsupported            this server, store or platform cannot do it
@@ -55,10 +55,13 @@ class BrokerError(Exception):
         super().__init__(what, of, why, hint)
         self.what, self.of, self.why, self.hint = what, of, why, hint
 
+    @property
+    def sentence(self) -> str:
+        """What failed, for which object and why, without the next step."""
+        return self.what + (f" [{self.of}]" if self.of else "") + (f": {self.why}" if self.why else "")
+
     def __str__(self) -> str:
-        text = self.what + (f" [{self.of}]" if self.of else "")
-        text += f": {self.why}" if self.why else ""
-        return text + (f". {self.hint}" if self.hint else "")
+        return self.sentence + (f". {self.hint}" if self.hint else "")
 
     def to_dict(self) -> dict[str, str]:
         """The error as JSON-ready fields; `from_dict` is the inverse."""

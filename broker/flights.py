@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from broker.backend.client import Entry
+from pydantic import ValidationError
+
+from broker.backend.client import Entry, RedisClient, Script
 from broker.backend.keys import Slot, flight_lease
-from broker.errors import BrokerError
+from broker.backend.lanes import Argument
+from broker.errors import BrokerError, Fenced, InvalidName, Unsupported
 from broker.model.commit import Fence
 from broker.model.event import EventType, envelope
 from broker.model.names import DatasetId
-from broker.model.request import Completion, Priority, Request, State
+from broker.model.request import Completion, Priority, Request, State, slot_of
 from broker.rules.publishing import Lease
 
 Kind = Literal["produce", "derive"]
@@ -22,7 +26,10 @@ Kind = Literal["produce", "derive"]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request on its way in. `answer`: what to answer at once, if the head is still `seq` and fresh enough."""
+    """A request on its way in. `answer`: what to answer at once, if the head is still `seq` and fresh enough.
+
+    `seq` 0: the head was not looked at, since no staleness is allowed.
+    """
 
     id: str
     slot: Slot
@@ -65,6 +72,15 @@ class Flight:
     @property
     def lease(self) -> Lease:
         return Lease(flight_lease(self.id), self.owner, self.fence)
+
+
+def fenced(redis: RedisClient, script: Script, flight: Flight, args: Sequence[Argument] = (), *keys: bytes) -> Any:
+    """Run a script of the flight's slot that acts only while this flight is held; its reply. Raises Fenced."""
+    fence: list[Argument] = [flight.id, flight.fence.epoch, flight.fence.counter]
+    reply = redis.call(script, [Slot(slot_of(flight.id)).meta, *keys], [*fence, *args])
+    if reply == b"fenced":
+        raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
+    return reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +134,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Status:
-    """A request as Redis knows it. `progress` of its flight: rows, bytes, total where known."""
+    """A request as Redis knows it. `progress` of its flight: rows, bytes, total where known.
+
+    `causes`: why attempts failed before another was made, as error fields, oldest first; `completion` has the last one's.
+    """
 
     id: str
     state: State
@@ -129,6 +148,7 @@ class Status:
     flight: str | None = None
     progress: dict[str, Any] = field(default_factory=dict)
     completion: Completion | None = None
+    causes: tuple[dict[str, str], ...] = ()
 
 
 TERMINAL_EVENTS: Final[dict[State, EventType]] = {
@@ -146,33 +166,70 @@ def completion_event(completion: Completion) -> str:
 
 
 def completion_of(event: bytes | str) -> Completion:
-    """The completion inside a terminal event."""
-    return Completion.model_validate(json.loads(event)["data"])
+    """The completion inside a terminal event. Raises Unsupported as `request_of`."""
+    data = json.loads(event)["data"]
+    with _of_this_release(f"completion of {data.get('request')}"):
+        return Completion.model_validate(data)
 
 
-def dataset_of(entry: Entry) -> DatasetId:
-    """Which dataset an entry of a request stream rings for."""
-    return DatasetId(entry.fields[b"d"].decode())
+def request_of(id: str, body: bytes | None) -> Request:
+    """Raises Unsupported for a body of another release: a field that is not known here may change what is asked."""
+    with _of_this_release(id):
+        return Request.model_validate_json(body or b"")
+
+
+def outline_of(id: str, body: bytes | None, dataset: bytes, target: bytes) -> Request:
+    """The request, or, where its body cannot be read, as much of it as its end must name."""
+    try:
+        return request_of(id, body)
+    except Unsupported:
+        return Request(dataset=DatasetId(dataset.decode()), target=target.decode())
+
+
+@contextmanager
+def _of_this_release(of: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Unsupported(
+            "this release cannot read it", of=of, why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="Another release of the broker wrote it: update the one that reads",
+        ) from None  # fmt: skip
+
+
+def dataset_of(entry: Entry) -> DatasetId | None:
+    """Which dataset an entry of a request stream rings for; None where it does not say: its request does."""
+    try:
+        return DatasetId(entry.fields.get(b"d", b"").decode())
+    except (InvalidName, UnicodeDecodeError):
+        return None
 
 
 def flight_of(worker: str, outcome: Sequence[Any]) -> Flight:
     """From a claim's reply about the request that opened the flight."""
-    _, _, body, attempts, id, epoch, counter, kind, version, position, started = outcome
-    request, fence = Request.model_validate_json(body), Fence(int(epoch), int(counter))
+    _, _, dataset, priority, attempts, id, epoch, counter, kind, version, position, started = outcome
     return Flight(
-        id=id.decode(), dataset=request.dataset, kind=kind.decode(), owner=worker, fence=fence, attempt=int(attempts),
-        priority=request.priority, noted=(int(version), json.loads(position)), started=int(started) / 1000,
+        id=id.decode(), dataset=DatasetId(dataset.decode()), kind=kind.decode(), owner=worker,
+        fence=Fence(int(epoch), int(counter)), attempt=int(attempts), priority=priority.decode(),
+        noted=(int(version), json.loads(position)), started=int(started) / 1000,
     )  # fmt: skip
 
 
+def hash_of(flat: Sequence[bytes]) -> dict[str, bytes]:
+    """A Redis hash (or entry of a stream) by field, from names and values in turn."""
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
 def status_of(id: str, known: Mapping[str, bytes], progress: dict[str, Any]) -> Status:
-    """A request's hash, read."""
+    """A request's hash, read. Raises Unsupported as `request_of`."""
     return Status(
-        id=id, state=State(known["state"].decode()), request=Request.model_validate_json(known["body"]),
+        id=id, state=State(known["state"].decode()), request=request_of(id, known["body"]),
         attempts=int(known["attempts"]), created=int(known["created"]) / 1000,
         waits=known["wait"].decode() if "wait" in known else None,
         flight=known["flight"].decode() if "flight" in known else None, progress=progress,
         completion=completion_of(known["done"]) if "done" in known else None,
+        causes=tuple(json.loads(b"[%s]" % known.get("causes", b""))),
     )  # fmt: skip
 
 

@@ -10,22 +10,33 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 from broker.backend.client import Entry
 from broker.backend.derived import Derived
 from broker.backend.keys import Slot
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
-from broker.errors import BrokerError, Invalid, StaleBase, Transient
+from broker.errors import AttemptFailed, BrokerError, Invalid, StaleBase, Transient
 from broker.flights import Claimed, Confirmed, Flight, Member, Retry, dataset_of, ended
 from broker.model.commit import Edge
 from broker.model.dataset import Frozen
 from broker.model.names import DatasetId, derived_key
 from broker.model.request import Completion, Request, State
-from broker.outcomes import Delta, ProductionRequest, Since, Snapshot, close, failure_of, resolve_position
+from broker.outcomes import (
+    Delta,
+    Outcome,
+    ProductionRequest,
+    Since,
+    Snapshot,
+    attributes_of,
+    close,
+    failure_of,
+    resolve_position,
+)
 from broker.producers import Producers
 from broker.publication import Note, Publication, Published
 from broker.requests import Requests
@@ -62,6 +73,12 @@ class Derivation(Frozen):
     expires_at: float
 
 
+Made: TypeAlias = Edge | BrokerError
+"""What an order for files came to."""
+Refused: TypeAlias = Mapping[str, BrokerError]
+"""Why files could not be made, by fingerprint: it concerns only those who asked for these."""
+
+
 class Maker:
     """Runs producers and makes files. One attempt at a time, in its own process; all effects carry the flight's fence."""
 
@@ -71,7 +88,7 @@ class Maker:
         self._catalog, self._engine, self._publication = catalog, engine, publication
         self._producers, self._on_step = producers, on_step
 
-    def produce(self, flight: Flight, members: int, since: Since | None) -> Produced:
+    def produce(self, flight: Flight, since: Since | None) -> Produced:
         """Run the producer and publish what it gave. A version that this flight made already is not made again.
 
         `since`: what the claim saw, if it saw something; the head is looked at anyway, and the newer of both is told.
@@ -85,8 +102,7 @@ class Maker:
         if (since.version if since else 0) != state.offered:
             since = Since(*self._catalog.noted(flight.dataset)) if state.offered else None
         producer = self._producers.match(flight.dataset)
-        asked = ProductionRequest(dataset=flight.dataset, spec=state.spec, reason="request", members=members)
-        outcome = producer.run(asked, since)
+        outcome = producer.run(ProductionRequest(flight.dataset, state.spec), since)
         try:
             published = self._publish(flight, outcome, since)
         except Exception as error:
@@ -102,10 +118,10 @@ class Maker:
             session=state.session,
         )  # fmt: skip
 
-    def parts(self, flight: Flight, members: int) -> tuple[str, ...]:
+    def parts(self, flight: Flight) -> tuple[str, ...]:
         """Names of the parts into which the production is cut. Raises what `values` raised, Invalid when it names none."""
         producer, spec = self._producers.match(flight.dataset), self._catalog.state(flight.dataset).spec
-        found = producer.parts(ProductionRequest(dataset=flight.dataset, spec=spec, reason="request", members=members))
+        found = producer.parts(ProductionRequest(flight.dataset, spec))
         if not found:
             raise Invalid(
                 "the producer has no parts", of=producer.name, why="its values are empty, which says nothing of the rows",
@@ -113,10 +129,10 @@ class Maker:
             )  # fmt: skip
         return found
 
-    def _publish(self, flight: Flight, outcome: Any, since: Since | None) -> Published:
+    def _publish(self, flight: Flight, outcome: Outcome, since: Since | None) -> Published:
         note = Note(
             production=flight.id, started=flight.started or None, lease=flight.lease, kind="producer",
-            position=lambda: resolve_position(outcome), attributes=getattr(outcome, "attributes", {}),
+            position=lambda: resolve_position(outcome), attributes=attributes_of(outcome),
         )  # fmt: skip
         match outcome:
             case Snapshot(data=data):
@@ -129,8 +145,21 @@ class Maker:
             )
         return Published(since.version, None)
 
-    def derive(self, order: Derivation) -> Edge:
-        """Make the files of one selection from sealed edges."""
+    def derive(self, orders: Iterable[Derivation]) -> list[Made]:
+        """Make the files of selections from sealed edges; an order's error stands for it alone."""
+        return [self._derived(order) for order in orders]
+
+    def _derived(self, order: Derivation) -> Made:
+        try:
+            return self._edge(order)
+        except BrokerError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a selection nobody foresaw must not fail those who asked for another
+            return AttemptFailed(
+                "no files could be made", of=order.request.dataset, why=f"{type(error).__name__}: {error}"[:1000]
+            )
+
+    def _edge(self, order: Derivation) -> Edge:
         request = order.request
         state = self._catalog.state(request.dataset)
         found = road(state, request, order.version)
@@ -139,7 +168,7 @@ class Maker:
         def key_of(extension: str) -> str:
             return derived_key(request.dataset, hour, fingerprint, extension)
 
-        edge = self._engine.derive(state.spec, found.edges, request.selection, request.format, key_of)
+        edge = self._engine.derive(state.spec, found.edges, request.selection, request.format, key_of, found.held or ())
         self._on_step("derived")
         return edge
 
@@ -165,7 +194,8 @@ class Clerk:
         """Flights this worker must run now. Entries of datasets it does not serve are parked for others."""
         mine, foreign = list[Entry](), list[Entry]()
         for entry in entries:
-            (mine if serves(dataset_of(entry)) else foreign).append(entry)
+            dataset = dataset_of(entry)
+            (mine if dataset is not None and serves(dataset) else foreign).append(entry)
         if foreign:
             self.requests.park(slot, foreign)
         claimed = self.requests.claim(slot, worker, mine)
@@ -184,26 +214,37 @@ class Clerk:
 
     def orders(self, flight: Flight, members: Iterable[Member], version: int) -> list[Derivation]:
         """Derivations that the members need and nobody has made yet, one a fingerprint."""
-        state, wanted = self.catalog.at_least(flight.dataset, version), dict[str, Derivation]()
+        state, wanted = self._state(flight, members, version), dict[str, Derivation]()
         expires_at = time.time() + self._settings.result_seconds
         for member in members:
             request, fingerprint = member.request, derivation_of(member.request)
             try:
-                needed = needs_files(road(state, request, version), request)
+                found = road(state, request, answered_at(state, request, version))
             except BrokerError:
                 continue  # answered with its error in `complete`
-            if needed and fingerprint not in wanted and self._derived.get(request.dataset, fingerprint, version) is None:
-                wanted[fingerprint] = Derivation(request=request, version=version, expires_at=expires_at)
+            if fingerprint in wanted or not needs_files(found, request):
+                continue
+            if self._derived.get(request.dataset, fingerprint, found.version) is None:
+                wanted[fingerprint] = Derivation(request=request, version=found.version, expires_at=expires_at)
         return list(wanted.values())
 
-    def keep(self, order: Derivation, edge: Edge) -> None:
-        """Remember derived files for whoever asks the same of the same version."""
-        self._derived.put(order.request.dataset, derivation_of(order.request), order.version, edge, order.expires_at)
+    def keep(self, orders: Sequence[Derivation], made: Sequence[Made]) -> Refused:
+        """Remember derived files for whoever asks the same of the same version. -> what could not be made, for `complete`"""
+        refused = dict[str, BrokerError]()
+        for order, edge in zip(orders, made, strict=True):
+            fingerprint = derivation_of(order.request)
+            if isinstance(edge, BrokerError):
+                refused[fingerprint] = edge
+            else:
+                self._derived.put(order.request.dataset, fingerprint, order.version, edge, order.expires_at)
+        return refused
 
-    def complete(self, flight: Flight, members: Sequence[Member], produced: Produced) -> Answered:
-        """Answer all members at `produced.version`. Raises Fenced."""
-        state = self.catalog.at_least(flight.dataset, produced.version)
-        answers = [self._completion(state, member, produced.version) for member in members]
+    def complete(
+        self, flight: Flight, members: Sequence[Member], produced: Produced, refused: Refused = MappingProxyType({})
+    ) -> Answered:
+        """Answer all members at `produced.version`, those whose files were `refused` with that error. Raises Fenced."""
+        state = self._state(flight, members, produced.version)
+        answers = [self._completion(flight, state, member, produced.version, refused) for member in members]
         if flight.kind == "derive":
             return self._answer(flight, answers)
         session = produced.session or state.session
@@ -212,34 +253,56 @@ class Clerk:
 
     def fail(self, flight: Flight, members: Sequence[Member], error: BrokerError) -> Answered:
         """A failed attempt: transient errors go another round with back-off, the rest to the dead letters."""
-        return self._answer(flight, [self._failure(member, error) for member in members])
+        return self._answer(flight, [self._failure(flight, member, error) for member in members])
 
     def _answer(self, flight: Flight, answers: Sequence[Completion | Retry], confirmed: Confirmed | None = None) -> Answered:
         count = self.requests.answer(flight, answers, confirmed=confirmed)
         self._on_step("answered")
         return Answered(count, sum(isinstance(answer, Retry) for answer in answers))
 
-    def _completion(self, state: DatasetState, member: Member, version: int) -> Completion | Retry:
+    def _state(self, flight: Flight, members: Iterable[Member], version: int) -> DatasetState:
+        """One that knows `version`, and what the members hold already."""
+        held = (member.request.since.version for member in members if member.request.since)
+        return self.catalog.at_least(flight.dataset, max((version, *held)))
+
+    def _completion(
+        self, flight: Flight, state: DatasetState, member: Member, version: int, refused: Refused
+    ) -> Completion | Retry:
         request = member.request
         try:
-            found = road(state, request, version)
+            found = road(state, request, answered_at(state, request, version))
             expires_at = time.time() + self._settings.result_seconds
             if needs_files(found, request):
-                found, expires_at = self._with_files(found, request)
+                found, expires_at = self._with_files(found, request, refused)
             return completed(member.id, request, state.session, found, expires_at, member.attempts)
         except BrokerError as error:
-            return self._failure(member, error)
+            return self._failure(flight, member, error)
 
-    def _failure(self, member: Member, error: BrokerError) -> Completion | Retry:
+    def _failure(self, flight: Flight, member: Member, error: BrokerError) -> Completion | Retry:
+        """Members that go another round come back together: one production can serve them all again."""
         if isinstance(error, Transient) and member.attempts < self._settings.max_attempts:
-            return Retry(member.id, backoff(self._settings, member.attempts), error)
+            return Retry(member.id, backoff(self._settings, flight.attempt, flight.id), error)
         return ended(member.id, member.request, State.FAILED, member.attempts, error)
 
-    def _with_files(self, found: Plan, request: Request) -> tuple[Plan, float]:
-        made = self._derived.get(request.dataset, derivation_of(request), found.version)
+    def _with_files(self, found: Plan, request: Request, refused: Refused) -> tuple[Plan, float]:
+        fingerprint = derivation_of(request)
+        if fingerprint in refused:
+            raise refused[fingerprint]
+        made = self._derived.get(request.dataset, fingerprint, found.version)
         if made is None:
             raise StaleBase("derived files are missing", of=request.dataset, why=f"version {found.version}", hint="Ask again")
         return replace(found, edges=(made[0],)), made[1]
+
+
+def answered_at(state: DatasetState, request: Request, version: int) -> int:
+    """At which version a flight that ended at `version` answers: that one, or what the target holds of a newer one.
+
+    A version published beside the flight may have reached the target before it asked: it must not be sent back.
+    """
+    since = request.since
+    if since is None or since.session not in (None, state.session) or since.version > state.version:
+        return version
+    return max(version, since.version)
 
 
 def completion_at_once(
@@ -261,7 +324,10 @@ def completion_at_once(
     return completed(id, request, state.session, found, expires_at, attempts=0)
 
 
-def backoff(settings: Settings, attempts: int) -> float:
-    """Seconds before the next attempt: doubling, capped, half of it jitter (AWS: Exponential Backoff And Jitter, 2015)."""
+def backoff(settings: Settings, attempts: int, of: str) -> float:
+    """Seconds before the next attempt: doubling, capped, half of it jitter (AWS: Exponential Backoff And Jitter, 2015).
+
+    What fails alike at one `of` waits alike.
+    """
     ceiling = min(settings.backoff_max_seconds, settings.backoff_seconds * 2.0 ** (attempts - 1))
-    return float(ceiling * random.uniform(0.5, 1.0))
+    return float(ceiling * random.Random(of).uniform(0.5, 1.0))

@@ -28,6 +28,7 @@ from broker.outcomes import (
     Since,
     Snapshot,
     Unchanged,
+    attributes_of,
     close,
     failure_of,
     resolve_position,
@@ -70,9 +71,8 @@ class Hands:
 
     def _made(self, plan: CutPlan, part: str, producers: Producers) -> PartMade:
         spec = self._catalog.state(plan.dataset).spec
-        asked = ProductionRequest(dataset=plan.dataset, spec=spec, reason="request")
         since = None if plan.first else Since(plan.version, position_of(plan.position, part))
-        outcome = producers.match(plan.dataset).run(asked, since, part)
+        outcome = producers.match(plan.dataset).run(ProductionRequest(plan.dataset, spec), since, part)
         try:
             made = self._written(spec, outcome, first=plan.first)
             return made.model_copy(update={"position": resolve_position(outcome), "attributes": attributes_of(outcome)})
@@ -222,7 +222,3 @@ def position_of(position: Any, part: str) -> Any:
     if isinstance(position, dict) and position.keys() == {OWN_POSITIONS}:
         return position[OWN_POSITIONS].get(part)
     return position
-
-
-def attributes_of(outcome: Outcome) -> dict[str, str]:
-    return dict(getattr(outcome, "attributes", {}))

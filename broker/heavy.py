@@ -69,7 +69,7 @@ class _Followed:
 
 
 class Lead:
-    """What a worker does for the cut flights it holds. One thread; Redis only, no rows."""
+    """What a worker does for the cut flights it holds: Redis only, no rows. `look` is for one thread, the rest for any."""
 
     def __init__(self, cuts: Cuts, jobs: Jobs, settings: Settings, app: str, on_step: OnStep = nothing) -> None:
         self._cuts, self._jobs, self._settings, self._app, self._on_step = cuts, jobs, settings, app, on_step
@@ -131,7 +131,7 @@ class Lead:
         for task, id, look in zip(tasks, ids, self._jobs.look(queue_of(tasks[0]), ids), strict=True):
             error = cut.error_of(task) or self._death(followed, id, look)
             if error is not None:
-                self._try_again(flight, cut, task, error)
+                self._try_again(flight, cut, task, error, followed)
             elif look.condition == "absent":
                 enqueue(self._jobs, self._settings, flight.id, task, cut.attempts[task])
 
@@ -148,8 +148,8 @@ class Lead:
             return AttemptFailed("the attempt died", why="its RQ worker is silent")
         return None
 
-    def _try_again(self, flight: Flight, cut: Cut, task: str, error: BrokerError) -> None:
-        attempt, followed = cut.attempts[task], self._followed[flight.id]
+    def _try_again(self, flight: Flight, cut: Cut, task: str, error: BrokerError, followed: _Followed) -> None:
+        attempt = cut.attempts[task]
         of = f"{flight.dataset} {cut.plan.name_of(task)}"
         if isinstance(error, StaleBase) or not isinstance(error, Transient | Fenced):
             raise type(error)(error.what, of=f"{of}: {error.of}" if error.of else of, why=error.why, hint=error.hint)
@@ -157,7 +157,8 @@ class Lead:
             raise AttemptFailed(
                 f"all {attempt} attempts failed", of=of, why=f"{error.what}: {error.why}", hint="Look at the producer's log"
             )
-        due = followed.due.setdefault(job_of(flight.id, task, attempt), time.monotonic() + backoff(self._settings, attempt))
+        job = job_of(flight.id, task, attempt)
+        due = followed.due.setdefault(job, time.monotonic() + backoff(self._settings, attempt, job))
         if time.monotonic() >= due:
             enqueue(self._jobs, self._settings, flight.id, task, self._cuts.again(flight, task, attempt))
 

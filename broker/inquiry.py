@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from broker.backend.client import RedisClient
 from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot
 from broker.backend.registry import Registry, Worker
-from broker.errors import NotFound
-from broker.flights import Status, completion_of, status_of
+from broker.errors import NotFound, Unsupported
+from broker.flights import Status, completion_of, hash_of, request_of, status_of
 from broker.model.names import DatasetId
 from broker.model.request import PRIORITIES, Completion, Request, State, slot_of
 from broker.requests import Requests
 from broker.rules.patterns import pattern_matches
 
 SCAN_KEYS: Final = 100_000
-"""Keys one listing looks at, at most, so that a full Redis does not hold a person up."""
+"""Keys one listing looks at on each server, at most, so that a full Redis does not hold a person up."""
 SCAN_PAGE: Final = 1_000
 PAGE: Final = 100
-OUTSTANDING: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A request that failed for good. `causes`: why each attempt failed, as error fields, the last one last."""
+    """A request that failed for good. `causes`: why each attempt failed, as error fields, the last one last.
+
+    `request` None: another release wrote it, and this one cannot read it.
+    """
 
     entry: bytes
     completion: Completion
@@ -78,29 +81,34 @@ class Inquiry:
     def __init__(self, redis: RedisClient, requests: Requests) -> None:
         self._redis, self._requests = redis, requests
         self._registry = Registry(redis)
-        self._outstanding = redis.script("outstanding")
+        self._outstanding = redis.script("outstanding", writes=False)
 
     def recent(self, slot: Slot) -> Iterator[Status]:
         """Requests Redis remembers, newest first, among at most SCAN_KEYS keys looked at."""
         ids = self._ids(slot)
         for start in range(0, len(ids), PAGE):
             page = ids[start : start + PAGE]
-            replies = self._redis.pipeline([("HGETALL", slot.request(id)) for id in page], slot.name, writes=False)
+            replies = self._redis.replies([("HGETALL", slot.request(id)) for id in page], slot.name, writes=False)
             for id, flat in zip(page, replies, strict=True):
-                if not isinstance(flat, Exception) and flat:
-                    yield status_of(id, _known(flat), {})
+                with suppress(Unsupported):  # another release wrote it: it shows once it is a dead letter
+                    if flat:
+                        yield status_of(id, hash_of(flat), {})
+
+    def newest(self, slots: Iterable[Slot]) -> Iterator[Status]:
+        """As `recent`, of several slots: reads as far as it is asked."""
+        return heapq.merge(*map(self.recent, slots), key=lambda status: status.id.rpartition(".")[2], reverse=True)
 
     def dead(self, slot: Slot, limit: int = PAGE) -> list[DeadLetter]:
         """The newest dead letters."""
         reply = self._redis.run("XREVRANGE", slot.dead, "+", "-", "COUNT", limit, writes=False)
-        return [_dead(entry, _known(flat)) for entry, flat in reply]
+        return [_dead(entry, hash_of(flat)) for entry, flat in reply]
 
     def dead_letter(self, id: str) -> DeadLetter | None:
         """The dead letter of a request; None when it has none."""
         slot, last = Slot(slot_of(id)), b"+"
         while page := self._redis.run("XREVRANGE", slot.dead, last, "-", "COUNT", PAGE, writes=False):
             for entry, flat in page:
-                letter = _dead(entry, _known(flat))
+                letter = _dead(entry, hash_of(flat))
                 if letter.completion.request == id:
                     return letter
             last = b"(" + page[-1][0]
@@ -108,7 +116,7 @@ class Inquiry:
 
     def outstanding(self, slot: Slot) -> list[DatasetId]:
         """Datasets of the slot with a request queued, in flight, delayed or parked, as of one moment."""
-        return [DatasetId(name.decode()) for name in self._redis.call(self._outstanding, [slot.meta], [OUTSTANDING])]
+        return [DatasetId(name.decode()) for name in self._redis.call(self._outstanding, [slot.meta], [PAGE])]
 
     def serving(self, dataset: DatasetId, slot: Slot) -> list[Worker]:
         """Live workers whose patterns match the dataset."""
@@ -118,7 +126,7 @@ class Inquiry:
         """What waits in a slot."""
         names = sorted({dataset.name for dataset in datasets})
         streams = [(name, slot.requests(name, priority)) for name in names for priority in PRIORITIES]
-        sizes = self._redis.pipeline([("XLEN", stream) for _, stream in streams], slot.name, writes=False)
+        sizes = self._redis.replies([("XLEN", stream) for _, stream in streams], slot.name, writes=False)
         queued = dict.fromkeys(names, 0)
         for (name, _), size in zip(streams, sizes, strict=True):
             queued[name] += int(size)
@@ -128,7 +136,7 @@ class Inquiry:
             ("HLEN", slot.key("parked")),
             ("XLEN", slot.dead),
         ]
-        flights, delayed, parked, dead = map(int, self._redis.pipeline(others, slot.name, writes=False))
+        flights, delayed, parked, dead = map(int, self._redis.replies(others, slot.name, writes=False))
         return Queues(slot.name, queued, flights, delayed, parked, dead, tuple(self._registry.alive(slot)))
 
     def whereabouts(self, id: str) -> Whereabouts:
@@ -144,30 +152,30 @@ class Inquiry:
         """Parked or not, when it is due again (seconds since the epoch), how many entries its stream holds."""
         stream = slot.requests(status.request.dataset.name, status.request.priority)
         commands = [("HEXISTS", slot.key("parked"), status.id), ("ZSCORE", slot.key("delayed"), status.id), ("XLEN", stream)]
-        parked, due, unread = self._redis.pipeline(commands, status.id, writes=False)
+        parked, due, unread = self._redis.replies(commands, status.id, writes=False)
         return bool(parked), float(due) / 1000 if due else None, int(unread)
 
     def _flight(self, slot: Slot, id: str) -> FlightView | None:
         flat = self._redis.run("HGETALL", slot.flight(id), writes=False)
         if not flat:
             return None
-        known = {name: value.decode() for name, value in _known(flat).items()}
+        known = {name: value.decode() for name, value in hash_of(flat).items()}
         return FlightView(
             id, known["kind"], known["state"], known["owner"], int(known.get("started", 0)) / 1000, int(known["until"]) / 1000
         )
 
     def _ids(self, slot: Slot) -> list[str]:
         """Newest first: an id sorts by time of birth."""
-        found: list[str] = []
-        looked, pattern = 0, slot.request("*")
+        found, pages = list[str](), SCAN_KEYS // SCAN_PAGE
         with mapped(slot.name, writes=False):
             for server in self._redis.servers():
-                for key in server.scan_iter(match=pattern, count=SCAN_PAGE):
-                    found.append(bytes(key).decode().rpartition(":")[2])
-                    looked += 1
-                    if looked >= SCAN_KEYS:
+                cursor, keys = 0, list[bytes]()
+                for _ in range(pages):
+                    cursor, keys = cast(Any, server).scan(cursor, match=slot.request("*"), count=SCAN_PAGE)
+                    found += [key.decode().rpartition(":")[2] for key in keys]
+                    if int(cursor) == 0:
                         break
-        return heapq.nlargest(SCAN_KEYS, found)
+        return sorted(found, reverse=True)
 
 
 def reason_of(
@@ -190,15 +198,14 @@ def reason_of(
     return "a free worker", f"{unread} request(s) in its stream, {len(workers)} worker(s) serve it"
 
 
-def _known(flat: Sequence[bytes]) -> dict[str, bytes]:
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-
-
 def _dead(entry: bytes, known: dict[str, bytes]) -> DeadLetter:
     completion = completion_of(known["e"])
     causes: list[Any] = json.loads(known.get("c", b"[]"))
     last = [completion.error] if completion.error else []
-    body = Request.model_validate_json(known["b"]) if "b" in known else None
+    try:
+        body = request_of(completion.request, known.get("b"))
+    except Unsupported:
+        body = None
     return DeadLetter(entry, completion, body, (*causes, *last))
 
 

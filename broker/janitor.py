@@ -90,18 +90,22 @@ class Janitor:
     def _checkpoint(self, dataset: DatasetId) -> bool:
         """Seal what is due; whether it was this call that did it."""
         made = self._catalog.checkpoint(dataset)
-        seq = self._catalog.state(dataset).seq
+        seq = self._catalog.known(dataset).seq
         self._sealed[dataset] = seq - seq % self._settings.checkpoint_every
         return made is not None
 
     def _sweep(self, dataset: DatasetId, still_mine: Callable[[], None]) -> int:
-        """Delete derived files whose hour is over, and data files no record names that are older than `orphan_seconds`."""
-        now = self._clock()
-        named = self._named(dataset)
+        """Delete derived files whose hour is over, and data files no record names that are older than `orphan_seconds`.
+
+        A dropped dataset is swept, too; one without any record is not: its log may only be out of sight.
+        """
+        if not self._catalog.known(dataset).seq:
+            return 0
+        now, named = self._clock(), self._named(dataset)
         listed = self._store.list(f"{dataset}/data/")
         orphans = [info for info in listed if info.key not in named and info.modified < now - self._settings.orphan_seconds]
         # The log is read again behind the listing: a file that was named meanwhile is no orphan.
-        state = self._catalog.state(dataset)
+        state = self._catalog.known(dataset)
         fresh = {file.key for edge in state.edges for file in edge.files}
         expired = [info.key for info in self._store.list(f"{dataset}/derived/") if _over(info, now)]
         return self._delete([info.key for info in orphans if info.key not in fresh] + expired, still_mine)
@@ -112,7 +116,7 @@ class Janitor:
 
     def _named(self, dataset: DatasetId) -> set[str]:
         """Every file key that any sealed record names, retired ones included. Raises Corrupt when the log has a hole."""
-        head, seq, found = self._catalog.state(dataset).seq, 0, set[str]()
+        head, seq, found = self._catalog.known(dataset).seq, 0, set[str]()
         for seq, data in enumerate(self._catalog.records(dataset), 1):
             body = parse_record(data, f"{dataset} log {seq}").body
             if isinstance(body, NewVersion | NewEdge):

@@ -26,8 +26,10 @@ from typing import Any, Final, TypeAlias
 import pyarrow as pa
 
 from broker.columnar.intake import Intake, accept_deletes, reader_of
+from broker.columnar.scratch import disk_errors
 from broker.columnar.types import schema_of
 from broker.errors import AttemptFailed, BrokerError, Invalid, SchemaConflict
+from broker.model.attributes import check_attributes
 from broker.model.dataset import DatasetSpec
 
 MAX_POSITION_BYTES: Final = 65_536
@@ -44,16 +46,13 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class ProductionRequest:
-    """What a producer is asked. `reason` says why, for logs; `members` is how many requests wait for the answer.
+    """What a producer is asked: the dataset as it is, for all requests that wait for it.
 
-    It carries no `where`, `columns` or format: those apply after the seal, to what the producer gave.
+    It carries no `where`, `columns`, format or attributes: those are each request's own, and apply after the seal.
     """
 
     dataset: str
     spec: DatasetSpec
-    reason: str = ""
-    members: int = 1
-    attributes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class Snapshot:
     attributes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_attributes(self.attributes, "Snapshot")
+        check_attributes(self.attributes, "Snapshot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Delta:
     attributes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_attributes(self.attributes, "Delta")
+        check_attributes(self.attributes, "Delta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +88,6 @@ class Unchanged:
 
 
 Outcome: TypeAlias = Snapshot | Delta | Unchanged
-
-
-def _check_attributes(attributes: object, of: str) -> None:
-    if not isinstance(attributes, dict) or not all(isinstance(text, str) for pair in attributes.items() for text in pair):
-        raise Invalid("attributes must be a dict of str to str", of=of, why=repr(attributes)[:100])
 
 
 # --- what a producer returned
@@ -155,6 +149,11 @@ def _guards(outcome: Outcome) -> list[Guarded]:
         case _:
             sides = []
     return [side for side in sides if isinstance(side, Guarded)]
+
+
+def attributes_of(outcome: Outcome) -> dict[str, str]:
+    """What the version is told to carry; nothing where there is no version."""
+    return {} if isinstance(outcome, Unchanged) else outcome.attributes
 
 
 def resolve_position(outcome: Outcome) -> Any:
@@ -285,13 +284,18 @@ def _described(schema: pa.Schema) -> str:
 
 
 class Spool:
-    """Arrow batches parked on disk in a file without a name, lz4; memory holds one batch. Freed with the last reader."""
+    """Arrow batches parked on disk in a file without a name, lz4; memory holds one batch. Freed with the last reader.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        handle, path = tempfile.mkstemp(prefix="broker-spool-", dir=folder)
-        os.close(handle)
-        self._out, self._in = pa.OSFile(path, "wb"), pa.OSFile(path, "rb")
-        os.unlink(path)  # a killed process leaves nothing behind
+    It lies in the folder of temporary files. Raises Overloaded when the disk is full, Unavailable for its other errors.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.gettempdir())
+        with disk_errors(self._folder):
+            handle, path = tempfile.mkstemp(prefix="broker-spool-", dir=self._folder)
+            os.close(handle)
+            self._out, self._in = pa.OSFile(path, "wb"), pa.OSFile(path, "rb")
+            os.unlink(path)  # a killed process leaves nothing behind
         self._writer: pa.ipc.RecordBatchStreamWriter | None = None
         self.schema: pa.Schema | None = None
         self.rows = 0
@@ -299,11 +303,15 @@ class Spool:
     def extend(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Append batches of one schema."""
         for batch in batches:
-            if self._writer is None:
-                self.schema = batch.schema
-                self._writer = pa.ipc.new_stream(self._out, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-            self._writer.write_batch(batch)
+            with disk_errors(self._folder):
+                self._write(batch)
             self.rows += batch.num_rows
+
+    def _write(self, batch: pa.RecordBatch) -> None:
+        if self._writer is None:
+            self.schema = batch.schema
+            self._writer = pa.ipc.new_stream(self._out, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        self._writer.write_batch(batch)
 
     def shape(self, spec: DatasetSpec) -> DatasetSpec:
         """`spec` with the columns this spool already has, so that later batches are brought to them."""
@@ -313,8 +321,9 @@ class Spool:
         """What was parked, from its beginning; None when nothing was. Ends writing, and the reader given before."""
         if self._writer is None:
             return None
-        if not self._out.closed:
-            self._writer.close()
-            self._out.close()
-        self._in.seek(0)
-        return pa.ipc.open_stream(self._in)
+        with disk_errors(self._folder):
+            if not self._out.closed:
+                self._writer.close()
+                self._out.close()
+            self._in.seek(0)
+            return pa.ipc.open_stream(self._in)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.backend import embedded
+from broker.backend import embedded, health
 from broker.backend.client import RedisClient
+from broker.backend.deployment import agree_on_shards, known_promise
 from broker.backend.derived import Derived
 from broker.backend.index import Index
 from broker.backend.leases import Leases
@@ -37,7 +38,12 @@ class Parts:
     requests: Requests
     derived: Derived
     changelogs: ChangeLogs
+    promise: Promise
     on_step: OnStep
+
+    def caveats(self) -> list[str]:
+        """What cannot be promised with this Redis and this store, in words; empty when all is well."""
+        return [finding.text for finding in (*health.check(self.redis), *self.promise.caveats())]
 
     def close(self) -> None:
         self.changelogs.close()
@@ -61,18 +67,16 @@ def store_url(settings: Settings) -> str:
     return settings.store or str(home_folder(settings) / STORE_FOLDER)
 
 
-def probed_store(settings: Settings) -> tuple[ObjectStore, Promise]:
-    """The store, told what the probe found it may promise."""
-    url = store_url(settings)
-    store = open_store(url, settings)
-    promise = probe(store)
-    return (store if promise.conditional_put else open_store(url, settings, conditional=False)), promise
-
-
 def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     """Build everything. Raises InvalidSettings, Unavailable, Unsupported (no Redis to be had)."""
-    redis = RedisClient.open(redis_url(settings))
-    store, promise = probed_store(settings)
+    redis, url = RedisClient.open(redis_url(settings)), store_url(settings)
+    try:
+        agree_on_shards(redis, settings.shards)
+        promise = known_promise(redis, url, lambda: probe(open_store(url, settings)))
+    except BaseException:
+        redis.close()
+        raise
+    store = open_store(url, settings, conditional=promise.conditional_put)
     index, leases = Index(redis, settings.shards), Leases(redis, settings.lease_seconds)
     catalog = Catalog(index, store, settings, on_step)
     engine = Engine(store, settings)
@@ -80,5 +84,5 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step),
         requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
-        changelogs=ChangeLogs(redis, catalog, settings), on_step=on_step,
+        changelogs=ChangeLogs(redis, catalog, settings), promise=promise, on_step=on_step,
     )  # fmt: skip

@@ -146,10 +146,6 @@ class Producers:
             hint="Register one with @app.producer(pattern)",
         )  # fmt: skip
 
-    def stream_patterns(self) -> tuple[tuple[str, str], ...]:
-        """(domain pattern, dataset name pattern) of the request streams a worker reads: a tenant has no stream of its own."""
-        return tuple(sorted({(domain, name) for _, domain, name in (p.pattern.split("/") for p in self._producers)}))
-
     def _register(self, producer: Producer) -> None:
         check_pattern(producer.pattern)
         _check_partitioning(producer)

@@ -21,7 +21,9 @@ from broker.columnar.engine import Engine, Written
 from broker.columnar.intake import Intake
 from broker.columnar.tombstones import Standing
 from broker.errors import Invalid, StaleBase
-from broker.model.commit import Body, Edge, NewVersion
+from broker.model.attributes import check_attributes
+from broker.model.commit import Body, Edge, NewVersion, digest
+from broker.model.event import rfc3339
 from broker.model.names import DatasetId
 from broker.rules.fold import State
 from broker.rules.plan import plan
@@ -46,14 +48,7 @@ class Note:
     kind: str = "direct"
 
     def __post_init__(self) -> None:
-        for name, value in self.attributes.items():
-            if not (isinstance(name, str) and isinstance(value, str)):
-                raise Invalid(
-                    "attributes are text",
-                    of=repr(name)[:100],
-                    why=f"its value is a {type(value).__name__}",
-                    hint="Give str: str",
-                )
+        check_attributes(self.attributes, "a version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +221,26 @@ class _Sealing:
 
     def body(self, state: State, written: Written, base: int | None) -> NewVersion:
         edge, note = Edge(base=base, version=state.version + 1, files=written.files), self.note
-        system = {"producer": note.kind, "kind": edge.kind, "rows": str(edge.rows), "bytes": str(edge.bytes)}
+        produced = note.started or self.started
+        system = system_attributes(DatasetId(state.dataset), edge) | {
+            "producer": note.kind, "produced": rfc3339(produced), "schema": written.schema.id,
+        }  # fmt: skip
         return NewVersion(
             edge=edge, rows_total=written.rows if base is None else None, position=note.position(), production=note.production,
-            confirmed_at=note.started or self.started, schema_id=written.schema.id, system=system, custom=note.attributes,
+            confirmed_at=produced, schema_id=written.schema.id, system=system, custom=note.attributes,
         )  # fmt: skip
+
+
+def system_attributes(dataset: DatasetId, edge: Edge) -> dict[str, str]:
+    """What every version says of itself, in the record, its event and `broker versions show`. All text.
+
+    `sha256` is the identity of its files: that of the only one, or of the SHA-256s of all in hex, one behind the other.
+    """
+    hashes = [file.sha256 for file in edge.files]
+    return {
+        "tenant": dataset.tenant, "domain": dataset.domain, "kind": edge.kind, "rows": str(edge.rows), "bytes": str(edge.bytes),
+        "files": str(len(hashes)), "sha256": hashes[0] if len(hashes) == 1 else digest("".join(hashes).encode()),
+    } | ({} if edge.base is None else {"base": str(edge.base)})  # fmt: skip
 
 
 class _Writing:

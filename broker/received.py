@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, Final
 
 import pyarrow as pa
 
 from broker.catalog import Catalog
 from broker.columnar.engine import Engine
+from broker.columnar.scratch import appearing, disk_errors
 from broker.columnar.types import schema_of
-from broker.errors import Conflict, StaleBase, Unsupported
-from broker.model.commit import Edge, File
+from broker.errors import Conflict, StaleBase
+from broker.model.commit import File
 from broker.model.request import Completion, Cursor, Selection
 from broker.requests import Requests
 from broker.sinks.port import Applied, Batch, Sink, SinkCursor
 from broker.stores.port import ObjectStore
+
+COPY_BYTES: Final = 1 << 20
+_DOWNLOADED: Final = re.compile(r"\d{2,}-(rows|upserts|deletes|tombstones)\.(parquet|arrow|csv|jsonl)")
 
 
 class Received:
@@ -44,15 +49,18 @@ class Received:
     def table(self) -> pa.Table:
         """The rows of a snapshot. Raises Conflict for a delta or an unchanged answer."""
         self._expect("snapshot")
-        return self._engine.read(self._spec, self._readable(), self._selection).read_all()
+        return self._engine.read(self._spec, self.completion.edges, self._selection).read_all()
 
     def upserts(self) -> pa.Table:
-        """Whole rows to insert or replace, the last per key. Raises Conflict for a snapshot."""
-        return self._changes()[0]
+        """Whole rows to insert or replace, the last per key, once `deletes` are removed. Raises Conflict for a snapshot.
+
+        None of them is late: where the dataset has an order, what is older than the row it would replace was left out.
+        """
+        return self._changes[0]
 
     def deletes(self) -> pa.Table:
         """Keys (and order) of rows to remove; some may name keys you never held. Raises Conflict for a snapshot."""
-        return self._changes()[1]
+        return self._changes[1]
 
     def apply(self, sink: Sink, name: str = "requests") -> Applied:
         """Rows and cursor in one transaction of the sink; applied before, it does nothing.
@@ -85,22 +93,31 @@ class Received:
             )  # fmt: skip
 
     def download(self, folder: str | Path) -> list[Path]:
-        """Copy the files, verified, into `folder` (made if needed), as they apply: 01-rows.parquet, 02-upserts.parquet."""
+        """Copy the files, verified, into `folder` (made if needed), as they apply: 01-rows.parquet, 02-tombstones.parquet.
+
+        Files of an earlier download into it go in the end. Raises Corrupt, NotFound; Overloaded (disk full) and Unavailable.
+        """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        return [
+        with disk_errors(target):
+            target.mkdir(parents=True, exist_ok=True)
+        paths = [
             self._copy(file, target / f"{number:02d}-{file.role}.{file.format}")
             for number, file in enumerate(self.completion.files, 1)
         ]
+        with disk_errors(target):
+            for old in {path for path in target.iterdir() if _DOWNLOADED.fullmatch(path.name)} - set(paths):
+                old.unlink()
+        return paths
 
     def locations(self, seconds: int = 3600) -> list[str]:
         """Where the files are: paths, or presigned URLs good for `seconds`."""
         return [str(self._store.locate(file.key, seconds)) for file in self.completion.files]
 
     def _copy(self, file: File, path: Path) -> Path:
-        part = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-        shutil.copyfile(self._engine.fetch(file), part)
-        return part.replace(path)
+        source = self._engine.fetch(file)
+        with appearing(path) as copy, disk_errors(path), source.open("rb") as data:
+            shutil.copyfileobj(data, copy, COPY_BYTES)
+        return path
 
     @property
     def _spec(self) -> Any:
@@ -111,23 +128,19 @@ class Received:
         """What the files hold: rows were chosen when they were made."""
         return Selection(columns=self.completion.columns)
 
-    def _readable(self) -> tuple[Edge, ...]:
-        if self.completion.format not in ("parquet", "arrow"):
-            raise Unsupported("only Parquet and Arrow are read back", of=self.completion.format, hint="Use download()")
-        return self.completion.edges
-
+    @cached_property
     def _changes(self) -> tuple[pa.Table, pa.Table]:
         self._expect("delta")
-        upserts, deletes = self._engine.changes(self._spec, self._readable(), self._selection)
+        upserts, deletes = self._engine.changes(self._spec, self.completion.edges, self._selection)
         return upserts.read_all(), deletes.read_all()
 
     def _batch(self) -> Batch:
         spec = self._spec
         if self.completion.mode == "snapshot":
-            rows = self._engine.read(spec, self._readable(), self._selection)
-            dead = self._engine.tombstones(spec, self._readable(), self._selection)
+            rows = self._engine.read(spec, self.completion.edges, self._selection)
+            dead = self._engine.tombstones(spec, self.completion.edges, self._selection)
             return Batch(spec=spec, schema=schema_of(rows.schema), replace=True, rows=rows, tombstones=dead)
-        upserts, deletes = self._engine.changes(spec, self._readable(), self._selection)
+        upserts, deletes = self._engine.changes(spec, self.completion.edges, self._selection)
         return Batch(spec=spec, schema=schema_of(upserts.schema), replace=False, upserts=upserts, deletes=deletes)
 
     def _expect(self, mode: str) -> None:

@@ -19,13 +19,13 @@ from broker.backend.watch import Watch
 from broker.errors import (
     BrokerError,
     Conflict,
-    Fenced,
     NotFound,
     OutcomeUnknown,
     Overloaded,
     Reconciling,
     RequestExpired,
     RequestLost,
+    Unsupported,
 )
 from broker.flights import (
     Claimed,
@@ -40,7 +40,11 @@ from broker.flights import (
     completion_event,
     completion_of,
     ended,
+    fenced,
     flight_of,
+    hash_of,
+    outline_of,
+    request_of,
     status_of,
 )
 from broker.model.commit import Fence
@@ -52,6 +56,8 @@ EXPIRE_BATCH: Final = 100
 """Requests whose bodies are in memory at once."""
 SUBMIT_RUN: Final = 16
 """Orders one call of the script takes: they share what a call costs by itself, and hold Redis for half a millisecond."""
+ANSWER_RUN: Final = 100
+"""Answers one call of the script posts: two megabytes of the longest, so that Redis neither refuses them nor stands still."""
 TICK_LIMIT: Final = 1_000
 """Requests one tick moves at most, so that a tick stays short for Redis."""
 
@@ -70,18 +76,29 @@ class Requests:
         """Queue requests, or answer those at once whose `answer` still holds, in one round trip; in the order given.
 
         An error stands for its request alone: NotFound, Conflict (idempotency key), Overloaded, RequestExpired, Reconciling
-        (bring the index up first).
+        (bring the index up first). Raises Unavailable when surely none was queued, OutcomeUnknown when some may be.
         """
         runs = list(_runs(orders))
-        calls = [([run[0].slot.meta], self._submit_args(run)) for run in runs]
-        try:
-            replies = self._redis.call_many(self._scripts["submit"], calls)
-        except OutcomeUnknown:
-            replies = self._redis.call_many(self._scripts["submit"], calls)  # the ids make it the same submissions
         results: list[Submitted | BrokerError] = []
-        for run, reply in zip(runs, replies, strict=True):
+        for run, reply in zip(runs, self._submit_runs(runs), strict=True):
             results += [reply] * len(run) if isinstance(reply, BrokerError) else map(self._submitted, run, reply)
         return results
+
+    def _submit_runs(self, runs: Sequence[Sequence[Order]]) -> list[Any]:
+        """A reply or an error for each. A lost reply is asked for once more: the ids make it the same submissions.
+
+        What fails then says nothing of the first time.
+        """
+        script, calls = self._scripts["submit"], [([run[0].slot.meta], self._submit_args(run)) for run in runs]
+        try:
+            return self._redis.call_many(script, calls)
+        except OutcomeUnknown:
+            pass
+        try:
+            replies = self._redis.call_many(script, calls)
+        except BrokerError as error:
+            raise _perhaps_queued(error) from error
+        return [_perhaps_queued(reply) if isinstance(reply, BrokerError) else reply for reply in replies]
 
     def _submitted(self, order: Order, reply: Any) -> Submitted | BrokerError:
         how, known, head_seq = reply[0].decode(), reply[1].decode(), int(reply[2])
@@ -133,9 +150,14 @@ class Requests:
 
     def status(self, id: str) -> Status:
         """Raises RequestLost when Redis forgot a request of its history time, NotFound for an older or unknown one."""
-        slot = Slot(slot_of(id))
-        flat = self._redis.run("HGETALL", slot.request(id), writes=False)
-        if not flat:
+        slot, known = Slot(slot_of(id)), self._known(id)
+        flight = known["flight"].decode() if "flight" in known else None
+        progress = self._redis.run("HGET", slot.flight(flight), "progress", writes=False) if flight else None
+        return status_of(id, known, json.loads(progress) if progress else {})
+
+    def _known(self, id: str) -> dict[str, bytes]:
+        known = hash_of(self._redis.run("HGETALL", Slot(slot_of(id)).request(id), writes=False))
+        if not known:
             if time.time() - born_at(id) < self._settings.history_seconds:
                 raise RequestLost(
                     "Redis does not know the request",
@@ -144,10 +166,7 @@ class Requests:
                     hint="Submit it again, with its idempotency key",
                 )
             raise NotFound("no such request", of=id, why="finished requests are kept for a while only")
-        known = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-        flight = known["flight"].decode() if "flight" in known else None
-        progress = self._redis.run("HGET", slot.flight(flight), "progress", writes=False) if flight else None
-        return status_of(id, known, json.loads(progress) if progress else {})
+        return known
 
     def outcome(self, id: str) -> Completion | None:
         """The completion, None while it is not there. Raises RequestLost, NotFound."""
@@ -164,13 +183,11 @@ class Requests:
         return Watch(self._redis, Slot(slot_of(id)).responses(target))
 
     def end(self, id: str, state: State, error: BrokerError | None = None) -> bool:
-        """Make a request cancelled or expired unless it has ended. True: this call ended it."""
-        known = self.status(id)
-        if known.state.terminal:
-            return False
-        completion = ended(id, known.request, state, known.attempts, error)
-        args: list[Argument] = [self._settings.history_seconds, id, state.value, completion_event(completion)]
-        return bool(self._redis.call(self._scripts["end_requests"], [Slot(slot_of(id)).meta], args))
+        """Make a request cancelled or failed unless it has ended. True: this call ended it. Raises RequestLost, NotFound."""
+        if self._end([id], state, error):
+            return True
+        self._known(id)
+        return False
 
     def forget_dead(self, slot: Slot, entry: bytes) -> bool:
         """Remove a dead letter. False: it was gone."""
@@ -180,22 +197,22 @@ class Requests:
         """End requests whose deadline passed, two round trips a batch; those that Redis forgot meanwhile need no answer."""
         waiting = iter(ids)
         while batch := list(islice(waiting, EXPIRE_BATCH)):
-            reads = [("HMGET", Slot(slot_of(id)).request(id), "state", "body", "attempts") for id in batch]
-            calls = []
-            for id, known in zip(batch, self._redis.pipeline(reads, "expired requests", writes=False), strict=True):
-                if isinstance(known, Exception) or known[1] is None or State(known[0].decode()).terminal:
-                    continue
-                completion = ended(id, Request.model_validate_json(known[1]), State.EXPIRED, int(known[2]))
-                args: list[Argument] = [
-                    self._settings.history_seconds,
-                    id,
-                    completion.state.value,
-                    completion_event(completion),
-                ]
-                calls.append(([Slot(slot_of(id)).meta], args))
-            for reply in self._redis.call_many(self._scripts["end_requests"], calls):
-                if isinstance(reply, BrokerError):
-                    raise reply
+            self._end(batch, State.EXPIRED)
+
+    def _end(self, ids: Sequence[str], state: State, error: BrokerError | None = None) -> int:
+        """End those that have not ended, with or without a readable body; -> how many this call ended."""
+        fields = ("state", "attempts", "body", "dataset", "target")
+        reads = [("HMGET", Slot(slot_of(id)).request(id), *fields) for id in ids]
+        calls = list[tuple[list[bytes], list[Argument]]]()
+        for id, (known, attempts, *asked) in zip(ids, self._redis.replies(reads, "requests", writes=False), strict=True):
+            if known is not None and not State(known.decode()).terminal:
+                event = completion_event(ended(id, outline_of(id, *asked), state, int(attempts), error))
+                calls.append(([Slot(slot_of(id)).meta], [self._settings.history_seconds, id, state.value, event]))
+        replies = self._redis.call_many(self._scripts["end_requests"], calls)
+        for reply in replies:
+            if isinstance(reply, BrokerError):
+                raise reply
+        return sum(replies)
 
     # --- the answering side
 
@@ -216,39 +233,41 @@ class Requests:
         return Claimed(tuple(flights), joined, tuple(expired))
 
     def close(self, flight: Flight) -> list[Member]:
-        """Nobody joins from now on; the members to answer. Raises Fenced."""
-        reply = self._fenced("close", flight, [Slot(slot_of(flight.id)).meta], [])
-        triples = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-        return [Member(id.decode(), Request.model_validate_json(body), int(tries)) for id, body, tries in triples]
+        """Nobody joins from now on; the members to answer. One that cannot be read here has failed by then. Raises Fenced."""
+        reply, members = self._fenced("close", flight), list[Member]()
+        for name, body, tries in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+            id = name.decode()
+            try:
+                members.append(Member(id, request_of(id, body), int(tries)))
+            except Unsupported as error:
+                self._end([id], State.FAILED, error)
+        return members
 
     def answer(
         self,
         flight: Flight,
         answers: Iterable[Completion | Retry],
-        *,
         confirmed: Confirmed | None = None,
-        over: bool = True,
     ) -> int:
-        """Flip states and post the terminal events in one step; -> how many requests ended by it. Raises Fenced.
+        """Flip states and post the terminal events, and end the flight; -> how many requests ended by it. Raises Fenced.
 
-        `confirmed` is noted only while the head is still at its session and version. `over`: these answers are the last.
+        One step for each ANSWER_RUN of them, so a crash may leave some behind: whoever takes the flight over answers those.
+        `confirmed` is noted with the last, and only while the head is still at its session and version.
         """
-        slot = Slot(slot_of(flight.id))
+        head, waiting, ended = Slot(slot_of(flight.id)).head(flight.dataset), list(answers), 0
         noted: list[Argument] = ["", "", "", ""]
+        while len(waiting) > ANSWER_RUN:
+            run, waiting = waiting[:ANSWER_RUN], waiting[ANSWER_RUN:]
+            ended += int(self._fenced("answer", flight, [*noted, "0", self._settings.history_seconds, *_answers(run)], head))
         if confirmed:
             noted = [repr(confirmed.at), confirmed.position or "", confirmed.session, confirmed.version]
-        args = [*noted, "1" if over else "0", self._settings.history_seconds]
-        for item in answers:
-            if isinstance(item, Retry):
-                args += [item.id, "queued", item.to_argument()]
-            else:
-                args += [item.request, item.state.value, completion_event(item)]
-        return int(self._fenced("answer", flight, [slot.meta, slot.head(flight.dataset)], args))
+        last = [*noted, "1", self._settings.history_seconds, *_answers(waiting)]
+        return ended + int(self._fenced("answer", flight, last, head))
 
     def beat(self, flight: Flight, progress: dict[str, Any] | None = None) -> bool:
         """Hold the flight for another lease. False: all its members were cancelled or expired. Raises Fenced."""
         args: list[Argument] = [int(self._settings.lease_seconds * 1000), json.dumps(progress) if progress else ""]
-        return bool(self._fenced("beat", flight, [Slot(slot_of(flight.id)).meta], args) == b"held")
+        return bool(self._fenced("beat", flight, args) == b"held")
 
     def take_over(self, id: str, worker: str) -> Flight | None:
         """Become the holder of a lapsed flight; None when it is held or over. Every member counts one more attempt."""
@@ -274,25 +293,35 @@ class Requests:
         )
 
     def park(self, slot: Slot, entries: Sequence[Entry]) -> None:
-        """Set aside entries of datasets this worker does not serve."""
+        """Set aside entries of datasets this worker does not serve. An entry that rings for no request vanishes."""
         args: list[Argument] = ["1"]
         for entry in entries:
-            args += [entry.stream, entry.id, entry.fields[b"r"], entry.fields[b"d"]]
+            args += [entry.stream, entry.id, entry.fields.get(b"r", b"")]
         self._redis.call(self._scripts["park"], [slot.meta], args)
 
     def unpark(self, slot: Slot, ids: Sequence[str]) -> None:
         """Ring again for parked requests that this worker serves."""
         args: list[Argument] = ["0"]
         for id in ids:
-            args += ["", "", id, ""]
+            args += ["", "", id]
         self._redis.call(self._scripts["park"], [slot.meta], args)
 
-    def _fenced(self, script: str, flight: Flight, keys: list[bytes], args: list[Argument]) -> Any:
-        fence: list[Argument] = [flight.id, flight.fence.epoch, flight.fence.counter]
-        reply = self._redis.call(self._scripts[script], keys, fence + args)
-        if reply == b"fenced":
-            raise Fenced("the flight went to another worker", of=flight.id, why=f"{flight.owner} was silent too long")
-        return reply
+    def _fenced(self, script: str, flight: Flight, args: Sequence[Argument] = (), *keys: bytes) -> Any:
+        return fenced(self._redis, self._scripts[script], flight, args, *keys)
+
+
+def _answers(items: Iterable[Completion | Retry]) -> Iterator[Argument]:
+    """The triples of the script."""
+    for item in items:
+        if isinstance(item, Retry):
+            yield from (item.id, "queued", item.to_argument())
+        else:
+            yield from (item.request, item.state.value, completion_event(item))
+
+
+def _perhaps_queued(error: BrokerError) -> OutcomeUnknown:
+    hint = "Submit again with the same idempotency keys; without one it may be asked twice"
+    return OutcomeUnknown("the requests may be queued", of="submit", why=str(error), hint=hint)
 
 
 def _runs(orders: Iterable[Order]) -> Iterator[list[Order]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,14 +18,16 @@ from broker.backend.group_reader import GroupReader
 from broker.backend.index import Index
 from broker.backend.keys import READERS, Slot
 from broker.backend.watch import Watch
-from broker.errors import NotFound, Transient
+from broker.errors import NotFound, Transient, Unsupported
 from broker.flights import completion_of
 from broker.model.names import check_name
 from broker.model.request import Completion
 
+log = logging.getLogger("broker.responses")
 CLAIM_IDLE_MS: Final = 60_000
 """What a reader has held unacknowledged for a minute goes to another: it is dead, or should have said retry."""
 PAGE: Final = 100
+NOWHERE: Final[Mapping[bytes, bytes]] = {}
 SLOTS_SECONDS: Final = 1.0
 """A domain whose first answer comes is found after so long; looking each time would double the cost of a read."""
 
@@ -62,19 +66,21 @@ class Responses:
         self._readers: dict[str, GroupReader] = {}
         self._known, self._looked = list[Slot](), 0.0
 
-    def peek(self, limit: int = PAGE) -> list[Response]:
-        """The oldest unread responses of every slot; nothing is claimed or acknowledged."""
+    def peek(self, limit: int = PAGE, after: Mapping[bytes, bytes] = NOWHERE) -> list[Response]:
+        """The oldest unread responses of every slot; nothing is claimed or acknowledged. `after`: stream -> the last seen."""
         found = []
         for slot in self._index.slots():
-            reply = self._redis.run("XRANGE", slot.responses(self.target), "-", "+", "COUNT", limit, writes=False)
-            found += [
-                self._response(slot, Entry(slot.responses(self.target), id, dict(zip(f[::2], f[1::2], strict=True))))
-                for id, f in reply
-            ]
+            stream = slot.responses(self.target)
+            first = b"(" + after[stream] if stream in after else b"-"
+            reply = self._redis.run("XRANGE", stream, first, "+", "COUNT", limit, writes=False)
+            found += self._readable(slot, _entries(stream, reply))
         return found
 
     def read(self, count: int = PAGE, block_seconds: float = 0.0) -> list[Response]:
-        """What there is for this reader: its own pending first, then new ones; waits at most `block_seconds` for the first."""
+        """What there is for this reader: its own pending first, then new ones, then what others left for too long.
+
+        Waits at most `block_seconds` for the first.
+        """
         deadline = time.monotonic() + block_seconds
         while True:
             slots = self._slots()
@@ -87,22 +93,25 @@ class Responses:
                 if found:
                     return found
             if left <= 0:
-                return []
+                return self._steal(count)
             if not slots:
                 time.sleep(min(left, 0.05))
 
     def listen(self, timeout: float | None = None) -> Iterator[Response]:
-        """Responses as they come; ends when none came for `timeout` seconds (None: never)."""
-        while True:
-            waited = 0.0
-            found: list[Response] = []
-            while not found and (timeout is None or waited < timeout):
-                begun = time.monotonic()
-                found = self.read(block_seconds=1.0 if timeout is None else min(1.0, timeout - waited)) or self._steal()
-                waited += time.monotonic() - begun
-            if not found:
-                return
-            yield from found
+        """Responses as they come; ends, closed, when none came for `timeout` seconds (None: never) or nobody iterates."""
+        try:
+            while found := self._wait(timeout):
+                yield from found
+        finally:
+            self.close()
+
+    def _wait(self, timeout: float | None) -> list[Response]:
+        """The next ones; [] when none came for `timeout` seconds."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        found: list[Response] = []
+        while not found and (left := deadline - time.monotonic()) > 0:
+            found = self.read(block_seconds=min(1.0, left))
+        return found
 
     def ack(self, responses: list[Response]) -> None:
         """Acknowledge several in one round trip."""
@@ -112,9 +121,7 @@ class Responses:
                 ("XACK", response.entry.stream, READERS, response.entry.id),
                 ("XDEL", response.entry.stream, response.entry.id),
             ]
-        for reply in self._redis.pipeline(commands, self.target) if commands else ():
-            if isinstance(reply, Exception):
-                raise reply
+        self._redis.replies(commands, self.target)
 
     def later(self, response: Response, in_seconds: float) -> None:
         keys = [response.slot.meta, response.slot.responses(self.target), response.slot.retries(self.target)]
@@ -145,10 +152,11 @@ class Responses:
         if reader is None:
             return []
         try:
-            return [self._response(slot, entry) for entry in reader.read(count, block_ms)]
+            entries = reader.read(count, block_ms)
         except NotFound:
             self._readers.pop(slot.name).close()  # Redis lost its memory, and the stream with it
             return []
+        return self._readable(slot, entries)
 
     def _open(self, slot: Slot, block_ms: int) -> GroupReader | None:
         """A reader of the slot's stream; None while there is none: a target has no stream where nobody answered it."""
@@ -161,19 +169,29 @@ class Responses:
         reader = self._readers[slot.name] = GroupReader(self._redis, [stream], READERS, self._consumer)
         return reader
 
-    def _steal(self) -> list[Response]:
+    def _steal(self, count: int) -> list[Response]:
         """Responses that another reader took and left for too long."""
         found = []
         for slot in [Slot(name) for name in self._readers]:
             stream = slot.responses(self.target)
             try:
-                reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", PAGE)
+                reply = self._redis.run("XAUTOCLAIM", stream, READERS, self._consumer, CLAIM_IDLE_MS, "0", "COUNT", count)
             except NotFound:
                 continue  # Redis lost its memory: the next read sees it too
-            found += [
-                self._response(slot, Entry(stream, id, dict(zip(f[::2], f[1::2], strict=True)))) for id, f in reply[1] if f
-            ]
+            found += self._readable(slot, _entries(stream, reply[1]))
         return found
 
-    def _response(self, slot: Slot, entry: Entry) -> Response:
-        return Response(completion_of(entry.fields[b"e"]), entry, slot, self)
+    def _readable(self, slot: Slot, entries: Iterable[Entry]) -> list[Response]:
+        """What another release wrote stays in the stream, for a reader that can read it; it holds up nothing behind it."""
+        found = list[Response]()
+        for entry in entries:
+            try:
+                found.append(Response(completion_of(entry.fields[b"e"]), entry, slot, self))
+            except Unsupported as error:
+                log.warning("left in the stream of %s: %s", self.target, error)
+        return found
+
+
+def _entries(stream: bytes, raw: Iterable[tuple[bytes, list[bytes]]]) -> Iterator[Entry]:
+    """Of ids with their fields in turn; deleted ones have none."""
+    return (Entry(stream, id, dict(zip(flat[::2], flat[1::2], strict=True))) for id, flat in raw if flat)

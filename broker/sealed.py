@@ -1,19 +1,31 @@
-"""What is sealed of a dataset in the store: commit records by number, and checkpoints to start from."""
+"""What is sealed of a dataset in the store: commit records by number, checkpoints to start from, and whether they agree."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from broker.errors import Corrupt, NotFound, OutcomeUnknown
+from broker.bell import LIVE, notification, rung
+from broker.errors import BrokerError, Corrupt, InvalidName, NotFound, OutcomeUnknown
 from broker.model import names
 from broker.model.names import DatasetId
-from broker.rules.fold import Checkpoint, State
+from broker.rules.fold import TABLES, Checkpoint, State, fold
 from broker.stores.port import ObjectStore
 
 log = logging.getLogger("broker.sealed")
 NO_BOUND: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An object of the store, or a whole log by its folder: the bytes read of it, and what is wrong with it (None: nothing)."""
+
+    key: str
+    bytes: int
+    error: BrokerError | None = None
 
 
 class Sealed:
@@ -35,6 +47,10 @@ class Sealed:
             yield data
             first += 1
 
+    def datasets(self, prefix: str = "") -> list[DatasetId]:
+        """Every dataset that has a log or a checkpoint in the store, as LIST tells, which is a hint."""
+        return sorted({dataset for info in self._store.list(prefix) if (dataset := _dataset_of(info.key))})
+
     def exists(self, dataset: DatasetId) -> bool:
         """Whether the store has a log of it, whatever Redis says."""
         return self.record(dataset, 1) is not None or self.checkpoint(dataset) is not None
@@ -54,9 +70,8 @@ class Sealed:
         """
         damaged: Corrupt | None = None
         found: State | None = None
-        for key in reversed([info.key for info in self._store.list(f"{dataset}/checkpoint/")]):
-            seq = _number(key)
-            if seq is None or seq >= below:
+        for seq, key in sorted(self._checkpoints(dataset).items(), reverse=True):
+            if seq >= below:
                 continue
             try:
                 found = self._read_checkpoint(dataset, key, seq)
@@ -68,11 +83,96 @@ class Sealed:
             raise damaged
         return found
 
+    def seal_checkpoint(self, dataset: DatasetId, seq: int) -> bool:
+        """Seal the fold up to record `seq`; whether it was this call that did it. Raises Corrupt when the log ends before."""
+        key = names.checkpoint_key(dataset, seq)
+        if self._store.stat(key) is not None:
+            return False
+        past = self.checkpoint(dataset, below=seq) or State(dataset)
+        for data in self.records(dataset, past.seq + 1):
+            past = fold(past, data)
+            if past.seq == seq:
+                return self._store.put_if_absent(key, Checkpoint.of(past))
+        raise _hole(dataset, past.seq + 1, seq)
+
+    def check(self, dataset: DatasetId, head: State) -> Iterator[Checked]:
+        """Each checkpoint against the log, the log against `head`, which is what the index shows, and notify against it."""
+        checkpoints, size = self._checkpoints(dataset), 0
+        error: BrokerError | None
+        try:
+            state = State(dataset) if self.record(dataset, 1) else self.checkpoint(dataset) or State(dataset)
+            for data in self.records(dataset, state.seq + 1):
+                state, size = fold(state, data), size + len(data)
+                if state.seq in checkpoints:
+                    yield self._check_checkpoint(checkpoints[state.seq], state)
+                if state.seq == head.seq:
+                    break
+            error = _difference(state, head)
+        except BrokerError as broken:
+            error = broken
+        yield Checked(f"{dataset}/log/", size, error)
+        yield from self._check_notify(names.notify_key(dataset, LIVE), head)
+
+    def _check_checkpoint(self, key: str, folded: State) -> Checked:
+        try:
+            data = b"".join(self._store.get(key))
+        except BrokerError as error:
+            return Checked(key, 0, error)
+        same = data == Checkpoint.of(folded)
+        return Checked(key, len(data), None if same else Corrupt("a checkpoint is not the fold of its log", of=key))
+
+    def _check_notify(self, key: str, head: State) -> Iterator[Checked]:
+        """One that is missing or of another record is in motion, or the janitor's to write."""
+        try:
+            data = b"".join(self._store.get(key))
+        except NotFound:
+            return
+        seq = rung(data)
+        wrong = seq == 0 or (seq == head.seq and json.loads(data) != json.loads(notification(head)))
+        hint = "A worker's janitor writes it anew"
+        yield Checked(
+            key, len(data), Corrupt("the notification is not what the log says", of=key, hint=hint) if wrong else None
+        )
+
+    def _checkpoints(self, dataset: DatasetId) -> dict[int, str]:
+        """Keys by seq."""
+        listed = [info.key for info in self._store.list(f"{dataset}/checkpoint/")]
+        return {seq: key for key in listed if (seq := _number(key)) is not None}
+
     def _read_checkpoint(self, dataset: DatasetId, key: str, seq: int) -> State:
         state = Checkpoint.parse(b"".join(self._store.get(key)), key).state()
         if (state.dataset, state.seq) != (dataset, seq):
             raise Corrupt("a checkpoint lies under another name", of=key, why=f"it says {state.dataset}, {state.seq}")
         return state
+
+
+def _difference(told: State, head: State) -> Corrupt | None:
+    """What keeps the fold of the log from being the index. `position` and `confirmed_at` also move without a record."""
+    if told.seq < head.seq:
+        return _hole(told.dataset, told.seq + 1, head.seq)
+    differing = [name for name in TABLES if name != "head" and told.tables[name] != head.tables[name]]
+    if told.sha == head.sha and not differing:
+        return None
+    why = ", ".join(differing) or "its newest record has another SHA-256"
+    return Corrupt("the index is not what the log says", of=told.dataset, why=why, hint="Redis was written by somebody else")
+
+
+def _hole(dataset: str, seq: int, head: int) -> Corrupt:
+    return Corrupt(
+        "a record of the log is not there", of=f"{dataset} log {seq}", why=f"the head is at {head}",
+        hint="Restore the object from the store's own versions or backup",
+    )  # fmt: skip
+
+
+def _dataset_of(key: str) -> DatasetId | None:
+    """The dataset a log or checkpoint key belongs to."""
+    owner, _, folder = key.rpartition("/")[0].rpartition("/")
+    if folder not in ("log", "checkpoint") or not key.endswith(".json"):
+        return None
+    try:
+        return DatasetId(owner)
+    except InvalidName:
+        return None  # the broker's own folders, or somebody else's
 
 
 def _number(key: str) -> int | None:

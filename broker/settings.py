@@ -6,6 +6,7 @@ The only module that reads the environment. Every value is frozen and checked; s
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BROKER_", frozen=True, extra="forbid", toml_file=None, env_ignore_empty=True)
 
     # --- where
-    redis: str = Field("", description="redis://, rediss:// or unix:// URL; empty: an embedded server under ./.broker")
-    rq_url: str = Field("", description="plain Redis for RQ (it has no hash tags); empty: the same server as `redis`")
+    redis: str = Field(
+        "", repr=False, description="redis://, rediss:// or unix:// URL; empty: an embedded server under ./.broker"
+    )
+    rq_url: str = Field(
+        "", repr=False, description="plain Redis for RQ (it has no hash tags); empty: the same server as `redis`"
+    )
     store: str = Field("", description="file:///folder, s3://bucket/prefix?endpoint=…, memory://name; empty: ./.broker/store")
     home: Path | None = Field(None, description="folder of the embedded server and store; empty: the nearest .broker upwards")
     shards: int = Field(1, ge=1, le=1024, description="hash slots a domain's tenants are spread over; fixed for a deployment")
@@ -82,9 +87,16 @@ class Settings(BaseSettings):
     # --- data
     max_file_rows: int = Field(5_000_000, ge=1, description="rows of one canonical file; a snapshot is cut beyond it")
     checkpoint_every: int = Field(1_000, ge=2, description="commit records between sealed checkpoints")
-    orphan_seconds: int = Field(86_400, ge=0, description="the sweep spares younger objects: an upload may be under way")
-    upload_max_age_seconds: int = Field(43_200, ge=1, description="older files cannot be reserved: half of orphan_seconds")
+    orphan_seconds: int = Field(
+        86_400, ge=120, description="the sweep spares younger objects; an upload must be committed within half of it"
+    )
     reservation_seconds: float = Field(2.0, ge=0, description="the janitor helps reservations older than this")
+
+    @property
+    def upload_max_age_seconds(self) -> int:
+        """Older files cannot be reserved. The other half of `orphan_seconds` is for what lies between that and the sweep: two
+        clocks, and a listing that goes on for long."""
+        return self.orphan_seconds // 2
 
     @classmethod
     def settings_customise_sources(
@@ -119,7 +131,7 @@ def home_folder(settings: Settings) -> Path:
 
 
 def load(**overrides: object) -> Settings:
-    """Read and check everything once. Raises InvalidSettings naming the field. None means: not given."""
+    """Read and check everything once. Raises InvalidSettings naming the field or the file. None means: not given."""
     given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)
@@ -128,6 +140,13 @@ def load(**overrides: object) -> Settings:
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidSettings(
             "settings are invalid", of=field, why=first["msg"], hint=f"Set BROKER_{field.upper()} or {CONFIG_FILE}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InvalidSettings(
+            "the configuration file cannot be read",
+            of=str(find_upwards(CONFIG_FILE)),
+            why=str(error),
+            hint="Correct or move it",
         ) from None
 
 

@@ -124,15 +124,14 @@ class _Hands:
         try:
             produced = self._produced(flight)
             members = self._clerk.close(flight)
-            for order in self._clerk.orders(flight, members, produced.version):
-                self._clerk.keep(order, self._maker.derive(order))
-            return self._clerk.complete(flight, members, produced).ended
+            orders = self._clerk.orders(flight, members, produced.version)
+            return self._clerk.complete(flight, members, produced, self._clerk.keep(orders, self._maker.derive(orders))).ended
         except BrokerError as error:
             return self._clerk.fail(flight, self._clerk.close(flight), error).ended
 
     def _produced(self, flight: Flight) -> Produced:
         if flight.kind == "produce":
-            return self._maker.produce(flight, 1, self._clerk.since(flight))
+            return self._maker.produce(flight, self._clerk.since(flight))
         state = self._clerk.catalog.state(flight.dataset)
         return Produced(version=state.version, changed=False, confirmed_at=state.confirmed_at)
 
@@ -142,7 +141,9 @@ def _private_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("broker") / ".broker"
     endpoint = embedded.ensure(home, load(redis="", home=home))
     try:
-        yield endpoint.url
+        with RedisClient.open(endpoint.url) as client:
+            client.run("PING")  # the open connection is use: the server does not stop itself while no test needs it
+            yield endpoint.url
     finally:
         embedded.stop(home)
 

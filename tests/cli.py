@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from broker.cli.__main__ import main
+from broker.cli.face import Command
+from broker.cli.program import program
 
 SECONDS = 90
 
@@ -55,8 +59,25 @@ class Cli:
         return done
 
     def json(self, *arguments: object) -> Any:
-        """stdout of a successful command with --json."""
-        return self.ok(*arguments, "--json").data
+        """stdout of a successful command with --json: what its help says, and nothing else."""
+        data = self.ok(*arguments, "--json").data
+        shapes = answers_of(command_of(program, [str(word) for word in arguments])[0])
+        for item in data if isinstance(data, list) else [data]:
+            assert set(item) in shapes, f"{arguments} printed {sorted(item)}, its help says {shapes}"
+        return data
+
+
+def command_of(group: click.Group, words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command of a line, and its words."""
+    found = group.get_command(click.Context(group), words[0])
+    assert found is not None, words
+    return command_of(found, words[1:]) if isinstance(found, click.Group) else (found, words[1:])
+
+
+def answers_of(command: click.Command) -> list[set[str]]:
+    """The fields of --json as its help documents them: one set for each kind of answer."""
+    assert isinstance(command, Command)
+    return [set(fields.split(", ")) for fields in re.findall(r"{([^}]*)}", command.answer)]
 
 
 class Shell:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.servers import (
     MissingServer,
@@ -22,6 +25,9 @@ from tests.servers import (
     redis_server as running_redis,
 )
 
+T = TypeVar("T")
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # pytest-timeout bounds a test
+settings.load_profile("here")
 DEBIAN = Path(__file__).resolve().parents[2] / "shared" / "data" / "debian-packages"
 
 
@@ -36,6 +42,28 @@ def pytest_configure() -> None:
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, end)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests lead the shares that pytest-xdist deals out: no worker is left with one when the others are done."""
+    slow = sorted((item for item in items if item.get_closest_marker("slow")), key=_seconds, reverse=True)
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = dealt(slow, quick, workers=getattr(config, "workerinput", {}).get("workercount", 1))
+
+
+def _seconds(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("slow")
+    return float(marker.args[0]) if marker else 0.0
+
+
+def dealt(slow: Sequence[T], quick: Sequence[T], workers: int) -> list[T]:
+    """All items; where `worksteal` cuts them into even runs, one a worker, each run begins with its share of the slow ones."""
+    order: list[T] = []
+    rest, total = iter(quick), len(slow) + len(quick)
+    for worker in range(workers):
+        run = slow[worker::workers]
+        order += [*run, *islice(rest, max(0, (total - len(order)) // (workers - worker) - len(run)))]
+    return [*order, *rest]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,7 +88,7 @@ def _skip_unless_ci() -> Generator[None, None, None]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """One Redis for the whole run. Tests that restart, kill or pause one start their own with `servers.redis_server()`."""
+    """One Redis for all tests of a process. Those that restart, kill or pause one start their own: `servers.redis_server()`."""
     with running_redis() as server:
         yield server
 

@@ -72,13 +72,12 @@ class Hand:
         return flight
 
     def produce(self, flight: Flight) -> Produced:
-        return self.maker.produce(flight, 1, self.clerk.since(flight))
+        return self.maker.produce(flight, self.clerk.since(flight))
 
     def answer(self, flight: Flight, produced: Produced) -> Answered:
         members = self.clerk.close(flight)
-        for order in self.clerk.orders(flight, members, produced.version):
-            self.clerk.keep(order, self.maker.derive(order))
-        return self.clerk.complete(flight, members, produced)
+        orders = self.clerk.orders(flight, members, produced.version)
+        return self.clerk.complete(flight, members, produced, self.clerk.keep(orders, self.maker.derive(orders)))
 
     def run(self, flight: Flight) -> Answered:
         """The whole flight, failing its members with what the producer raised."""

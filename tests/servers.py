@@ -54,7 +54,8 @@ def require(program: str, reason: str = "") -> str:
 
 def free_port() -> int:
     """A port nobody listens on, below the kernel's ephemeral range so that no client socket takes it meanwhile."""
-    for port in random.sample(range(10_240, 22_768), 200):
+    # Not by `random`'s shared state: a seeded one would lead two test processes to the same ports.
+    for port in random.SystemRandom().sample(range(10_240, 22_768), 200):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

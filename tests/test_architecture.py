@@ -62,7 +62,6 @@ UPWARDS: Final = {("broker.cli", "workers.__main__:worker")}
 MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_MEDIAN_LINES = 350, 50, 6, 10
 
 LONG_MODULES: Final = {
-    "broker.catalog": 400,  # one state machine's driver: each effect of publishing is one method, and they share a record
     "broker.stores.s3": 400,  # the driver's seam: all eight methods map the same errors
     "broker.model.predicate_parser": 360,  # one whitelist, read in one place
 }

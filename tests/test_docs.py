@@ -19,6 +19,7 @@ import yaml
 
 from broker.cli.program import COMMANDS
 from broker.settings import Settings
+from broker.sources import load_sources
 from tests.conftest import DEBIAN
 from tests.readme import README, ROOT, Block, blocks, generated, holds, steps
 
@@ -108,7 +109,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.slow
+@pytest.mark.slow(160)
 def test_every_block_of_the_readme_runs_in_order(reader: Reader) -> None:
     for block in BLOCKS:
         if not block.needs or DEBIAN.exists():
@@ -241,6 +242,14 @@ def test_compose_pins_every_image_and_watches_every_service() -> None:
     for name, service in compose()["services"].items():
         assert re.fullmatch(r"[\w./-]+:\d[\w.-]*", service["image"]), f"{name}: {service['image']} has no version"
         assert "healthcheck" in service or service["restart"] == "no", name
+
+
+def test_compose_mounts_what_is_there_and_its_workers_have_something_to_serve() -> None:
+    mounts = [volume for service in compose()["services"].values() for volume in service.get("volumes", [])]
+    folders = [ROOT / mount.split(":")[0] for mount in mounts if mount.startswith(".")]
+    assert folders == [ROOT / "producers"]
+    assert [producer.pattern for producer in load_sources(ROOT / "producers" / "broker.toml")] == ["*/catalog/countries"]
+    assert list((ROOT / "producers").glob("countries/*.csv"))
 
 
 def test_compose_sets_only_settings_that_exist_and_no_secret_has_a_default() -> None:

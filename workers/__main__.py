@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -20,15 +19,13 @@ from broker.producers import Producers
 from broker.settings import CONFIG_FILE, find_upwards
 from workers.batching import serve_batches
 from workers.child import producers_of
-from workers.loop import Loop
+from workers.loop import DRAIN_SECONDS, Loop
 from workers.producing import Producing
 from workers.roles import RQ_SECONDS, Drained, Presence, add_janitor, add_producing, serve_parts
 from workers.rq_pool import RqPool, pool_for
 from workers.supervisor import Supervisor
 
 log = logging.getLogger("broker.worker")
-DRAIN_SECONDS: Final = 30.0
-"""What runs at a signal may take this long to end; then its child is killed and another worker takes it over."""
 
 
 @click.command(
@@ -40,6 +37,7 @@ DRAIN_SECONDS: Final = 30.0
     broker worker --role microbatch
     broker worker sources/broker.toml
     """,
+    answer="Nothing on stdout; the log on stderr, a line for each event: {time, level, event, counts, patterns, error}",
 )  # fmt: skip
 @click.argument("app", required=False)
 @click.option(
@@ -105,10 +103,12 @@ def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Opt
     presence = Presence(parts, role, patterns, options.processes)
     loop.handle_signals()
     add_producing(loop, role, parts.settings.lease_seconds)
-    add_janitor(loop, parts, role.name)
+    add_janitor(loop, parts, role.name, sweeps=not options.burst)
     loop.every("presence", parts.settings.lease_seconds / 3, presence.renew, drains=True)
     if pool is not None:
         loop.every("rq", RQ_SECONDS, pool.inspect, drains=True)
+    for line in parts.caveats():
+        log.warning("cannot be promised: %s", line)
     log.info("%s serves %s", role.name, ", ".join(patterns), extra={"patterns": patterns})
     finished = Drained(parts, producers) if options.burst else None
     try:

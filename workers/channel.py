@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, Final
 
 HEADER: Final = struct.Struct(">I")
@@ -39,6 +40,11 @@ class Channel:
         data = self._exactly(size) if size <= MAX_MESSAGE_BYTES else None
         message: dict[str, Any] | None = None if data is None else json.loads(data)
         return message
+
+    def hang_up(self) -> None:
+        """Both ends read what was sent so far, then None; for any thread, while the channel is open."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._sock.close()

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -20,10 +21,11 @@ from threading import Event, Lock, Thread
 from typing import Any, Final
 
 from broker.catalog import nothing
-from broker.errors import AttemptFailed, BrokerError
+from broker.errors import AttemptFailed, BrokerError, from_dict
 from broker.flights import Flight
-from broker.fulfilment import Derivation, Maker
-from broker.model.commit import Fence
+from broker.fulfilment import Derivation, Made, Maker
+from broker.hands import insisted
+from broker.model.commit import Edge, Fence
 from broker.model.names import DatasetId
 from broker.outcomes import Since
 from broker.parts import Parts, open_parts
@@ -48,11 +50,26 @@ def flight_from_json(fields: dict[str, Any]) -> Flight:
     return Flight(**fields | {"dataset": DatasetId(fields["dataset"]), "fence": Fence(epoch, counter)})
 
 
+def made_to_json(made: Made) -> dict[str, Any]:
+    return {"error": made.to_dict()} if isinstance(made, BrokerError) else {"ok": made.model_dump(mode="json")}
+
+
+def made_from_json(fields: dict[str, Any]) -> Made:
+    return from_dict(fields["error"]) if "error" in fields else Edge.model_validate(fields["ok"])
+
+
 def producers_of(app: str) -> Producers:
     """The registry a worker serves: module:app, or the sources of a broker.toml file."""
     if app.endswith(".toml"):
         return load_sources(Path(app))
     return load_app(app)
+
+
+def park_under(folder: Path | None) -> None:
+    """Have all temporary files of this process, a producer's own too, lie in `folder`; None: the system's."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = str(folder)
 
 
 def step_of(name: str) -> Callable[[str], None]:
@@ -82,19 +99,19 @@ class Child:
     def _produce(self, message: dict[str, Any]) -> dict[str, Any]:
         since = message["since"]
         told = Since(since["version"], since["position"]) if since else None
-        made = self._maker.produce(flight_from_json(message["flight"]), message["members"], told)
+        made = self._maker.produce(flight_from_json(message["flight"]), told)
         return made.model_dump(mode="json")
 
     def _parts(self, message: dict[str, Any]) -> list[str]:
-        return list(self._maker.parts(flight_from_json(message["flight"]), message["members"]))
+        return list(self._maker.parts(flight_from_json(message["flight"])))
 
     def _derive(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        orders = [Derivation.model_validate(order) for order in message["orders"]]
-        return [self._maker.derive(order).model_dump(mode="json") for order in orders]
+        made = self._maker.derive(Derivation.model_validate(order) for order in message["orders"])
+        return [made_to_json(edge) for edge in made]
 
 
 class Orphanage:
-    """Context manager around an attempt: ends this process when the parent dies, since nobody is left to kill a hanging one."""
+    """Context manager around work: ends this process group when the parent dies, since nobody is left to kill a hanging one."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel, self._at_work = channel, Lock()
@@ -111,7 +128,7 @@ class Orphanage:
         hangup.register(self._channel.fileno(), 0)  # errors and hang-ups are reported without being asked for
         hangup.poll()
         if self._at_work.locked():
-            os._exit(1)
+            os.killpg(0, signal.SIGKILL)  # with whatever the producer started
 
 
 class Telling:
@@ -144,20 +161,22 @@ class Telling:
 
 def main(argv: list[str]) -> int:
     channel = Channel(socket.socket(fileno=int(argv[0])))
-    # The parent decides about the end: Ctrl-C in its terminal reaches this process too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch = Orphanage(channel)
     try:
-        on_step = step_of(argv[2]) if len(argv) > 2 else nothing
-        first = channel.receive()
-        if first is None:
-            return 1
-        parts = open_parts(Settings.model_validate(first["settings"]), on_step)
-        child = Child(parts, producers_of(argv[1]))
+        with watch:
+            on_step = step_of(argv[2]) if len(argv) > 2 else nothing
+            first = channel.receive()
+            if first is None:
+                return 1
+            settings = Settings.model_validate(first["settings"])
+            park_under(settings.temp_folder)
+            parts = insisted(lambda: open_parts(settings, on_step))
+            child = Child(parts, producers_of(argv[1]))
     except BrokerError as error:
         channel.send({"error": error.to_dict()})
         return 1
     channel.send({"ok": "ready"})
-    watch, telling = Orphanage(channel), Telling(channel, parts.engine.progress)
+    telling = Telling(channel, parts.engine.progress)
     while (message := channel.receive()) is not None:
         with watch, telling:
             answer = child.answer(message)

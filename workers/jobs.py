@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -30,14 +29,14 @@ from broker.hands import Hands
 from broker.heavy import enqueue
 from broker.parts import Parts, open_parts, redis_url, rq_url
 from broker.settings import Settings, load
-from workers.child import producers_of
+from workers.bounds import overrun, resident_bytes
+from workers.child import park_under, producers_of
 
 log = logging.getLogger("broker.worker")
 WATCH_SECONDS: Final = 1
 """Between two looks at a job's process; whole seconds, since RQ counts by alarm(2). It is the job's heartbeat, too."""
 GRACE_SECONDS: Final = 5.0
 """A job that swallowed its alarm is killed this much later."""
-PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ def finalise(flight: str, attempt: int) -> None:
 @contextmanager
 def _opened() -> Iterator[tuple[Parts, Hands]]:
     serving = _serving[0] if _serving else _Serving(load())
+    park_under(serving.settings.temp_folder)
     parts = open_parts(serving.settings, serving.on_step)
     try:
         yield parts, Hands(Cuts(parts.redis), parts.catalog, parts.engine, parts.publication, serving.on_step)
@@ -89,7 +89,8 @@ class BoundedWorker(Worker):  # type: ignore[misc]
 
     def maintain_heartbeats(self, job: Any, execution: Any) -> None:
         super().maintain_heartbeats(job, execution)
-        why = overrun(self.limits, resident_bytes(self.horse_pid), (now() - job.started_at).total_seconds())
+        seconds = (now() - job.started_at).total_seconds()
+        why = overrun(self.limits, resident_bytes(self.horse_pid), seconds, GRACE_SECONDS)
         if why:
             self._tell(job, why)
             self.kill_horse()
@@ -102,23 +103,6 @@ class BoundedWorker(Worker):  # type: ignore[misc]
                 Cuts(redis).failed(flight, task, attempt, AttemptFailed("the attempt was killed", why=why))
         except BrokerError as error:
             log.warning("could not note why %s was killed: %s", job.id, error)
-
-
-def overrun(limits: Settings, resident: int, seconds: float) -> str:
-    """Why a process must be killed; '' when it need not."""
-    if resident > limits.attempt_max_bytes:
-        return f"held {resident} bytes, more than attempt_max_bytes={limits.attempt_max_bytes}"
-    if seconds > limits.attempt_seconds + GRACE_SECONDS:
-        return f"ran longer than attempt_seconds={limits.attempt_seconds:g}"
-    return ""
-
-
-def resident_bytes(pid: int) -> int:
-    """Physical memory a process holds; 0 where the platform does not say."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
-    except (OSError, IndexError):
-        return 0
 
 
 def run_rq_worker(

@@ -15,6 +15,8 @@ from broker.errors import Transient
 log = logging.getLogger("broker.worker")
 BACK_OFF_SECONDS: Final = 0.1
 BACK_OFF_MAX_SECONDS: Final = 5.0
+DRAIN_SECONDS: Final = 30.0
+"""What runs at a signal may take this long to end; then its child is killed and another worker takes it over."""
 
 
 class Loop:
@@ -70,9 +72,12 @@ class Loop:
         done: Callable[[], bool] | None = None,
         poll_seconds: float = 0.05,
         drained: Callable[[], bool] = lambda: True,
-        drain_seconds: float = 0.0,
+        drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
-        """Until a signal, a failure, or `done()`; then until `drained()`, at most `drain_seconds`. Raises the failure."""
+        """Until a signal, a failure, or `done()`; then until all passes ended and `drained()`, at most `drain_seconds`.
+
+        A pass that takes longer is left behind: it is one that may be cut off anywhere. Raises the failure.
+        """
         for thread in (*self._threads, *self._draining):
             thread.start()
         while not self.stopping.is_set():
@@ -80,10 +85,10 @@ class Loop:
                 break
             self.stopping.wait(poll_seconds if done else 1.0)
         self.stopping.set()
-        for thread in self._threads:
-            thread.join()
-        log.info("takes no more, finishes what runs")
         deadline = time.monotonic() + drain_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        log.info("takes no more, finishes what runs")
         while not self.ended.is_set() and not drained() and time.monotonic() < deadline:
             self.ended.wait(poll_seconds)
         self.ended.set()

@@ -23,12 +23,11 @@ from broker.backend.client import BLOCK_MAX_MS, Entry
 from broker.backend.keys import Slot
 from broker.errors import AttemptFailed, BrokerError, Fenced, NotFound, RequestCancelled, StaleBase, Transient
 from broker.flights import Flight, Member
-from broker.fulfilment import Clerk, Derivation, Produced
-from broker.model.commit import Edge
+from broker.fulfilment import Clerk, Derivation, Produced, Refused
 from broker.model.names import DatasetId
 from broker.parts import Parts
 from broker.producers import Producers
-from workers.child import flight_to_json
+from workers.child import flight_to_json, made_from_json
 from workers.leading import Leading, spent
 from workers.line import Line
 from workers.streams import READ_COUNT, Streams
@@ -38,6 +37,8 @@ log = logging.getLogger("broker.worker")
 LINE_LENGTH: Final = 64
 """Flights a worker holds before it stops reading: what it cannot start soon, others may."""
 STEAL_SECONDS: Final = 5.0
+EVERYWHERE_SECONDS: Final = 1.0
+"""Between two looks at the slots of datasets that are not served here."""
 
 
 @contextmanager
@@ -85,7 +86,7 @@ class Producing:
         self._line, self._held, self._lock = Line(), dict[str, Held](), Lock()
         self._leading = Leading(parts, producers, supervisor.app)
         self._streams = Streams(parts.index, self.name, self._serves)
-        self._stolen = 0.0
+        self._stolen = self._looked = float("-inf")
         self.counts = Counts()
 
     @property
@@ -112,7 +113,7 @@ class Producing:
     def _batches(self, block_ms: int) -> Iterator[list[Entry]]:
         """Entries until none is left: requests alike that wait already join one flight before it starts.
 
-        A read that waited ends with the first that came: where that were several, more are behind them. A lone one starts at once.
+        A read that waited ends with the first that came: behind several there are more, a lone one starts at once.
         """
         entries, waited = self._streams.read(block_ms), True
         while entries:
@@ -165,7 +166,7 @@ class Producing:
             return
         since = self._clerk.since(held.flight)
         told = {"version": since.version, "position": since.position} if since else None
-        message = {"do": "parts" if cut else "produce", "flight": flight_to_json(held.flight), "members": 1, "since": told}
+        message = {"do": "parts" if cut else "produce", "flight": flight_to_json(held.flight), "since": told}
         if not self._supervisor.run(held.flight, message):
             self._line.put(held.flight)
 
@@ -191,9 +192,7 @@ class Producing:
         elif result.task.message["do"] == "parts":
             self._leading.begin(held.flight, result.ok)
         else:
-            for order, edge in zip(held.orders, result.ok, strict=True):
-                self._clerk.keep(order, Edge.model_validate(edge))
-            self._answer(held)
+            self._answer(held, self._clerk.keep(held.orders, [made_from_json(fields) for fields in result.ok]))
 
     def _prepare_answer(self, held: Held) -> None:
         """Close the flight; have files made if any member needs them, else answer."""
@@ -204,16 +203,16 @@ class Producing:
         held.members = self._clerk.close(flight)
         held.orders = self._clerk.orders(flight, held.members, held.produced.version)
         if not held.orders:
-            self._answer(held)
+            self._answer(held, {})
             return
         message = {"do": "derive", "orders": [order.model_dump(mode="json") for order in held.orders]}
         if not self._supervisor.run(flight, message):
             self._line.put(flight)
 
-    def _answer(self, held: Held) -> None:
+    def _answer(self, held: Held, refused: Refused) -> None:
         assert held.members is not None
         assert held.produced is not None
-        answered = self._clerk.complete(held.flight, held.members, held.produced)
+        answered = self._clerk.complete(held.flight, held.members, held.produced, refused)
         self.counts.answered += answered.ended
         self.counts.retried += answered.retried
         self._release(held)
@@ -293,9 +292,16 @@ class Producing:
                     self._guarded(held, lambda held: self._fail(held, RequestCancelled("cancelled", of=held.flight.id)))
 
     def watch(self) -> None:
-        """Limits of attempts, and what is due in every slot."""
+        """Limits of attempts, and what is due: at every pass where this worker serves a dataset, now and then everywhere.
+
+        Deadlines end requests, too, that nobody alive can serve.
+        """
         self._supervisor.inspect()
-        for slot in {slot.name: slot for slot in self._streams.of.values()}.values():
+        slots = {slot.name: slot for slot in self._streams.of.values()}
+        if time.monotonic() - self._looked > EVERYWHERE_SECONDS:
+            self._looked = time.monotonic()
+            slots |= {slot.name: slot for slot in self._parts.index.slots()}
+        for slot in slots.values():
             with surviving(f"watch of {slot.name}"):
                 self._watch(slot)
         if time.monotonic() - self._stolen > STEAL_SECONDS:
@@ -327,7 +333,7 @@ class Producing:
     def _steal(self) -> None:
         """Entries that a worker read and never claimed: it died in between."""
         slots = self._streams.of
-        for entries in self._streams.stale(int(self._parts.settings.lease_seconds * 1000)):
+        for entries in self._streams.stale(slots, int(self._parts.settings.lease_seconds * 1000)):
             self._claim(entries, slots)
         self._supervisor.wake()
 

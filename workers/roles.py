@@ -84,12 +84,16 @@ def serve_parts(settings: Settings, app: str, processes: int, burst: bool) -> No
         pool.stop()
 
 
-def add_janitor(loop: Loop, parts: Parts, owner: str) -> None:
-    """Help stuck commits often, sweep the store hourly; a lease sees to it that one worker at a time does it."""
+def add_janitor(loop: Loop, parts: Parts, owner: str, sweeps: bool) -> None:
+    """Help stuck commits often, sweep the store hourly; a lease sees to it that one worker at a time does it.
+
+    `sweeps` False: only what is quick, for a worker that ends with its work.
+    """
     janitor = Janitor(parts.index, parts.catalog, parts.store, parts.leases, parts.settings)
     seconds = max(parts.settings.reservation_seconds, JANITOR_LEAST_SECONDS)
     loop.every("janitor", seconds, lambda: janitor.run_once(owner))
-    loop.every("sweep", SWEEP_SECONDS, lambda: janitor.run_once(owner, sweep=True))
+    if sweeps:
+        loop.every("sweep", SWEEP_SECONDS, lambda: janitor.run_once(owner, sweep=True))
 
 
 class Drained:

@@ -57,11 +57,6 @@ class RqPool:
         self._settings, self._app, self._on_step = settings, app, on_step
         self._places = [self._start(queue) for queue in (*(PARTS,) * processes, MAINTENANCE)]
 
-    @property
-    def pids(self) -> dict[int, str]:
-        """Process id -> queue."""
-        return {place.process.pid: place.queue for place in self._places}
-
     def inspect(self) -> int:
         """Replace processes that ended, later each time they end at once; -> how many."""
         replaced = 0

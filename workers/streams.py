@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -58,9 +58,9 @@ class Streams:
             self._discovered = 0.0
             return []
 
-    def stale(self, idle_ms: int) -> Iterator[list[Entry]]:
+    def stale(self, streams: Iterable[bytes], idle_ms: int) -> Iterator[list[Entry]]:
         """Stream by stream, entries that a worker read `idle_ms` ago and never claimed; they are this one's now."""
-        for stream in self.of:
+        for stream in streams:
             try:
                 reply = self._redis.run("XAUTOCLAIM", stream, PRODUCERS, self._name, idle_ms, "0", "COUNT", READ_COUNT)
             except NotFound:

@@ -5,6 +5,7 @@ The supervisor knows processes and messages, not requests.
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import signal
@@ -12,18 +13,19 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
 from pydantic import SecretStr
 
-from broker.errors import AttemptFailed, BrokerError, Terminal, from_dict
+from broker.errors import AttemptFailed, BrokerError, Terminal, Transient, from_dict
 from broker.settings import Settings
+from workers.bounds import overrun, resident_bytes
 from workers.channel import Channel
 
-PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+log = logging.getLogger("broker.worker")
 STOP_SECONDS: Final = 5.0
 """A child that was told to end and does not is killed after this."""
 START_SECONDS: Final = 60.0
@@ -52,37 +54,44 @@ class Result:
 
 
 class ChildProcess:
-    """One child. `task` None: it is idle."""
+    """One child, leader of a process group: what a producer starts is killed with it. `task` None: it has none."""
 
     def __init__(self, command: list[str]) -> None:
         mine, theirs = socket.socketpair()
         with theirs:
             fd = theirs.fileno()
-            self.process = subprocess.Popen([*command[:3], str(fd), *command[3:]], pass_fds=[fd])
+            command = [*command[:3], str(fd), *command[3:]]
+            self.process = subprocess.Popen(command, pass_fds=[fd], start_new_session=True)
         self.channel, self.doom, self.ready = Channel(mine), "", False
         self.task: Task | None = None
 
-    def resident_bytes(self) -> int:
-        """Physical memory it holds; 0 where the platform does not say."""
-        try:
-            return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * PAGE_BYTES
-        except OSError:
-            return 0
+    @property
+    def idle(self) -> bool:
+        return self.task is None and not self.doom
+
+    def died(self) -> bool:
+        """Whether it ended, though a process it started may hold its channel open. It is not reaped: its id stays its own."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def kill(self, why: str) -> None:
-        """End it at once; its task ends with `why`."""
+        """End it at once, and all that it started; its task ends with `why`."""
         self.doom = self.doom or why
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
-    def last_words(self) -> str:
-        """How it ended."""
-        code = self.process.wait()
-        if self.doom:
-            return self.doom
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"killed by {name}" + (" (out of memory, perhaps)" if code == -signal.SIGKILL else "")
-        return f"exited with {code}"
+    def end(self, seconds: float) -> str:
+        """How it ended; it is killed after `seconds`, and what it leaves behind in any case."""
+        self.channel.close()
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill("did not end when its channel was closed")
+            code = self.process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.doom or code >= 0:
+            return self.doom or f"exited with {code}"
+        return f"killed by {signal.Signals(-code).name}" + (" (out of memory, perhaps)" if code == -signal.SIGKILL else "")
 
 
 def revealed(settings: Settings) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def revealed(settings: Settings) -> dict[str, Any]:
 
 
 class Supervisor:
-    """A pool of children. `run` and `wait` are for one thread each; `inspect` and `abort` for any."""
+    """A pool of children. `wait` is for one thread, the rest for any."""
 
     def __init__(self, settings: Settings, app: str, processes: int, on_step: str = "") -> None:
         self._settings, self.app = settings, app
@@ -110,14 +119,14 @@ class Supervisor:
 
     @property
     def idle(self) -> int:
-        """Children without a task."""
+        """Children that would take a task."""
         with self._lock:
-            return sum(child.task is None for child in self.children)
+            return sum(child.idle for child in self.children)
 
     def run(self, subject: Any, message: dict[str, Any]) -> bool:
         """Give a task to an idle child. False: none is idle."""
         with self._lock:
-            child = next((child for child in self.children if child.task is None), None)
+            child = next((child for child in self.children if child.idle), None)
             if child is None:
                 return False
             child.task = Task(subject, message)
@@ -141,17 +150,17 @@ class Supervisor:
         self._wake_out.send(b".")
 
     def inspect(self) -> None:
-        """Kill children whose attempt runs too long or holds too much memory."""
-        limits = self._settings
+        """Kill children whose attempt runs too long or holds too much memory; have `wait` see those that died unseen."""
         with self._lock:  # held over the kill: an idle child may get another's attempt meanwhile
             for child in self.children:
-                if child.task is None:
-                    continue
-                seconds = limits.attempt_seconds if child.ready else max(limits.attempt_seconds, START_SECONDS)
-                if time.monotonic() - child.task.started > seconds:
-                    child.kill(f"ran longer than attempt_seconds={limits.attempt_seconds:g}")
-                elif (resident := child.resident_bytes()) > limits.attempt_max_bytes:
-                    child.kill(f"held {resident} bytes, more than attempt_max_bytes={limits.attempt_max_bytes}")
+                if child.died():
+                    child.channel.hang_up()
+                elif child.task is not None and (why := self._overrun(child, child.task)):
+                    child.kill(why)
+
+    def _overrun(self, child: ChildProcess, task: Task) -> str:
+        starting = 0.0 if child.ready else max(0.0, START_SECONDS - self._settings.attempt_seconds)
+        return overrun(self._settings, resident_bytes(child.process.pid), time.monotonic() - task.started, starting)
 
     def progress(self, subject: Any) -> dict[str, int]:
         """What the child that works on `subject` told last: rows and bytes written; empty before that."""
@@ -169,15 +178,13 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all children: idle ones by closing their channel, others by signal."""
-        for child in self.children:
+        with self._lock:
+            children, self.children = self.children, []
+        for child in children:
             child.channel.close()
         deadline = time.monotonic() + STOP_SECONDS
-        for child in self.children:
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill("stopped")
-                child.process.wait()
+        for child in children:
+            child.end(max(0.0, deadline - time.monotonic()))
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
@@ -195,9 +202,8 @@ class Supervisor:
             return self._bury(child)
         if not child.ready:
             if "error" in message:
-                raise Terminal(
-                    "a worker's child cannot start", why=str(from_dict(message["error"])), hint="See its settings and app"
-                )
+                self._not_started(child, from_dict(message["error"]))
+                return None
             with self._lock:
                 child.ready, self._failed_starts = True, 0
                 if child.task is not None:
@@ -215,13 +221,19 @@ class Supervisor:
             return Result(task, error=from_dict(message["error"]))
         return Result(task, ok=message["ok"])
 
+    def _not_started(self, child: ChildProcess, error: BrokerError) -> None:
+        """A store that is away is no reason to give up: the child ends, and its successor tries again. Raises Terminal."""
+        if not isinstance(error, Transient):
+            raise Terminal("a worker's child cannot start", why=str(error), hint="See its settings and app")
+        log.warning("a child cannot start yet: %s", error)
+        child.doom = str(error)
+
     def _bury(self, child: ChildProcess) -> Result | None:
         self._selector.unregister(child.channel)
-        child.channel.close()
-        words = child.last_words()
         with self._lock:
             self.children.remove(child)
-        self._failed_starts += not child.ready and not child.doom
+        doomed, words = bool(child.doom), child.end(STOP_SECONDS)
+        self._failed_starts += not child.ready and not doomed
         if self._failed_starts > START_TRIES:
             raise Terminal("a worker's child cannot start", why=words, hint="Its last output is on stderr")
         self._spawn()

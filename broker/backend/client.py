@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -26,10 +27,13 @@ from redis.retry import Retry
 
 from broker.backend.driver_errors import ROOTS, broker_error, mapped
 from broker.backend.lanes import Argument, Lanes, Pool
-from broker.errors import Conflict, InvalidSettings, NotFound
+from broker.errors import InvalidSettings, NotFound, OutcomeUnknown, Transient
 
 SOCKET_SECONDS: Final = 5.0
 BLOCK_MAX_MS: Final = 2_000  # so that a stopping worker waits no longer, and a dead peer shows
+CONSUMER_IDLE_MS: Final = (
+    3_600_000  # who is alive reads every few seconds, though Redis 6 counts only reads that found something
+)
 MAX_CONNECTIONS: Final = 1_000
 CLUSTER_SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _OURS: Final = {"decode_responses", "protocol", "retry", "retry_on_timeout", "retry_on_error", "encoding", "legacy_responses"}
@@ -120,7 +124,7 @@ class RedisClient:
     def call(self, script: Script, keys: Sequence[Key], args: Sequence[Argument] = ()) -> Any:
         """Run a script in one round trip; its reply in bytes, ints and lists. Loaded on demand.
 
-        Raises what the script refuses with (`BROKER <code> <why>`), OutcomeUnknown when a writing script's reply was lost,
+        Raises OutcomeUnknown when a writing script's reply was lost,
         Unavailable when it surely did not run, Overloaded when Redis is full.
         """
         reply = self._run(script, [(keys, args)])[0]
@@ -132,7 +136,7 @@ class RedisClient:
         """Run a script for each (keys, args) in one round trip, without MULTI: replies or BrokerErrors, in order.
 
         Others' commands may run in between. When Redis has forgotten the script, calls that met that run after the others.
-        Raises OutcomeUnknown or Unavailable for the batch: each of its calls may have run. On a cluster: one by one.
+        Raises OutcomeUnknown when any of them may have run, Unavailable when surely none did. On a cluster: one by one.
         """
         replies = self._run(script, calls) if calls else []
         return [broker_error(reply, script.name, unknown=False) if isinstance(reply, Exception) else reply for reply in replies]
@@ -145,14 +149,20 @@ class RedisClient:
         if forgotten:
             # EVAL loads the script in the same step, so no flush and no fail-over can come in between.
             again = [("EVAL", script.text, len(calls[index][0]), *calls[index][0], *calls[index][1]) for index in forgotten]
-            for index, reply in zip(forgotten, self.pipeline(again, script.name, script.writes), strict=True):
+            with _behind(len(forgotten) < len(calls) and script.writes, script.name):
+                repeated = self.pipeline(again, script.name, script.writes)
+            for index, reply in zip(forgotten, repeated, strict=True):
                 replies[index] = reply
         return replies
 
     def pipeline(self, commands: Sequence[Sequence[Argument]], of: str, writes: bool = True) -> list[Any]:
         """Raw replies of raw commands in one round trip; refusals are the driver's ResponseError, as values."""
         if self._lanes is None:
-            return [self._on_cluster(command, of, writes) for command in commands]
+            replies = list[Any]()
+            for command in commands:
+                with _behind(bool(replies) and writes, of):
+                    replies.append(self._on_cluster(command, of, writes))
+            return replies
         try:
             connection = self._lanes.take()
         except ROOTS as error:
@@ -162,13 +172,17 @@ class RedisClient:
         except ROOTS as error:
             raise broker_error(error, of, unknown=writes) from error
 
+    def replies(self, commands: Sequence[Sequence[Argument]], of: str, writes: bool = True) -> list[Any]:
+        """As `pipeline`, for commands of which none may be refused: raises as `call` does. Those beside a refused one ran."""
+        found = self.pipeline(commands, of, writes) if commands else []
+        for reply in found:
+            if isinstance(reply, Exception):
+                raise broker_error(reply, of, unknown=False) from reply
+        return found
+
     def run(self, *command: Argument, writes: bool = True) -> Any:
         """One command, its raw reply. Raises as `call` does, naming the command's first argument."""
-        of = to_text(command[min(1, len(command) - 1)])
-        reply = self.pipeline([command], of, writes)[0]
-        if isinstance(reply, Exception):
-            raise broker_error(reply, of, unknown=False) from reply
-        return reply
+        return self.replies([command], to_text(command[min(1, len(command) - 1)]), writes)[0]
 
     def _on_cluster(self, command: Sequence[Argument], of: str, writes: bool) -> Any:
         cluster = cast(Any, self.commands)
@@ -185,12 +199,12 @@ class RedisClient:
     # --- streams
 
     def create_group(self, stream: Key, group: Key, start: Key = b"0") -> bool:
-        """Make a group (and its stream). False: it existed. Idempotent, so a lost reply may be answered by calling again."""
-        try:
-            self.run("XGROUP", "CREATE", stream, group, start, "MKSTREAM")
-        except Conflict:
-            return False
-        return True
+        """Make a group (and its stream). False: it existed. Idempotent, so a lost reply may be answered by calling again.
+
+        Consumers of it that died without leaving, CONSUMER_IDLE_MS ago, are taken out; one that is alive after all comes back
+        with its next read.
+        """
+        return bool(self.call(load_script("create_group"), [stream], [group, start, CONSUMER_IDLE_MS]))
 
     def wait_entries(self, streams: Mapping[bytes, bytes], group: Key, consumer: Key, count: int, block_ms: int) -> list[Entry]:
         """XREADGROUP on the blocking pool from the ids given (b">": new ones). Empty when nothing came within `block_ms`.
@@ -220,6 +234,17 @@ class RedisClient:
             return [self.commands]
         cluster = cast(Any, self.commands)
         return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
+
+
+@contextmanager
+def _behind(ran: bool, of: str) -> Iterator[None]:
+    """Where a part of a batch `ran`, what fails behind it leaves the outcome of the batch unknown."""
+    try:
+        yield
+    except Transient as error:
+        if not ran or isinstance(error, OutcomeUnknown):
+            raise
+        raise OutcomeUnknown("a part of the batch ran", of=of, why=str(error), hint="Read back what happened") from error
 
 
 def xreadgroup(streams: Mapping[bytes, bytes], group: Key, consumer: Key, count: int, block_ms: int) -> list[Argument]:

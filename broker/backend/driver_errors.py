@@ -1,7 +1,6 @@
 """What each error of the Redis driver means to a caller. No redis exception leaves `backend/` but through here.
 
 A connection that breaks after a write was sent leaves its outcome unknown; before that, and for reads, nothing happened.
-Scripts refuse with `return redis.error_reply('BROKER <code> <why>')`, where code is that of a class in `broker.errors`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Final, NamedTuple
 from redis import exceptions as driver
 
 from broker.errors import (
-    BY_CODE,
     BrokerError,
     Busy,
     Conflict,
@@ -135,8 +133,6 @@ _UNKNOWN: Final = _either(Unsupported, "this Redis lacks a command", "Use Redis 
 def broker_error(error: Exception, of: str, *, unknown: bool) -> BrokerError:
     """The broker's error for a driver's. `unknown`: a write had been sent, so it may or may not have happened."""
     text = str(error)
-    if isinstance(error, driver.ResponseError) and text.startswith("BROKER "):
-        return _said_by_script(text, of)
     meaning = _meaning(error, text)
     kind = meaning.unknown if unknown else meaning.known
     return kind(meaning.what, of=of, why=text, hint="Read back what happened" if kind is OutcomeUnknown else meaning.hint)
@@ -148,11 +144,6 @@ def _meaning(error: Exception, text: str) -> Meaning:
         code = inside[1] if inside else text.partition(" ")[0]
         return REPLIES.get(code) or (_UNKNOWN if _UNKNOWN_COMMAND.search(text) else _REFUSED)
     return next((DRIVER_ERRORS[kind] for kind in type(error).__mro__ if kind in DRIVER_ERRORS), _GARBLED)
-
-
-def _said_by_script(text: str, of: str) -> BrokerError:
-    _, code, why = [*text.split(" ", 2), ""][:3]
-    return BY_CODE.get(code, Terminal)(f"refused: {code.replace('-', ' ')}", of=of, why=why)
 
 
 @contextmanager

@@ -92,9 +92,7 @@ class Index:
         run_id = self.redis.call(self._read_head, [slot.meta, slot.head(datasets[0])])[0]
         commands = [("HMGET", slot.head(dataset), "seq", "run_id", "notified", "reserved_seq") for dataset in datasets]
         found = dict[DatasetId, Glance]()
-        for dataset, reply in zip(datasets, self.redis.pipeline(commands, slot.name, writes=False), strict=True):
-            if isinstance(reply, Exception):
-                raise reply
+        for dataset, reply in zip(datasets, self.redis.replies(commands, slot.name, writes=False), strict=True):
             seq, notified, reserved = int(reply[0] or 0), int(reply[2] or 0), int(reply[3] or 0)
             found[dataset] = Glance(seq, reply[1] != run_id or notified < seq or reserved > seq)
         return found
@@ -120,7 +118,7 @@ class Index:
         try:
             reply = self.redis.call(self._reserve, keys, [*args, int(effect.age_seconds * 1000), int(max_age_seconds * 1000)])
         except OutcomeUnknown:
-            return ReserveAnswer("refused")  # the next look at the head shows whether the reservation stands
+            return ReserveAnswer("unknown")
         return ReserveAnswer(reply.decode())
 
     def publish(

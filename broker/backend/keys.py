@@ -19,7 +19,8 @@ Inside one slot:
     flights                     hash   flown -> its open flight; flown: <dataset>|produce or <dataset>|derive|<fingerprint>
     waiting:<flown>             set    request ids for the next such flight
     flight:<id>                 hash   a lease with dataset, kind, state, progress;  members:<id>: set of request ids
-    lapse                       zset   flight ids by end of lease;  delayed, deadlines: zsets of request ids
+    lapse                       zset   flight ids by end of lease, or by when a tick showed them last
+    delayed, deadlines          zset   request ids by time
     parked                      hash   request id -> dataset that no reader of its stream could serve
     workers                     hash   worker id -> JSON (patterns, host, pid, until)
     cursors:<tenant>/<name>     hash   consumer -> end of its lease (ms) and JSON of where it stands
@@ -45,7 +46,9 @@ from broker.rules.fold import TABLES
 
 LOG_SLOT: Final = "p"
 SLOTS: Final = b"broker:slots"
-"""Set of all slots in use: the one key outside any slot. A hint for workers and readers; rebuilt by use."""
+"""Set of all slots in use, outside any slot. A hint for workers and readers; rebuilt by use."""
+DEPLOYMENT: Final = b"broker:deployment"
+"""Hash outside any slot: shards; promise:<hash of a store's URL>."""
 PRODUCERS: Final = b"producers"
 READERS: Final = b"readers"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,13 +19,26 @@ from rich.progress import (
 )
 
 
+class Gauge(Progress):
+    """A bar that looks for itself, each time it is drawn."""
+
+    def __init__(self, *columns: ProgressColumn, read: Callable[[], float]) -> None:
+        self._read = read
+        super().__init__(*columns, console=Console(stderr=True), transient=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            self.update(task.id, completed=self._read())
+        yield from super().get_renderables()
+
+
 @contextmanager
-def bar(label: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    """A bar of `total` units (None: it only turns); `unit` is `bytes` or a word such as `rows`."""
+def bar(label: str, total: float | None, unit: str, read: Callable[[], float]) -> Iterator[None]:
+    """A bar at `read()` of `total` units (None: it only turns); `unit` is `bytes` or a word such as `rows`."""
     counts: list[ProgressColumn] = (
         [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
     )
     head: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
-    with Progress(*head, *counts, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(label, total=total)
-        yield lambda amount: shown.advance(task, amount)
+    with Gauge(*head, *counts, TimeElapsedColumn(), read=read) as shown:
+        shown.add_task(label, total=total)
+        yield

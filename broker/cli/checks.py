@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from broker.backend import embedded, health
 from broker.backend.client import RedisClient
+from broker.cli.words import public_place
 from broker.connect import Broker
 from broker.errors import BrokerError
 from broker.inquiry import Inquiry
+from broker.model.finding import Verdict
 from broker.model.names import DatasetId
-from broker.parts import open_parts, probed_store, redis_url, store_url
+from broker.parts import open_parts, redis_url, store_url
 from broker.settings import Settings, home_folder
-
-Verdict = Literal["ok", "note", "broken"]
-"""`note`: it works, and promises less than it could."""
+from broker.stores.open import open_store
+from broker.stores.probe import probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +68,15 @@ def _embedded(settings: Settings) -> Iterator[Finding]:
 
 def _redis(settings: Settings) -> Iterator[Finding]:
     with RedisClient.open(redis_url(settings)) as client:
-        lines = health.check(client)
+        found = health.check(client)
         yield Finding("ok", "redis", f"{health.describe(client.servers()[0].info())} at {client.url}")
-        for line in lines:
-            yield Finding("broken" if line.startswith("unsupported") else "note", "redis", line)
+        yield from (Finding(verdict, "redis", text) for verdict, text in found)
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    _, promise = probed_store(settings)
-    yield Finding("ok", "store", store_url(settings).rpartition("@")[2])
-    if not promise.read_after_write:
-        yield Finding("broken", "store", "reads do not see writes at once: do not use this store")
-    for line in promise.explain():
-        yield Finding("ok" if not line.startswith(("seal: single", "put-if-absent: ignored")) else "note", "store", line)
+    promise = probe(open_store(store_url(settings), settings))
+    yield Finding("ok", "store", public_place(store_url(settings)))
+    yield from (Finding(verdict, "store", text) for verdict, text in promise.explain())
 
 
 def _workers(broker: Broker) -> Iterator[Finding]:

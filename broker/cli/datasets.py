@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from broker.cli.face import Command, Face, columns, fields_of, joined, names, pairs, pass_face
-from broker.cli.words import bytes_text
+from broker.cli.face import Face, Group, columns, fields_of, joined, names, pairs, pass_face
+from broker.cli.words import bytes_text, span_text
 from broker.connect import Dataset
 from broker.errors import Invalid, InvalidRequest
 from broker.model.dataset import Column, DatasetSpec, Schema
 
+NEVER_NULL: Final = re.compile(r"\s+NOT\s+NULL\s*$", re.IGNORECASE)
 
-@click.group("dataset")
+
+@click.group("dataset", cls=Group, examples="broker dataset create shop/catalog/offers --key sku\nbroker dataset list --json")
 def dataset() -> None:
     """Create, list, show, alter and drop datasets."""
 
 
 @dataset.command(
     "create",
-    cls=Command,
     examples="""
     broker dataset create shop/catalog/offers --key sku --order updated_at
     broker dataset create shop/pricing/prices --key sku,store --column "sku VARCHAR" --column "store VARCHAR"
     """,
+    answer="{dataset, version, key, versions, bytes, session, spec}",
 )
 @click.argument("name")
 @click.option("--key", multiple=True, required=True, help="Key column; several: repeat it, or a,b.")
@@ -36,8 +39,13 @@ def dataset() -> None:
     multiple=True,
     help='Column and DuckDB type, as "price DOUBLE [NOT NULL]"; else the first data says.',
 )
-@click.option("--partitions", type=int, default=1, show_default=True)
-@click.option("--attribute", "attributes", multiple=True, metavar="K=V")
+@click.option(
+    "--tombstone-seconds",
+    type=click.IntRange(0),
+    metavar="SECONDS",
+    help="With --order: how long a delete is remembered against older rows that come late. Default: 7 days.",
+)
+@click.option("--attribute", "attributes", multiple=True, metavar="K=V", help="Free text for people; kept with the dataset.")
 @pass_face
 def create(
     face: Face,
@@ -45,7 +53,7 @@ def create(
     key: tuple[str, ...],
     order: tuple[str, ...],
     column_texts: tuple[str, ...],
-    partitions: int,
+    tombstone_seconds: int | None,
     attributes: tuple[str, ...],
 ) -> None:
     """Create a dataset; an equal one that exists is no error."""
@@ -57,14 +65,16 @@ def create(
             key=names(key) or (),
             order=names(order) or (),
             schema=schema,
-            partitions=partitions,
+            tombstone_seconds=tombstone_seconds,
             attributes=pairs(attributes),
         )
         face.say(f"dataset {made.id}")
         _emit_dataset(face, made)
 
 
-@dataset.command("list", cls=Command, examples="broker dataset list 'shop/*'")
+@dataset.command(
+    "list", examples="broker dataset list 'shop/*'", answer="A list of {dataset, version, key, versions, bytes, session}"
+)
 @click.argument("pattern", default="*")
 @pass_face
 def list_(face: Face, pattern: str) -> None:
@@ -75,7 +85,9 @@ def list_(face: Face, pattern: str) -> None:
     face.emit(found, columns(heads, ([_cell(item[head]) for head in heads] for item in found)))
 
 
-@dataset.command("show", cls=Command, examples="broker dataset show shop/catalog/offers")
+@dataset.command(
+    "show", examples="broker dataset show shop/catalog/offers", answer="{dataset, version, key, versions, bytes, session, spec}"
+)
 @click.argument("name")
 @pass_face
 def show(face: Face, name: str) -> None:
@@ -84,7 +96,11 @@ def show(face: Face, name: str) -> None:
         _emit_dataset(face, broker.dataset(name))
 
 
-@dataset.command("alter", cls=Command, examples='broker dataset alter shop/catalog/offers --column "colour VARCHAR"')
+@dataset.command(
+    "alter",
+    examples='broker dataset alter shop/catalog/offers --column "colour VARCHAR"',
+    answer="{dataset, version, key, versions, bytes, session, spec}",
+)
 @click.argument("name")
 @click.option("--column", "column_texts", multiple=True, required=True, help='A new column or another type: "price DOUBLE".')
 @click.option("--force", is_flag=True, help="Also a change with loss: it begins a new session, and replicas reset.")
@@ -97,7 +113,7 @@ def alter(face: Face, name: str, column_texts: tuple[str, ...], force: bool) -> 
         _emit_dataset(face, found)
 
 
-@dataset.command("drop", cls=Command, examples="broker dataset drop shop/catalog/offers --yes")
+@dataset.command("drop", examples="broker dataset drop shop/catalog/offers --yes", answer="{dataset, dropped}")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_face
@@ -116,12 +132,10 @@ def drop(face: Face, name: str, yes: bool) -> None:
 def parse_column(text: str) -> Column:
     """`price DOUBLE`, `sku VARCHAR NOT NULL`. Raises Invalid."""
     name, _, kind = text.strip().partition(" ")
-    kind = kind.strip().upper()
-    nullable = not kind.endswith(" NOT NULL")
-    kind = kind.removesuffix(" NOT NULL").strip()
-    if not kind:
+    declared = NEVER_NULL.sub("", kind)
+    if not declared.strip():
         raise Invalid("not a column", of=text[:100], hint='Write --column "price DOUBLE"')
-    return Column(name=name, type=kind, nullable=nullable)
+    return Column(name=name, type=declared.strip(), nullable=declared == kind)
 
 
 def altered(spec: DatasetSpec, changes: list[Column]) -> Schema:
@@ -150,7 +164,7 @@ def _emit_dataset(face: Face, found: Dataset) -> None:
             "version": str(value["version"]),
             "key": ", ".join(spec.key),
             "order": ", ".join(spec.order),
-            "partitions": spec.partitions,
+            "tombstones": span_text(spec.tombstone_seconds) if spec.order else None,
             "bytes": bytes_text(value["bytes"]),
             "session": value["session"],
             "attributes": joined(spec.attributes),

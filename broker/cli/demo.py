@@ -9,7 +9,7 @@ from broker.cli.face import Command, Face, pass_face
 from broker.demo import show
 
 
-@click.command("demo", cls=Command, examples="broker demo\nbroker demo --generated")
+@click.command("demo", cls=Command, examples="broker demo\nbroker demo --generated", answer="{equal}")
 @click.option("--generated", is_flag=True, help="A generated catalogue, also where the real one is at hand.")
 @click.option("--keep", is_flag=True, help="Leave the temporary folder for a look.")
 @pass_face

@@ -7,32 +7,47 @@ from typing import Any
 
 import click
 
-from broker.cli.face import Command, Face, fields_of, pass_face
+from broker.cli.face import Face, Group, fields_of, pass_face
 from broker.cli.requests import inquiry_of
-from broker.cli.shown import status_lines, status_value
+from broker.cli.shown import REQUEST, status_lines, status_value
 from broker.cli.words import bytes_text, time_text
-from broker.connect import Dataset
-from broker.errors import InvalidRequest
+from broker.connect import Broker, Dataset
+from broker.errors import InvalidRequest, NotFound
 from broker.inquiry import Whereabouts
 from broker.model.commit import Edge, Record, digest, parse_record
 from broker.rules.fold import VersionInfo
 
 
-@click.group("explain")
+@click.group(
+    "explain", cls=Group, examples="broker explain request catalog.0.0193…\nbroker explain version shop/catalog/offers 3"
+)
 def explain() -> None:
     """Why a request waits, how a version came about."""
 
 
-@explain.command("request", cls=Command, examples="broker explain request catalog.0.0193…")
+@explain.command(
+    "request",
+    examples="broker explain request catalog.0.0193…",
+    answer=f"{REQUEST[:-1]}, waits_for, why, sealed_version, workers}}",
+)
 @click.argument("id")
 @pass_face
 def request(face: Face, id: str) -> None:
     """What a request waits for and why: state, flight, production, version, workers that serve it."""
     with face.connect() as broker:
         found = inquiry_of(broker).whereabouts(id)
-        dataset = broker.dataset(found.status.request.dataset)
-        made = dataset.state.made_by(found.flight.id) if found.flight else None
+        made = _made(broker, found)
     face.emit(_request_value(found, made), _request_lines(found, made))
+
+
+def _made(broker: Broker, found: Whereabouts) -> int | None:
+    """The version that the request's flight has sealed; None where there is none, or the dataset is gone."""
+    if found.flight is None:
+        return None
+    try:
+        return broker.dataset(found.status.request.dataset).state.made_by(found.flight.id)
+    except NotFound:
+        return None
 
 
 def _request_value(found: Whereabouts, made: int | None) -> dict[str, Any]:
@@ -69,8 +84,8 @@ def _request_lines(found: Whereabouts, made: int | None) -> list[str]:
 
 @explain.command(
     "version",
-    cls=Command,
     examples="broker explain version shop/catalog/offers 3\nbroker explain version shop/catalog/offers@3",
+    answer="{version, record, sha256, previous, road}",
 )
 @click.argument("name")
 @click.argument("version", type=int, required=False)
@@ -84,13 +99,21 @@ def version(face: Face, name: str, version: int | None) -> None:
         dataset = broker.dataset(name)
         info = dataset.state.info(int(number) if version is None else version)
         record, sha = _record(dataset, broker.parts.catalog.records(dataset.id, info.seq))
-        road = dataset.plan(version=info.version).edges
+        road = _road(dataset, info.version)
     face.emit(_version_value(info, record, sha, road), _version_lines(name, info, record, sha, road))
 
 
 def _record(dataset: Dataset, records: Any) -> tuple[Record, str]:
     data = next(iter(records))
     return parse_record(data, str(dataset.id)), digest(data)
+
+
+def _road(dataset: Dataset, version: int) -> tuple[Edge, ...]:
+    """The edges from nothing to the version; none where it is retired or of an earlier session."""
+    try:
+        return dataset.plan(version=version).edges
+    except NotFound:
+        return ()
 
 
 def _version_value(info: VersionInfo, record: Record, sha: str, road: tuple[Edge, ...]) -> dict[str, Any]:
@@ -122,5 +145,11 @@ def _version_lines(name: str, info: VersionInfo, record: Record, sha: str, road:
     lines += [
         f"file    {file.role}  {file.key}  {file.rows} rows, {bytes_text(file.bytes)}" for file in (edge.files if edge else ())
     ]
+    return [*lines, f"road    {_road_text(road)}"]
+
+
+def _road_text(road: tuple[Edge, ...]) -> str:
+    if not road:
+        return "none is offered any more"
     steps = " -> ".join(str(edge.version) for edge in road)
-    return [*lines, f"road    nothing -> {steps}: {bytes_text(sum(edge.bytes for edge in road))}"]
+    return f"nothing -> {steps}: {bytes_text(sum(edge.bytes for edge in road))}"

@@ -62,31 +62,38 @@ class Face:
         if self.json:
             sys.stderr.write(json.dumps({"error": error.to_dict() | {"exit": int(exit_of(error))}}) + "\n")
         else:
-            sys.stderr.write(f"error: {explained(error)}\n")
+            sys.stderr.write(f"error: {error.sentence}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return exit_of(error)
 
     @contextmanager
     def progress(self, label: str, total: float | None = None, unit: str = "bytes") -> Iterator[Advance]:
         """A bar on stderr while the block runs, when stderr is a terminal. `advance(n)` moves it by n units."""
+        done = 0.0
+
+        def advance(amount: float) -> None:
+            nonlocal done
+            done += amount
+
+        with self.gauge(label, lambda: done, total, unit):
+            yield advance
+
+    @contextmanager
+    def gauge(self, label: str, read: Callable[[], float], total: float | None = None, unit: str = "bytes") -> Iterator[None]:
+        """As `progress`, at `read()`, counted from what it is now; it is called in another thread."""
         if self.json or not sys.stderr.isatty():
-            yield lambda _amount: None
+            yield
             return
         from broker.cli.bars import bar
 
-        with bar(label, total, unit) as advance:
-            yield advance
+        before = read()
+        with bar(label, total, unit, lambda: read() - before):
+            yield
 
 
 def print_line(text: str) -> None:
     """Flushed, so that a pipe's reader sees each line as it comes."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def explained(error: BrokerError) -> str:
-    """What failed, for what, why; the next step on a line of its own."""
-    text = error.what + (f" [{error.of}]" if error.of else "") + (f": {error.why}" if error.why else "")
-    return text + (f"\nhint: {error.hint}" if error.hint else "")
 
 
 def columns(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -135,25 +142,31 @@ def names(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 class Command(click.Command):
-    """A command that takes the global options too, wherever they stand, and shows examples in its help."""
+    """A command that takes the global options too, wherever they stand, and shows in its help examples and what --json prints.
 
-    def __init__(self, *args: Any, examples: str = "", **fields: Any) -> None:
+    `answer`: its fields in braces, `{dataset, version}`; lists and lines of such objects in words before them.
+    """
+
+    def __init__(self, *args: Any, examples: str, answer: str = "", **fields: Any) -> None:
         super().__init__(*args, **fields)
-        self.examples = examples
+        self.examples, self.answer = examples, answer
         self.params += common_options()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
-        write_examples(formatter, self.examples)
-
-
-def write_examples(formatter: click.HelpFormatter, examples: str) -> None:
-    """A section of literal lines, then the exit codes."""
-    if examples:
         with formatter.section("Examples"):
-            for line in examples.strip().splitlines():
+            for line in self.examples.strip().splitlines():
                 formatter.write(f"  {line.strip()}\n")
-    formatter.write(f"\n{EXIT_HELP}\n")
+        if self.answer:
+            with formatter.section("With --json"):
+                formatter.write_text(self.answer)
+        formatter.write(f"\n{EXIT_HELP}\n")
+
+
+class Group(Command, click.Group):
+    """A group of commands, with all that they share."""
+
+    command_class = Command
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> Any:

@@ -11,7 +11,7 @@ import click
 
 from broker import __version__
 from broker.cli.exits import Exit
-from broker.cli.face import Face, common_options, write_examples
+from broker.cli.face import Face, Group
 from broker.errors import BrokerError, Invalid, Terminal
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -44,7 +44,7 @@ broker pull shop/catalog/offers --to search.duckdb
 """
 
 
-class Program(click.Group):
+class Program(Group):
     """Resolves commands by name, so that no command pays for the imports of another."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -64,12 +64,13 @@ class Program(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        del ctx
-        write_examples(formatter, EXAMPLES)
 
-
-program = Program("broker", help="Systems ask each other for data, and keep exact replicas of it.", params=common_options())
+program = Program(
+    "broker",
+    context_settings={"max_content_width": 120},
+    help="Systems ask each other for data, and keep exact replicas of it.",
+    examples=EXAMPLES,
+)
 program = click.version_option(__version__, message="broker %(version)s")(program)
 
 

@@ -18,8 +18,7 @@ from broker.sources.files import rows_of
     examples="""
     broker publish shop/catalog/offers offers.parquet
     broker publish shop/catalog/offers monday.csv.gz tuesday.csv.gz --delta --attribute store=eu-1
-    """,
-)  # fmt: skip
+    """, answer="{dataset, version, changed, unchanged_rows, stale_rows, edge}")  # fmt: skip
 @click.argument("name")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--delta", is_flag=True, help="Commit only the difference to the newest version; an absent key is a delete.")
@@ -30,7 +29,7 @@ def publish(face: Face, name: str, files: tuple[Path, ...], delta: bool, attribu
     with face.connect() as broker:
         found = broker.dataset(name)
         with face.progress(f"publish {name}", unit="rows") as advance:
-            rows = _counted(rows_of(found.spec, files), advance)
+            rows = _counted(rows_of(found.spec, files, broker.parts.settings), advance)
             done = found.publish(rows, delta=delta, attributes=pairs(attributes))
         edge = done.edge
         value = {

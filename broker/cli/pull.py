@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
-from uuid import uuid4
 
 import click
 
 from broker.cli.face import Command, Face, names, pass_face
-from broker.cli.words import bytes_text
-from broker.columnar.export import FORMATS, write_file
-from broker.connect import Broker
-from broker.errors import NotFound
+from broker.cli.words import bytes_text, public_place
+from broker.columnar.formats import SUFFIXES
+from broker.connect import Broker, Dataset
+from broker.errors import InvalidRequest, NotFound
 from broker.replica import Report
 from broker.sinks import open_sink
 
-POSTGRES: Final = ("postgresql", "postgres")
+POLL_SECONDS: Final = 0.2
+Chosen = tuple[str | None, tuple[str, ...] | None]
+"""`where` and column names."""
 
 
 @click.command(
@@ -29,8 +31,8 @@ POSTGRES: Final = ("postgresql", "postgres")
     broker pull shop/catalog/offers --to replica/ --where "price < 50" --columns sku,price
     broker pull shop/catalog/offers --to "postgresql://user@db/search" --table offers
     broker pull shop/catalog/offers --to offers.csv
-    """,
-)  # fmt: skip
+    """, answer="{dataset, to, mode, version, edges, rows, upserts, deletes, bytes, reset, seconds}; "
+    "a single file {dataset, version, file, rows, bytes}",)  # fmt: skip
 @click.argument("name")
 @click.option(
     "--to",
@@ -45,13 +47,8 @@ POSTGRES: Final = ("postgresql", "postgres")
 @click.option(
     "--name", "replica", help="Name of the replica. Default: from the place, so that the next pull goes on from this one."
 )
-@click.option(
-    "--wait",
-    "wait_seconds",
-    type=click.FloatRange(0),
-    default=0.0,
-    help="Seconds to wait for a version newer than the one held.",
-)
+@click.option("--wait", is_flag=True, help="Wait for something newer than PLACE holds; a single file: for the first version.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer than this; implies --wait.")
 @pass_face
 def pull(
     face: Face,
@@ -61,61 +58,91 @@ def pull(
     column_names: str | None,
     table: str | None,
     replica: str | None,
-    wait_seconds: float,
+    wait: bool,
+    timeout: float | None,
 ) -> None:
-    """Bring PLACE up to the newest version: a replica takes only what changed; a single file is written anew."""
-    chosen = names(column_names)
+    """Bring PLACE up to the newest version: a replica takes only what changed; a single file is written anew.
+
+    Exit 3 while the dataset has no version.
+    """
+    selection = (where, names(column_names))
+    seconds = math.inf if wait and timeout is None else timeout or 0.0
     with face.connect() as broker:
-        if Path(place).suffix in FORMATS and not Path(place).is_dir() and urlsplit(place).scheme not in POSTGRES:
-            _export(face, broker, name, Path(place), (where, chosen))
-            return
-        found = broker.dataset(name)
-        sink = open_sink(place, table or found.id.name)
-        try:
-            kept = broker.replica(name, name=replica or replica_name(place), sink=sink, where=where, columns=chosen)
-            with face.progress(f"pull {name}", unit="rows"):
-                report = kept.sync(wait_seconds)
-        finally:
-            sink.close()
-    face.emit(_value(name, place, report), _text(report))
+        if _is_file(place):
+            if table or replica:
+                raise InvalidRequest("a single file has no table and no replica", of=place, hint="Leave out --table and --name")
+            _export(face, broker, name, Path(place), selection, seconds)
+        else:
+            _sync(face, broker, name, (place, table, replica), selection, seconds)
 
 
-def _export(face: Face, broker: Broker, name: str, path: Path, selection: tuple[str | None, tuple[str, ...] | None]) -> None:
-    found = broker.dataset(name)
-    version = found.state.version
-    if version == 0:
-        raise NotFound(
-            "the dataset has no version yet", of=name, hint=f"Publish one, or: broker request {name} --target me --wait"
-        )
-    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    rows = 0
+def _is_file(place: str) -> bool:
+    path = Path(place)
+    return "://" not in place and path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def _sync(
+    face: Face, broker: Broker, name: str, to: tuple[str, str | None, str | None], selection: Chosen, seconds: float
+) -> None:
+    place, table, replica = to
+    dataset = broker.dataset(name)
+    sink = open_sink(place, table or dataset.id.name)
     try:
-        with found.reader(version, *selection) as reader, face.progress(f"write {path.name}", unit="rows") as advance:
-            rows = write_file(reader, part, FORMATS[path.suffix], advance)
-        part.replace(path)
+        where, columns = selection
+        kept = broker.replica(name, name=replica or replica_name(place), sink=sink, where=where, columns=columns)
+        with face.gauge(f"pull {name}", broker.parts.engine.verified_bytes):
+            report = kept.sync(seconds)
     finally:
-        part.unlink(missing_ok=True)
-    value: dict[str, Any] = {"dataset": name, "version": version, "file": str(path), "rows": rows, "bytes": path.stat().st_size}
+        sink.close()
+    if report.mode == "nothing-yet":
+        raise _nothing_yet(name)
+    face.emit({"dataset": name, "to": public_place(place)} | asdict(report), _text(report))
+
+
+def _export(face: Face, broker: Broker, name: str, path: Path, selection: Chosen, seconds: float) -> None:
+    dataset = broker.dataset(name)
+    version, form = _first_version(face, dataset, seconds), SUFFIXES[path.suffix.lower()]
+    edges, chosen = dataset.plan(version=version).edges, dataset.selection(*selection)
+    with face.progress(f"write {path.name}", unit="rows") as advance:
+        rows = broker.parts.engine.write_file(dataset.state.spec, edges, chosen, path, form, advance)
+    value: dict[str, Any] = {
+        "dataset": str(dataset.id),
+        "version": version,
+        "file": str(path),
+        "rows": rows,
+        "bytes": path.stat().st_size,
+    }
     face.emit(value, f"{path}: version {version}, {rows} rows, {bytes_text(value['bytes'])}")
 
 
+def _first_version(face: Face, dataset: Dataset, seconds: float) -> int:
+    """The newest version, waiting for the first one if need be. Raises NotFound."""
+    until = time.monotonic() + seconds
+    with face.progress(f"wait for {dataset.id}", unit="versions"):
+        while not (version := dataset.state.offered):
+            if time.monotonic() >= until:
+                raise _nothing_yet(dataset.id)
+            time.sleep(POLL_SECONDS)
+    return version
+
+
+def _nothing_yet(name: str) -> NotFound:
+    hint = f"Publish one: broker publish {name} FILE; or ask its producer: broker request {name} --target me --wait"
+    return NotFound("the dataset has no version yet", of=name, hint=hint)
+
+
 def replica_name(place: str) -> str:
-    """A name of its own per place: two pulls of one dataset into two places do not wait for each other."""
-    text = place if "://" in place else str(Path(place).absolute())
+    """A name of its own per place: two pulls of one dataset into two places do not wait for each other.
+
+    Who logs in and with which options does not count: a new password must not make another replica.
+    """
+    text = public_place(place) if "://" in place else str(Path(place.partition("?")[0]).absolute())
     return f"pull-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _value(name: str, place: str, report: Report) -> dict[str, Any]:
-    shown = place.partition("?")[0].rpartition("@")[2]  # a URL may hold a password
-    return {"dataset": name, "to": shown} | asdict(report)
-
-
 def _text(report: Report) -> str:
-    match report.mode:
-        case "nothing-yet":
-            return "nothing yet: the dataset has no version"
-        case "up-to-date":
-            return f"up to date at version {report.version}"
+    if report.mode == "up-to-date":
+        return f"up to date at version {report.version}"
     if report.reset or not (report.upserts or report.deletes):
         what = f"{report.rows} rows" + (f" (reset: {report.reset})" if report.reset else "")
     else:

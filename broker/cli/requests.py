@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
 import click
 
 from broker.cli.exits import Exit
-from broker.cli.face import Command, Face, columns, names, pairs, pass_face
+from broker.cli.face import Command, Face, Group, columns, names, pairs, pass_face
 from broker.cli.shown import (
+    COMPLETION,
+    REQUEST,
     completion_lines,
     completion_text,
     completion_value,
@@ -22,7 +24,7 @@ from broker.cli.shown import (
 )
 from broker.cli.words import time_text
 from broker.connect import Broker
-from broker.errors import Conflict
+from broker.errors import Conflict, TimedOut
 from broker.flights import Status
 from broker.handle import Handle
 from broker.inquiry import Inquiry, find_request
@@ -30,22 +32,13 @@ from broker.model.request import PRIORITIES, State
 from broker.received import Received
 
 POLL_SECONDS: Final = 0.2
-FOREVER: Final = "forever"
+LOOK_SECONDS: Final = 0.5
+"""How often a bar looks for progress while an answer is waited for."""
 
 
 def _cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
     del ctx, param
     return int(value) if value is not None and value.isascii() and value.isdigit() else value
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
-    del ctx
-    if value is None or value == FOREVER:
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no number of seconds", param=param) from None
 
 
 @click.command(
@@ -56,6 +49,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     broker request shop/catalog/offers --target search --since 7 --where "price < 50" --columns sku,price --wait --to in/
     broker request shop/catalog/offers --target search --max-staleness 60 --idempotency-key job-17 --attribute why=nightly
     """,
+    answer=f"{{request, dataset, target}}; with an answer {COMPLETION[:-1]}, paths}}",
 )
 @click.argument("name")
 @click.option("--target", required=True, help="The system that asks: owner of the response stream.")
@@ -76,13 +70,9 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option("--idempotency-key", help="The same key and request again gives the same request.")
 @click.option("--attribute", "attributes", multiple=True, metavar="K=V")
+@click.option("--wait", is_flag=True, help="Wait for the answer, as long as it takes.")
 @click.option(
-    "--wait",
-    callback=_seconds,
-    is_flag=False,
-    flag_value=FOREVER,
-    metavar="[SECONDS]",
-    help="Wait for the answer; without a number, as long as it takes.",
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer than this (exit 5); implies --wait."
 )
 @click.option(
     "--to", "folder", type=click.Path(file_okay=False), help="Download the files, verified, into this folder; implies --wait."
@@ -95,7 +85,8 @@ def request(
     column_names: str | None,
     form: str,
     attributes: tuple[str, ...],
-    wait: float | str | None,
+    wait: bool,
+    timeout: float | None,
     folder: str | None,
     **fields: Any,
 ) -> None:
@@ -103,12 +94,13 @@ def request(
     given = {field: value for field, value in fields.items() if value is not None}
     with face.connect() as broker:
         handle = broker.request(name, columns=names(column_names), format=form, attributes=pairs(attributes), **given)
-        if wait is None and folder is None:
+        if not wait and timeout is None and folder is None:
             face.emit({"request": handle.id, "dataset": name, "target": handle.target}, handle.id)
             return
         face.say(f"request {handle.id}")
-        received = _waited(face, handle, None if wait is None or wait == FOREVER else float(wait))
-        paths = [str(path) for path in received.download(folder)] if folder else []
+        received = _waited(face, handle, timeout)
+        with face.gauge(f"download {handle.id}", broker.parts.engine.verified_bytes, received.bytes):
+            paths = [str(path) for path in received.download(folder)] if folder else []
         value = completion_value(received.completion) | {"paths": paths}
         face.emit(value, paths if paths else completion_lines(received.completion))
         if paths:
@@ -116,16 +108,31 @@ def request(
 
 
 def _waited(face: Face, handle: Handle, seconds: float | None) -> Received:
-    with face.progress(f"wait for {handle.id}", unit="rows"):
-        return handle.wait(seconds)
+    """The answer; meanwhile the bar shows the rows its production has made. Raises TimedOut, RequestFailed and the like."""
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    with face.progress(f"wait for {handle.id}", unit="rows") as advance:
+        shown = 0
+        while True:
+            left = until - time.monotonic()
+            try:
+                return handle.wait(max(0.0, min(left, LOOK_SECONDS)))
+            except TimedOut as error:
+                if left <= LOOK_SECONDS:
+                    hint = f"It goes on. See: broker explain request {handle.id}"
+                    raise TimedOut(error.what, of=handle.id, why=f"within {seconds:g} s", hint=hint) from None
+            rows = handle.status().progress.get("rows", 0)
+            advance(rows - shown)
+            shown = rows
 
 
-@click.group("requests")
+@click.group("requests", cls=Group, examples="broker requests list --state failed\nbroker requests dead")
 def requests() -> None:
     """List, show, watch, cancel and retry requests."""
 
 
-@requests.command("list", cls=Command, examples="broker requests list --state running --dataset shop/catalog/offers")
+@requests.command(
+    "list", examples="broker requests list --state running --dataset shop/catalog/offers", answer=f"A list of {REQUEST}"
+)
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only these.")
 @click.option("--dataset", help="Only of this dataset.")
 @click.option("--target", help="Only of this target.")
@@ -136,7 +143,7 @@ def list_(face: Face, state: str | None, dataset: str | None, target: str | None
     with face.connect() as broker:
         chosen = (
             status
-            for status in _newest(broker)
+            for status in inquiry_of(broker).newest(broker.parts.index.slots())
             if (not state or status.state == state)
             and (not dataset or status.request.dataset == dataset)
             and (not target or status.request.target == target)
@@ -149,15 +156,7 @@ def list_(face: Face, state: str | None, dataset: str | None, target: str | None
     face.emit(value, columns(heads, rows))
 
 
-def _newest(broker: Broker) -> Iterator[Status]:
-    slots, inquiry = broker.parts.index.slots(), inquiry_of(broker)
-    if len(slots) == 1:
-        return inquiry.recent(slots[0])
-    everything = [status for slot in slots for status in inquiry.recent(slot)]
-    return iter(sorted(everything, key=lambda status: -status.created))
-
-
-@requests.command("show", cls=Command, examples="broker requests show catalog.0.0193…")
+@requests.command("show", examples="broker requests show catalog.0.0193…", answer=REQUEST)
 @click.argument("id")
 @pass_face
 def show(face: Face, id: str) -> None:
@@ -168,7 +167,9 @@ def show(face: Face, id: str) -> None:
     face.emit(status_value(status, unserved), status_lines(status, unserved))
 
 
-@requests.command("watch", cls=Command, examples="broker requests watch catalog.0.0193… --timeout 60")
+@requests.command(
+    "watch", examples="broker requests watch catalog.0.0193… --timeout 60", answer=f"A line for each change: {REQUEST}"
+)
 @click.argument("id")
 @click.option("--timeout", type=click.FloatRange(0), default=None, help="Stop looking after this many seconds (exit 5).")
 @pass_face
@@ -198,7 +199,7 @@ def _change(status: Status, unserved: bool) -> str:
     return f"{time_text(time.time())}  {state}  attempt {status.attempts}" + (f"  {progress}" if progress else "")
 
 
-@requests.command("cancel", cls=Command, examples="broker requests cancel catalog.0.0193…")
+@requests.command("cancel", examples="broker requests cancel catalog.0.0193…", answer="{request, state}")
 @click.argument("id")
 @pass_face
 def cancel(face: Face, id: str) -> None:
@@ -209,7 +210,9 @@ def cancel(face: Face, id: str) -> None:
     face.emit({"request": id, "state": "cancelled"}, f"cancelled {id}")
 
 
-@requests.command("dead", cls=Command, examples="broker requests dead --limit 5")
+@requests.command(
+    "dead", examples="broker requests dead --limit 5", answer="A list of {request, dataset, target, attempts, causes, body}"
+)
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @pass_face
 def dead(face: Face, limit: int) -> None:
@@ -220,7 +223,7 @@ def dead(face: Face, limit: int) -> None:
     face.emit([dead_value(letter) for letter in letters], [line for letter in letters for line in dead_lines(letter)])
 
 
-@requests.command("retry", cls=Command, examples="broker requests retry catalog.0.0193…")
+@requests.command("retry", examples="broker requests retry catalog.0.0193…", answer="{request, instead_of}")
 @click.argument("id")
 @pass_face
 def retry(face: Face, id: str) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+from itertools import islice
 from typing import Final
 
 import click
 
 from broker.cli.face import Command, Face, pass_face
-from broker.cli.shown import completion_text, completion_value
-from broker.connect import Broker
-from broker.responses import Response
+from broker.cli.shown import COMPLETION, completion_text, completion_value
+from broker.responses import PAGE, Response, Responses
 
 POLL_SECONDS: Final = 0.2
+BLOCK_SECONDS: Final = 1.0
 
 
 @click.command(
@@ -21,45 +25,58 @@ POLL_SECONDS: Final = 0.2
     examples="""
     broker responses search
     broker responses search --follow --ack --json
-    """,
-)  # fmt: skip
+    """, answer=f"A line for each: {COMPLETION}")  # fmt: skip
 @click.argument("target")
 @click.option("--follow", is_flag=True, help="Go on as they come, until Ctrl-C.")
 @click.option(
     "--ack", is_flag=True, help="Take them: each is acknowledged behind its line. Without it they are only looked at."
 )
-@click.option("--limit", type=click.IntRange(1), default=1_000, show_default=True, help="Look at no more at once.")
+@click.option("--limit", type=click.IntRange(1), help="Stop after so many.")
 @pass_face
-def responses(face: Face, target: str, follow: bool, ack: bool, limit: int) -> None:
+def responses(face: Face, target: str, follow: bool, ack: bool, limit: int | None) -> None:
     """Completions of a target, one line each (with --json one JSON object each), oldest first."""
-    with face.connect() as broker:
+    with face.connect() as broker, closing(broker.responses(target)) as reader:
+        taken = _taken(reader, follow, limit) if ack else _seen(reader, follow)
         try:
-            for response in _taken(broker, target, follow) if ack else _peeked(broker, target, follow, limit):
-                face.emit(completion_value(response.completion), completion_text(response.completion))
-                if ack:
-                    response.ack()
+            with closing(taken):
+                for response in islice(taken, limit):
+                    face.emit(completion_value(response.completion), completion_text(response.completion))
+                    if ack:
+                        response.ack()
         except KeyboardInterrupt:
             face.say("stopped")
 
 
-def _taken(broker: Broker, target: str, follow: bool) -> Iterator[Response]:
-    reader = broker.responses(target)
-    if follow:
-        yield from reader.listen()
-    while found := reader.read():
-        yield from found
-    reader.close()
+def _taken(reader: Responses, follow: bool, limit: int | None) -> Generator[Response, None, None]:
+    """As they come. What was read and not asked for in the end is given back, for whoever reads next."""
+    left, held = limit or sys.maxsize, deque[Response]()
+    try:
+        while left:
+            held.extend(reader.read(min(PAGE, left), BLOCK_SECONDS if follow else 0.0))
+            if not held and not follow:
+                return
+            left -= len(held)
+            while held:
+                yield held[0]
+                held.popleft()
+    finally:
+        for response in held:
+            response.retry()
 
 
-def _peeked(broker: Broker, target: str, follow: bool, limit: int) -> Iterator[Response]:
-    reader, seen = broker.responses(target), set[tuple[bytes, bytes]]()
+def _seen(reader: Responses, follow: bool) -> Generator[Response, None, None]:
+    """Everything unread, then what comes behind it."""
+    last: dict[bytes, bytes] = {}
     while True:
-        unread = reader.peek(limit)
-        keys = {(response.entry.stream, response.entry.id) for response in unread}
-        for response in unread:
-            if (response.entry.stream, response.entry.id) not in seen:
-                yield response
-        seen = keys
-        if not follow:
+        found = reader.peek(PAGE, last)
+        for response in sorted(found, key=_age):
+            last[response.entry.stream] = response.entry.id
+            yield response
+        if not found and not follow:
             return
-        time.sleep(POLL_SECONDS)
+        if not found:
+            time.sleep(POLL_SECONDS)
+
+
+def _age(response: Response) -> tuple[int, ...]:
+    return tuple(map(int, response.entry.id.split(b"-")))

@@ -13,15 +13,18 @@ from broker.cli.checks import Finding, examined
 from broker.cli.exits import Exit
 from broker.cli.face import Command, Face, columns, pass_face
 from broker.cli.requests import inquiry_of
-from broker.cli.words import time_text
+from broker.cli.words import public_place, time_text
 from broker.connect import Broker
-from broker.errors import Unsupported
+from broker.errors import BrokerError, Unsupported
 from broker.parts import store_url
+from broker.rules.fold import State
 from broker.rules.patterns import pattern_matches
 from broker.settings import home_folder
 
 
-@click.command("up", cls=Command, examples="broker up\nbroker up --home /srv/broker")
+@click.command(
+    "up", cls=Command, examples="broker up\nbroker up --home /srv/broker", answer="{url, version, run_id, pid, home}"
+)
 @pass_face
 def up(face: Face) -> None:
     """Start the embedded Redis and let it run without clients too."""
@@ -39,7 +42,7 @@ def up(face: Face) -> None:
     face.emit(asdict(endpoint) | {"home": str(home)}, f"running at {endpoint.url}\nstop it with: broker down")
 
 
-@click.command("down", cls=Command, examples="broker down")
+@click.command("down", cls=Command, examples="broker down", answer="{home, stopped}")
 @pass_face
 def down(face: Face) -> None:
     """Stop the embedded Redis; what it accepted is on disk. Nothing running is no error."""
@@ -48,7 +51,9 @@ def down(face: Face) -> None:
     face.emit({"home": str(home), "stopped": stopped}, "stopped" if stopped else f"none was running under {home}")
 
 
-@click.command("status", cls=Command, examples="broker status\nbroker status --json")
+@click.command(
+    "status", cls=Command, examples="broker status\nbroker status --json", answer="{redis, store, datasets, queues, workers}"
+)
 @pass_face
 def status(face: Face) -> None:
     """What runs: Redis, store, datasets with head versions, queues, workers."""
@@ -74,15 +79,11 @@ def _status(broker: Broker) -> dict[str, Any]:
             "server": describe(parts.redis.servers()[0].info()),
             "embedded": not parts.settings.redis,
         },
-        "store": {"url": _public(store_url(parts.settings))},
+        "store": {"url": public_place(store_url(parts.settings))},
         "datasets": datasets,
         "queues": [asdict(queue) | {"workers": len(queue.workers)} for queue in queues],
         "workers": [asdict(worker) for worker in workers.values()],
     }
-
-
-def _public(url: str) -> str:
-    return url.rpartition("@")[2] if "@" in url else url
 
 
 def _status_lines(value: dict[str, Any]) -> list[str]:
@@ -102,7 +103,9 @@ def _status_lines(value: dict[str, Any]) -> list[str]:
     return [*lines, *columns(heads, counts)]
 
 
-@click.command("doctor", cls=Command, examples="broker doctor\nbroker doctor --json")
+@click.command(
+    "doctor", cls=Command, examples="broker doctor\nbroker doctor --json", answer="A list of {verdict, subject, text}"
+)
 @pass_face
 def doctor(face: Face) -> int:
     """Check settings, Redis, store, logs, workers and RQ; exit 1 when something is broken."""
@@ -117,23 +120,32 @@ def doctor(face: Face) -> int:
     return Exit.FAILED if broken else Exit.OK
 
 
-@click.command("rebuild", cls=Command, examples="broker rebuild\nbroker rebuild --prefix shop/")
+@click.command(
+    "rebuild",
+    cls=Command,
+    examples="broker rebuild\nbroker rebuild --prefix shop/",
+    answer="A list of {dataset, version, records, error}",
+)
 @click.option("--prefix", default="", help="Only datasets whose id begins so.")
 @pass_face
-def rebuild(face: Face, prefix: str) -> None:
-    """Restore the index of every dataset in Redis from the store alone. Requests and cursors are not in the store."""
-    with face.connect() as broker, face.progress("rebuild", unit="datasets"):
-        found = broker.parts.catalog.rebuild(prefix)
-        heads = [(str(dataset), broker.parts.catalog.state(dataset)) for dataset in found if _exists(broker, str(dataset))]
-    value = [{"dataset": name, "version": state.version, "records": state.seq} for name, state in heads]
+def rebuild(face: Face, prefix: str) -> int:
+    """Restore the index of every dataset in Redis from the store alone; exit 1 when one is not restored.
+
+    Requests and cursors are not in the store.
+    """
+    with face.connect() as broker, face.progress("rebuild", unit="datasets") as advance:
+        found = broker.parts.catalog.rebuild(prefix, advance)
+    failed = {dataset: error for dataset, error in found.items() if isinstance(error, BrokerError)}
+    states = {dataset: state for dataset, state in found.items() if isinstance(state, State) and state.exists}
+    value: list[dict[str, Any]] = [
+        {"dataset": name, "version": state.version, "records": state.seq, "error": None} for name, state in states.items()
+    ]
+    value += [{"dataset": name, "version": None, "records": None, "error": error.to_dict()} for name, error in failed.items()]
+    rows = [(name, state.version, state.seq, None) for name, state in states.items()]
     face.emit(
-        value,
-        columns(("dataset", "version", "records"), [(item["dataset"], item["version"], item["records"]) for item in value]),
+        value, columns(("dataset", "version", "records", "error"), rows + [(n, None, None, e) for n, e in failed.items()])
     )
-
-
-def _exists(broker: Broker, name: str) -> bool:
-    return name in broker.datasets(name)
+    return Exit.FAILED if failed else Exit.OK
 
 
 __all__ = ["doctor", "down", "rebuild", "status", "up"]

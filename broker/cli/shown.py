@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from broker.cli.face import fields_of
 from broker.cli.words import bytes_text, span_text, time_text
+from broker.errors import from_dict
 from broker.flights import Status
 from broker.inquiry import DeadLetter
 from broker.model.request import Completion, State
+
+REQUEST: Final = "{request, state, dataset, target, attempts, causes, created, waits, flight, progress, body, completion}"
+COMPLETION: Final = (
+    "{request, dataset, target, state, version, cursor, mode, reset_reason, format, columns, edges, files, rows, bytes, "
+    "expires_at, error, attempts, attributes}"
+)
+"""What the documented JSON holds."""
 
 
 def status_value(status: Status, unserved: bool = False) -> dict[str, Any]:
@@ -21,6 +29,7 @@ def status_value(status: Status, unserved: bool = False) -> dict[str, Any]:
         "dataset": str(status.request.dataset),
         "target": status.request.target,
         "attempts": status.attempts,
+        "causes": list(status.causes),
         "created": status.created,
         "waits": "no-producer" if unserved else status.waits,
         "flight": status.flight,
@@ -49,6 +58,8 @@ def status_lines(status: Status, unserved: bool = False) -> list[str]:
             "progress": " ".join(f"{name}={value}" for name, value in status.progress.items()),
         }
     )
+    if status.causes:
+        lines += ["", "attempts that failed", *cause_lines(status.causes)]
     return lines + (["", *completion_lines(status.completion)] if status.completion else [])
 
 
@@ -102,12 +113,14 @@ def dead_value(letter: DeadLetter) -> dict[str, Any]:
 def dead_lines(letter: DeadLetter) -> Iterator[str]:
     done = letter.completion
     yield f"{done.request}  {done.dataset}  {done.target}  {done.attempts} attempt(s)"
-    for number, cause in enumerate(letter.causes, 1):
-        yield f"  {number}. {error_text(cause)}"
+    yield from cause_lines(letter.causes)
+
+
+def cause_lines(causes: Sequence[dict[str, str]]) -> list[str]:
+    return [f"  {number}. {error_text(cause)}" for number, cause in enumerate(causes, 1)]
 
 
 def error_text(fields: dict[str, str] | None) -> str:
     if not fields:
         return ""
-    of, why = fields.get("of", ""), fields.get("why", "")
-    return f"{fields.get('code', '?')}: {fields.get('what', '')}" + (f" [{of}]" if of else "") + (f": {why}" if why else "")
+    return f"{fields.get('code', '?')}: {from_dict(fields).sentence}"

@@ -5,18 +5,25 @@ from __future__ import annotations
 import click
 
 from broker.cli.exits import Exit
-from broker.cli.face import Command, Face, columns, fields_of, joined, pass_face
+from broker.cli.face import Face, Group, columns, fields_of, joined, pass_face
 from broker.cli.words import bytes_text, time_text
 from broker.errors import BrokerError, NotFound
 from broker.rules.fold import VersionInfo
+from broker.sealed import Checked
 
 
-@click.group("versions")
+@click.group(
+    "versions", cls=Group, examples="broker versions list shop/catalog/offers\nbroker versions verify shop/catalog/offers"
+)
 def versions() -> None:
     """List, show and verify versions."""
 
 
-@versions.command("list", cls=Command, examples="broker versions list shop/catalog/offers --limit 10")
+@versions.command(
+    "list",
+    examples="broker versions list shop/catalog/offers --limit 10",
+    answer="A list of {version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom}",
+)
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only the newest.")
 @pass_face
@@ -33,7 +40,11 @@ def list_versions(face: Face, name: str, limit: int | None) -> None:
     )
 
 
-@versions.command("show", cls=Command, examples="broker versions show shop/catalog/offers 3")
+@versions.command(
+    "show",
+    examples="broker versions show shop/catalog/offers 3",
+    answer="{version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom, edge}",
+)
 @click.argument("name")
 @click.argument("version", type=int, required=False)
 @pass_face
@@ -65,25 +76,22 @@ def show_version(face: Face, name: str, version: int | None) -> None:
     face.emit(value, lines)
 
 
-@versions.command("verify", cls=Command, examples="broker versions verify shop/catalog/offers")
+@versions.command("verify", examples="broker versions verify shop/catalog/offers", answer="A list of {key, bytes, ok, error}")
 @click.argument("name")
 @pass_face
 def verify(face: Face, name: str) -> int:
-    """Read every file that is offered and compare length and SHA-256; exit 1 when any differs."""
+    """Read every file that is offered, compare length and SHA-256, then fold the log; exit 1 when anything differs."""
     with face.connect() as broker:
         found = broker.dataset(name)
-        total, verdicts = sum(edge.bytes for edge in found.state.edges), []
+        total, verdicts = sum(edge.bytes for edge in found.state.edges), list[Checked]()
         with face.progress(f"verify {name}", total) as advance:
-            for edge, error in found.verify():
-                verdicts.append((edge, error))
-                advance(edge.bytes)
-    value = [
-        {"base": e.base, "version": e.version, "kind": e.kind, "bytes": e.bytes, "ok": x is None, "error": _error(x)}
-        for e, x in verdicts
-    ]
-    rows = [(e.version, e.kind, len(e.files), bytes_text(e.bytes), "whole" if x is None else str(x)) for e, x in verdicts]
-    face.emit(value, columns(("version", "kind", "files", "bytes", "verdict"), rows))
-    return Exit.FAILED if any(error for _, error in verdicts) else Exit.OK
+            for checked in found.verify():
+                verdicts.append(checked)
+                advance(checked.bytes)
+    value = [{"key": x.key, "bytes": x.bytes, "ok": x.error is None, "error": _error(x.error)} for x in verdicts]
+    rows = [(x.key, bytes_text(x.bytes), "whole" if x.error is None else str(x.error)) for x in verdicts]
+    face.emit(value, columns(("object", "bytes", "verdict"), rows))
+    return Exit.FAILED if any(checked.error for checked in verdicts) else Exit.OK
 
 
 def _kind(info: VersionInfo) -> str:

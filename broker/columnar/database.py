@@ -5,6 +5,8 @@ DuckDB spills to `folder` what exceeds the limit. A session is one cursor; sever
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ _OUT_OF_MEMORY: Final = (
     "Raise BROKER_MEMORY_LIMIT_BYTES, or give BROKER_TEMP_FOLDER a disk with more room",
 )
 _NOT_READ: Final = "a file could not be read or written"
+_FULL: Final = os.strerror(errno.ENOSPC)
 _BAD_DATA: Final = (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.TypeMismatchException)
 
 
@@ -105,7 +108,7 @@ class Session:
             with mapped(self._of):
                 yield from reader
         except OSError as error:  # Arrow's class for what DuckDB's stream reports of the disk
-            raise _to_error_in_stream(str(error)[:300], self._of) from error
+            raise _in_stream(str(error)[:300], self._of) from error
 
     def interrupt(self) -> None:
         """Stop what another thread runs here."""
@@ -118,22 +121,23 @@ def mapped(of: str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise _to_error(error, of) from error
+        raise to_error(error, of) from error
     except pa.ArrowException as error:
-        raise _to_error_in_stream(str(error)[:300], of) from error
+        raise _in_stream(str(error)[:300], of) from error
 
 
-def _to_error_in_stream(why: str, of: str) -> BrokerError:
-    if why.startswith("Out of Memory Error"):
+def _in_stream(why: str, of: str) -> BrokerError:
+    if why.startswith("Out of Memory Error") or _FULL in why:
         return Overloaded(_OUT_OF_MEMORY[0], of=of, why=why, hint=_OUT_OF_MEMORY[1])
     if why.startswith(("IO Error", "HTTP Error")):
         return Unavailable(_NOT_READ, of=of, why=why)
     return BadData("data could not be read", of=of, why=why)
 
 
-def _to_error(error: duckdb.Error, of: str) -> BrokerError:
+def to_error(error: duckdb.Error, of: str) -> BrokerError:
+    """The broker's error for one of DuckDB's: Overloaded (memory or disk), Unavailable, BadData or Terminal."""
     why = str(error)[:300]
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if isinstance(error, duckdb.OutOfMemoryException) or _FULL in why:
         return Overloaded(_OUT_OF_MEMORY[0], of=of, why=why, hint=_OUT_OF_MEMORY[1])
     if isinstance(error, duckdb.IOException | duckdb.HTTPException):
         return Unavailable(_NOT_READ, of=of, why=why)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.columnar.merge import Shape
+from broker.columnar.merge import Shape, newer
 from broker.columnar.sql import listed, quoted
 from broker.columnar.types import FIXED_TYPES
 from broker.model.dataset import Schema
@@ -82,7 +82,8 @@ class Difference:
         guards = f"SELECT {listed(self._known)} FROM held"
         if self.guards is not None:
             guards += f" UNION ALL SELECT * FROM ({self.guards})"
-        stale = f"SELECT {self._key_of('a')} FROM arrived a JOIN ({guards}) g ON {self._same_key('a', 'g')} WHERE {self._older}"
+        late = f"{self._same_key('a', 'g')} WHERE {newer(self.shape.order, 'g', 'a')}"
+        stale = f"SELECT {self._key_of('a')} FROM arrived a JOIN ({guards}) g ON {late}"
         return f"SELECT {self._all} FROM arrived ANTI JOIN ({stale}) USING ({self._key})"
 
     @property
@@ -92,16 +93,6 @@ class Difference:
             f"SELECT {listed(self._known)} FROM (SELECT * FROM held WHERE {self._lost}) "
             f"ANTI JOIN (SELECT {self._key} FROM arrived) USING ({self._key})"
         )
-
-    @property
-    def _older(self) -> str:
-        """Row `a` is older than `g`: by its first order column that differs, NULL being the lowest."""
-        text = "false"
-        for name in reversed(self.shape.order):
-            mine, theirs = f"a.{quoted(name)}", f"g.{quoted(name)}"
-            less = f"coalesce({mine} < {theirs}, {mine} IS NULL AND {theirs} IS NOT NULL)"
-            text = f"({less} OR ({mine} IS NOT DISTINCT FROM {theirs} AND {text}))"
-        return text
 
     @property
     def _hashes(self) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rende
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
 from broker.columnar.keys import KeyCheck, duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources
-from broker.columnar.parquet import Outbox, Tally, Target
+from broker.columnar.parquet import Hashed, Outbox, Tally, Target
 from broker.columnar.results import (
     Result,
     deletes_result,
@@ -33,7 +33,7 @@ from broker.columnar.results import (
     upserts_result,
 )
 from broker.columnar.scan import sources_of
-from broker.columnar.scratch import PrivateFolder
+from broker.columnar.scratch import PrivateFolder, appearing
 from broker.columnar.spool import Spool
 from broker.columnar.sql import listed, text_literal
 from broker.columnar.tombstones import Burial, Standing
@@ -46,6 +46,7 @@ from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
 EVERYTHING = Selection()
+Advance: TypeAlias = Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,25 @@ class Engine:
         """
         return self._reader(spec, edges, partial(rows_result, spec, selection))
 
+    def write_file(
+        self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection, path: Path, form: Format, advance: Advance
+    ) -> int:
+        """The rows of `read` as one file on this machine, which appears whole or not at all. Returns how many.
+
+        `advance` is told the rows as they are written. Raises as `read`; Overloaded when the disk is full.
+        """
+        rows = 0
+        with self._plan(spec, edges) as plan, appearing(path) as file, Hashed(file) as sink:
+            result = rows_result(spec, selection, plan.sources(schema_of_spec(spec)))
+            sql, columns = rendered(result.sql, result.schema, form)
+            encoder = encoder_of(form, spec.key[0])(sink, columns)
+            for batch in cast(plan.session.stream(sql), columns):
+                encoder.write(batch)
+                rows += batch.num_rows
+                advance(batch.num_rows)
+            encoder.close()
+        return rows
+
     def tombstones(self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection) -> pa.RecordBatchReader | None:
         """Key and order of what the rows of `read` lack, though their order is known; None where there are none.
 
@@ -154,20 +174,33 @@ class Engine:
     def changes(
         self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection
     ) -> tuple[pa.RecordBatchReader, pa.RecordBatchReader]:
-        """Upserts and deletes of a delta plan, the last change per key. A row `where` does not select is a delete."""
+        """Upserts and deletes of a delta plan, the last change per key. A row `where` does not select is a delete.
+
+        Where the dataset has an order, some may be older than what is held: for sinks, which compare. `derive` gives what needs
+        no comparing.
+        """
         upserts = self._reader(spec, edges, partial(upserts_result, spec, selection))
         return upserts, self._reader(spec, edges, partial(deletes_result, spec, selection))
 
     def derive(
-        self, spec: DatasetSpec, edges: Sequence[Edge], selection: Selection, format: Format, key_of: Callable[[str], str]
+        self,
+        spec: DatasetSpec,
+        edges: Sequence[Edge],
+        selection: Selection,
+        format: Format,
+        key_of: Callable[[str], str],
+        held: Sequence[Edge] = (),
     ) -> Edge:
         """One edge in the format asked that does what the plan `edges` does, through the selection.
 
         A plan from a snapshot gives rows and (datasets with an order) tombstones, a delta plan upserts and deletes. `key_of`
         makes a fresh store key of a file extension. Raises as `read`.
+
+        `held`: the plan from a snapshot to where a delta plan begins. With it only what stands after the merge is delivered:
+        who has no notion of order may remove the deletes and write the upserts. Datasets with an order need it.
         """
-        with self._plan(spec, edges) as plan:
-            sources = plan.sources(schema_of_spec(spec))
+        with self._plan(spec, [*held, *edges]) as plan:
+            sources = plan.sources(schema_of_spec(spec), len(held))
             makers = (rows_result, guards_result) if edges[0].base is None else (upserts_result, deletes_result)
             results = [make(spec, selection, sources) for make in makers if spec.order or make is not guards_result]
             files = self._write(spec, plan.session, results, format, partial(key_of, format))
@@ -193,6 +226,10 @@ class Engine:
     def progress(self) -> tuple[int, int]:
         """Rows and bytes written since the engine was made; for any thread, while another writes."""
         return self._tally.rows, self._tally.bytes
+
+    def verified_bytes(self) -> int:
+        """Bytes read and checked since the engine was made, for a bar; for any thread."""
+        return self._fetcher.verified_bytes
 
     def close(self) -> None:
         """End DuckDB and remove the private folder; idempotent."""
@@ -279,8 +316,8 @@ class _Plan:
     edges: Sequence[Edge]
     paths: Mapping[str, Path]
 
-    def sources(self, schema: Schema) -> Sources:
-        return sources_of(schema, self.edges, self.paths)
+    def sources(self, schema: Schema, held: int = 0) -> Sources:
+        return sources_of(schema, self.edges, self.paths, held)
 
 
 def cast(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from broker.columnar.scratch import Scratch
+from broker.columnar.scratch import appearing
 from broker.errors import Corrupt, NotFound
 from broker.model.commit import File
 from broker.stores.port import ObjectStore
 
 CHUNK_BYTES: Final = 1 << 20
 CACHE_BYTES: Final = 8 << 30  # a plan in use may exceed it; what no plan uses goes first
+KNOWN_FILES: Final = 10_000  # paths of this machine's own files; one that is forgotten is hashed again
 LOCATE_SECONDS: Final = 60
 GLOB_CHARACTERS: Final = frozenset("*?[]{}")
 
@@ -31,9 +31,10 @@ class Fetcher:
     def __init__(self, store: ObjectStore, folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
         self._store, self._folder, self._limit = store, folder, limit_bytes
         self._lock = threading.Lock()
-        self._own: dict[tuple[str, str], Path] = {}
+        self._own: OrderedDict[tuple[str, str], Path] = OrderedDict()
         self._cached: OrderedDict[str, int] = OrderedDict()  # name -> bytes, least recently used first
         self._pins: Counter[str] = Counter()
+        self.verified_bytes = 0
 
     def fetch(self, file: File) -> Path:
         """Raises Corrupt, NotFound, Unavailable. A download stays at least until the next call."""
@@ -51,7 +52,7 @@ class Fetcher:
             yield {file.key: self.plain(self._path(file)) for file in files}
         finally:
             with self._lock:
-                self._pins.subtract(names)
+                self._pins -= Counter(names)  # what nobody holds any more goes
             self._trim()
 
     def plain(self, path: Path) -> Path:
@@ -66,7 +67,7 @@ class Fetcher:
 
     def verify(self, file: File) -> None:
         """Re-read the object from the store. Raises Corrupt when length or SHA-256 differ, NotFound."""
-        _checked(self._store.get(file.key), file, lambda _: None)
+        self._check(self._store.get(file.key), file)
 
     def _path(self, file: File) -> Path:
         if known := self._own.get((file.key, file.sha256)):
@@ -74,8 +75,12 @@ class Fetcher:
         found = self._store.locate(file.key, LOCATE_SECONDS)
         if not isinstance(found, Path):
             return self._download(file)
-        _checked(_chunks(found, file.key), file, lambda _: None)
-        return self._own.setdefault((file.key, file.sha256), found)
+        self._check(_chunks(found, file.key), file)
+        with self._lock:
+            self._own[file.key, file.sha256] = found
+            if len(self._own) > KNOWN_FILES:
+                self._own.popitem(last=False)
+        return found
 
     def _download(self, file: File) -> Path:
         path = self._folder / file.sha256
@@ -83,16 +88,26 @@ class Fetcher:
             if file.sha256 in self._cached:
                 self._cached.move_to_end(file.sha256)
                 return path
-        scratch = Scratch(self._folder / uuid.uuid4().hex)
-        try:
-            _checked(self._store.get(file.key), file, scratch.write)
-            scratch.close()
-            scratch.path.replace(path)
-        finally:
-            scratch.abort()
+        with appearing(path) as scratch:
+            self._check(self._store.get(file.key), file, scratch.write)
         with self._lock:
             self._cached[file.sha256] = file.bytes
         return path
+
+    def _check(self, chunks: Iterable[bytes], file: File, take: Callable[[bytes], object] = len) -> None:
+        """Pass the bytes on to `take` and compare them with what the file's record says."""
+        digest, size = hashlib.sha256(), 0
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            self.verified_bytes += len(chunk)
+            take(chunk)
+        if size != file.bytes or digest.hexdigest() != file.sha256:
+            raise Corrupt(
+                "the object is not what was sealed", of=file.key,
+                why=f"{size} bytes with SHA-256 {digest.hexdigest()[:16]}…, sealed were {file.bytes} with {file.sha256[:16]}…",
+                hint="Run `broker versions verify`; a reset or an older version may still serve",
+            )  # fmt: skip
 
     def _trim(self, keep: str = "") -> None:
         with self._lock:
@@ -111,18 +126,3 @@ def _chunks(path: Path, key: str) -> Iterator[bytes]:
                 yield chunk
     except FileNotFoundError:
         raise NotFound("no such object", of=key) from None
-
-
-def _checked(chunks: Iterable[bytes], file: File, take: Callable[[bytes], object]) -> None:
-    """Pass the bytes on to `take` and compare them with what the file's record says."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-        take(chunk)
-    if size != file.bytes or digest.hexdigest() != file.sha256:
-        raise Corrupt(
-            "the object is not what was sealed", of=file.key,
-            why=f"{size} bytes with SHA-256 {digest.hexdigest()[:16]}…, sealed were {file.bytes} with {file.sha256[:16]}…",
-            hint="Run `broker versions verify`; a reset or an older version may still serve",
-        )  # fmt: skip

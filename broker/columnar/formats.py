@@ -28,6 +28,10 @@ from broker.errors import Corrupt
 from broker.model.dataset import Schema
 from broker.model.request import Format
 
+SUFFIXES: Final[dict[str, Format]] = {
+    ".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".arrow": "arrow",
+}  # fmt: skip
+"""How a file's name says its format."""
 EXACT_DIGITS: Final = 15  # of a double
 MAX_LINE_BYTES: Final = 16 << 20  # DuckDB's readers hold twice this per thread
 

@@ -6,6 +6,7 @@ A producer's own exception passes through unchanged, whenever its iterator raise
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -105,7 +106,7 @@ def opened(data: Intake, schema: Schema | None, named: Sequence[str] = ()) -> pa
 
     Taken are: a RecordBatchReader, Table or RecordBatch; anything with `__arrow_c_stream__` (polars, pandas, DuckDB); the
     path of a Parquet file; an iterable of RecordBatches, mappings or pydantic objects (rows take their types from `schema`
-    where it knows the column). Raises BadData for anything else, NotFound when the path is not there.
+    where it knows the column). Raises BadData for anything else and for a file that is not whole, NotFound for none.
     """
     if isinstance(data, pa.RecordBatchReader):
         return data
@@ -126,13 +127,24 @@ def opened(data: Intake, schema: Schema | None, named: Sequence[str] = ()) -> pa
 
 
 def _opened_file(path: Path) -> pa.RecordBatchReader:
-    try:
+    with _parquet_errors(path):
         file = pq.ParquetFile(path)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _parquet_errors(path):
+            yield from file.iter_batches(BATCH_ROWS)
+
+    return pa.RecordBatchReader.from_batches(file.schema_arrow, batches())
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise NotFound("no such file", of=str(path)) from None
-    except pa.ArrowInvalid as error:
-        raise BadData("not a Parquet file", of=str(path), why=str(error)) from None
-    return pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH_ROWS))
+    except (pa.ArrowException, OSError) as error:
+        raise BadData("not a whole Parquet file", of=str(path), why=str(error)[:300]) from None
 
 
 def _opened_iterable(items: Iterator[Any], schema: Schema | None, named: Sequence[str]) -> pa.RecordBatchReader:

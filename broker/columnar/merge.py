@@ -9,7 +9,7 @@ streamed past the keys that deltas touch, never grouped: memory follows the size
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from broker.columnar.sql import listed, quoted
@@ -33,6 +33,20 @@ class Shape:
         return quoted(own_name(self.columns, name))
 
 
+def newer(order: Sequence[str], left: str, right: str, comparable: Callable[[str], str] = lambda column: column) -> str:
+    """Condition: row `left` is newer than row `right`, compared column by column, NULL being the lowest; NULL stands for no.
+
+    `comparable`: how an order column is written in a comparison.
+    """
+    conditions: list[str] = []
+    equal = ""
+    for name in order:
+        a, b = comparable(f"{left}.{quoted(name)}"), comparable(f"{right}.{quoted(name)}")
+        conditions.append(f"({equal}({a} > {b} OR ({a} IS NOT NULL AND {b} IS NULL)))")
+        equal += f"({a} = {b} OR ({a} IS NULL AND {b} IS NULL)) AND "
+    return f"({' OR '.join(conditions)})"
+
+
 def own_name(columns: Iterable[str], name: str) -> str:
     """`name`, or the like, that none of the columns has (DuckDB ignores case)."""
     taken = {column.casefold() for column in columns}
@@ -54,11 +68,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Sources:
-    """A plan's parts. `rows`: the snapshot (none in a delta plan); `guards`: its tombstones; `changes`: upserts, deletes."""
+    """A plan's parts. `rows`: the snapshot (none in a delta plan); `guards`: its tombstones; `changes`: upserts, deletes.
+
+    `held`: so many edges lead to what the consumer holds. They decide what is late and are not delivered; a plan that has
+    them starts with a snapshot.
+    """
 
     rows: tuple[str, ...] = ()
     guards: tuple[Part, ...] = ()
     changes: tuple[Part, ...] = ()
+    held: int = 0
 
 
 def rows_sql(sources: Sources, shape: Shape) -> str:
@@ -94,38 +113,48 @@ def guards_sql(sources: Sources, shape: Shape, where: str | None) -> str:
 
 
 def upserts_sql(sources: Sources, shape: Shape, where: str | None) -> str:
-    """All columns of the last change per key that left a row, where it matches `where`."""
+    """All columns of the last change per key that left a row, where it matches `where`. Late ones are left out: see `held`."""
     condition = f" AND ({where})" if where else ""
-    left = f"FROM ({_last(sources, shape)}) WHERE NOT {shape.own('gone')}{condition}"
+    left = f"FROM ({_delivered(sources, shape)}) WHERE NOT {shape.own('gone')}{condition}"
     return f"{_with_entries(sources, shape)} SELECT {listed(shape.columns)} {left}"
 
 
 def deletes_sql(sources: Sources, shape: Shape, where: str | None) -> str:
     """Key and order of the last change per key that left no row, or one that `where` does not select."""
     condition = f" OR ({where}) IS NOT TRUE" if where else ""
-    left = f"FROM ({_last(sources, shape)}) WHERE {shape.own('gone')}{condition}"
+    left = f"FROM ({_delivered(sources, shape)}) WHERE {shape.own('gone')}{condition}"
     return f"{_with_entries(sources, shape)} SELECT {listed(shape.known)} {left}"
 
 
 def _with_entries(sources: Sources, shape: Shape) -> str:
-    """`entries`: rows and deletes of all changes; `touched`: their keys."""
+    """`entries`: rows and deletes of all changes; `touched`: keys of those to be delivered."""
     names, edge, gone = listed(shape.columns), shape.own("edge"), shape.own("gone")
     entries = " UNION ALL ".join(
         f"SELECT {names}, {edge}, {str(part.gone).lower()} AS {gone} FROM ({part.relation})"
         for part in (*sources.guards, *sources.changes)
     )
-    return f"WITH entries AS ({entries}), touched AS (SELECT DISTINCT {listed(shape.key)} FROM entries)"
+    news = f" WHERE {edge} >= {sources.held}" if sources.held else ""
+    return f"WITH entries AS ({entries}), touched AS (SELECT DISTINCT {listed(shape.key)} FROM entries{news})"
 
 
 def _last(sources: Sources, shape: Shape) -> str:
     """Per touched key the one entry that stands: all columns, `gone`. To be used behind `_with_entries`."""
-    entries = "SELECT * FROM entries"
+    touched = f"SEMI JOIN touched USING ({listed(shape.key)})"
+    entries = f"SELECT * FROM entries {touched if sources.held else ''}"
     if sources.rows and shape.order:
-        base = f"({_base(sources, shape)}) SEMI JOIN touched USING ({listed(shape.key)})"
-        entries += f" UNION ALL SELECT {listed(shape.columns)}, 0, false FROM {base}"
+        # What is held is only compared with: its other columns need not be read.
+        wanted = shape.known if sources.held else shape.columns
+        columns = ", ".join(quoted(name) if name in wanted else "NULL" for name in shape.columns)
+        entries += f" UNION ALL SELECT {columns}, 0, false FROM ({_base(sources, shape)}) {touched}"
     newest = [f"{quoted(name)} DESC NULLS LAST" for name in shape.order]
     ranking = ", ".join([*newest, f"{shape.own('edge')} DESC", shape.own("gone")])
     return f"SELECT * FROM ({entries}) QUALIFY row_number() OVER (PARTITION BY {listed(shape.key)} ORDER BY {ranking}) = 1"
+
+
+def _delivered(sources: Sources, shape: Shape) -> str:
+    """Of the entries that stand, those which the consumer does not hold. To be used behind `_with_entries`."""
+    news = f" WHERE {shape.own('edge')} >= {sources.held}" if sources.held else ""
+    return f"SELECT * FROM ({_last(sources, shape)}){news}"
 
 
 def _base(sources: Sources, shape: Shape) -> str:

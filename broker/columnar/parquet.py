@@ -89,6 +89,15 @@ class Hashed:
         """Of everything written, once flushed."""
         return self._digest.hexdigest()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """All of it is handed on, or nothing more."""
+        if kind:
+            self.drop()
+        self.flush()
+
 
 class ParquetEncoder:
     """Row groups of 512k rows or 64 MiB, so that their statistics prune and memory stays bounded."""

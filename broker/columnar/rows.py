@@ -68,6 +68,8 @@ def _columns(rows: list[Row], schema: Schema | None) -> pa.Schema:
     """The dataset's columns, then those only these rows have, in order of appearance."""
     known = schema.types if schema else {}
     names = dict.fromkeys((*known, *(name for row in rows for name in row)))
+    if strange := [name for name in names if not isinstance(name, str)]:
+        raise BadData("a column's name is no text", of=repr(strange[0])[:80], hint="Give rows whose keys are column names")
     return pa.schema([(name, arrow_type(known[name]) if name in known else _inferred(rows, name)) for name in names])
 
 

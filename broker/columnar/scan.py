@@ -18,8 +18,11 @@ FILE_INDEX: Final = "file_index"
 """DuckDB's virtual column: the place of a row's file in the list that is read. A column of that name hides it."""
 
 
-def sources_of(schema: Schema, edges: Sequence[Edge], paths: Mapping[str, Path]) -> Sources:
-    """Relations of a plan's files. A snapshot plan has at least one `rows` relation, a delta plan one change, if empty ones."""
+def sources_of(schema: Schema, edges: Sequence[Edge], paths: Mapping[str, Path], held: int = 0) -> Sources:
+    """Relations of a plan's files. A snapshot plan has at least one `rows` relation, a delta plan one change, if empty ones.
+
+    `held`: so many of the edges only lead to where a delta plan begins.
+    """
 
     def parts(role: Role) -> list[str]:
         return relations(schema, [(number, file) for number, edge in enumerate(edges) for file in edge.of_role(role)], paths)
@@ -30,9 +33,9 @@ def sources_of(schema: Schema, edges: Sequence[Edge], paths: Mapping[str, Path])
     changes = [*(Part(False, text) for text in parts("upserts")), *(Part(True, text) for text in parts("deletes"))]
     if not edges or edges[0].base is None:
         rows = rows or [nothing]
-    else:
+    if held or (edges and edges[0].base is not None):
         changes = changes or [Part(False, nothing)]
-    return Sources(tuple(rows), tuple(guards), tuple(changes))
+    return Sources(tuple(rows), tuple(guards), tuple(changes), held)
 
 
 def guards_of(edges: Sequence[Edge]) -> tuple[File, ...]:

@@ -1,4 +1,4 @@
-"""Files of this process alone, on this machine's disk: they go with it, and those of a killed process go with the next one."""
+"""Files on this machine's disk. Private ones go with their process, and those of a killed process with the next one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,7 +52,7 @@ class Scratch:
     def __init__(self, path: Path) -> None:
         self.path = path
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("xb")
 
     def write(self, data: bytes | memoryview, /) -> int:
@@ -71,6 +72,19 @@ class Scratch:
 
 
 @contextmanager
+def appearing(path: Path) -> Iterator[Scratch]:
+    """A file that stands at `path`, whole, once the block has ended well; its folder is made if needed. Raises as Scratch."""
+    scratch = Scratch(path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex}"))
+    try:
+        yield scratch
+        scratch.close()
+        with disk_errors(path):
+            scratch.path.replace(path)
+    finally:
+        scratch.abort()
+
+
+@contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Errors of the disk under `path` as Overloaded (full) and Unavailable."""
     try:
@@ -79,5 +93,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         kind = Overloaded if full else Unavailable
         raise kind(
-            "a temporary file failed", of=str(path), why=str(error), hint="Give BROKER_TEMP_FOLDER a disk with room"
-        ) from error
+            "a file cannot be read or written", of=str(path), why=str(error),
+            hint="Make room, or name another folder; temporary files lie under BROKER_TEMP_FOLDER",
+        ) from error  # fmt: skip

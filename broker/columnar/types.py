@@ -135,3 +135,16 @@ def arrow_schema(schema: Schema) -> pa.Schema:
 def cast_type(name: str) -> str:
     """A type's name as it may stand in SQL: rendered, never the caller's own text. Raises SchemaConflict."""
     return sql_type(arrow_type(name))
+
+
+def canonical(schema: Schema) -> Schema:
+    """The schema with every type under the one name that data of this type has. Raises SchemaConflict for what is no type."""
+    return Schema(columns=tuple(column.model_copy(update={"type": _canonical_type(column)}) for column in schema.columns))
+
+
+def _canonical_type(column: Column) -> str:
+    known = column.type.strip().upper()
+    try:
+        return known if known in _TYPES else cast_type(column.type)
+    except SchemaConflict as error:
+        raise SchemaConflict(error.what, of=column.name, why=column.type[:100], hint=error.hint) from None

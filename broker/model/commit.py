@@ -61,6 +61,11 @@ class Edge(Frozen):
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    @cached_property
+    def hop(self) -> tuple[int | None, int, int]:
+        """(base, version, weight), for the planner. Weights add up and compare like (bytes, edges); the lowest bit is free."""
+        return self.base, self.version, (self.bytes << 32) + 2
+
     @property
     def rows(self) -> int:
         """Rows of content: tombstones do not count."""

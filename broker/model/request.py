@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from broker.errors import InvalidRequest
+from broker.model.attributes import Attributes
 from broker.model.commit import Edge, File
 from broker.model.dataset import ColumnName, Frozen
 from broker.model.names import DatasetId, Name
@@ -21,10 +22,8 @@ from broker.model.names import DatasetId, Name
 Format = Literal["parquet", "jsonl", "csv", "arrow"]
 Mode = Literal["auto", "snapshot", "delta"]
 Priority = Literal["high", "normal", "low"]
-ResetReason = Literal["new-session", "too-old", "replaced", "corrupt", "filter-changed", "schema", "rolled-back", "asked"]
+ResetReason = Literal["new-session", "too-old", "replaced", "corrupt", "filter-changed", "rolled-back", "asked"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("high", "normal", "low")
-MAX_ATTRIBUTES: Final = 64
-MAX_ATTRIBUTE_BYTES: Final = 4096
 
 
 class State(StrEnum):
@@ -40,18 +39,6 @@ class State(StrEnum):
     @property
     def terminal(self) -> bool:
         return self not in (State.QUEUED, State.RUNNING)
-
-
-def _bounded(attributes: dict[str, str]) -> dict[str, str]:
-    if len(attributes) > MAX_ATTRIBUTES:
-        raise InvalidRequest("too many attributes", why=f"{len(attributes)} of at most {MAX_ATTRIBUTES}")
-    for name, value in attributes.items():
-        if len(name.encode()) + len(value.encode()) > MAX_ATTRIBUTE_BYTES:
-            raise InvalidRequest("attribute too long", of=name[:100], why=f"more than {MAX_ATTRIBUTE_BYTES} bytes")
-    return attributes
-
-
-Attributes = Annotated[dict[str, str], AfterValidator(_bounded)]
 
 
 def _listed(columns: object) -> object:
@@ -78,18 +65,19 @@ class Selection(Frozen):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits; equal for equal selections. `all` for everything."""
+        """16 hex digits; equal for equal selections, in whatever order columns are named. `all` for everything."""
         if self.everything:
             return "all"
-        return hashlib.sha256(json.dumps([self.where, self.columns]).encode()).hexdigest()[:16]
+        columns = None if self.columns is None else sorted(set(self.columns))
+        return hashlib.sha256(json.dumps([self.where, columns]).encode()).hexdigest()[:16]
 
 
 class Cursor(Frozen):
     """What a consumer holds: a version of a session through a selection. None: as now (session), as asked (selection)."""
 
     version: int = Field(ge=0)
-    session: str | None = None
-    selection: str | None = None
+    session: str | None = Field(None, max_length=64)
+    selection: str | None = Field(None, max_length=64)
 
     def __str__(self) -> str:
         return f"{self.version}~{self.session or ''}~{self.selection or ''}"

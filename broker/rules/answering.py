@@ -10,11 +10,13 @@ from typing import Final
 from broker.errors import ResetRequired
 from broker.model.request import Completion, Cursor, Request, State
 from broker.rules.fold import State as DatasetState
-from broker.rules.plan import Plan, plan_for
+from broker.rules.plan import Plan, comparable, plan_for
 
 HOUR: Final = 3600
 MOST_EDGES: Final = 32
 """Edges an answer names at most: it lies in Redis once a request, and a longer road is merged into one edge for all who ask."""
+MOST_FILES: Final = 64
+"""Files an answer names at most, about 300 bytes each: a production cut into thousands of parts has an edge of so many."""
 
 
 def road(state: DatasetState, request: Request, want: int | None = None) -> Plan:
@@ -23,7 +25,7 @@ def road(state: DatasetState, request: Request, want: int | None = None) -> Plan
     Raises ResetRequired when the request demands a delta and only a snapshot leads there; NotFound when nothing does.
     """
     cursor = request.since
-    found = plan_for(state, cursor, request.selection, want, request.mode == "snapshot")
+    found = comparable(state, plan_for(state, cursor, request.selection, want, request.mode == "snapshot"))
     if request.mode == "delta" and found.mode == "snapshot":
         raise ResetRequired(
             "only a snapshot can answer", of=f"{request.dataset} since {cursor.version if cursor else 'nothing'}",
@@ -33,14 +35,16 @@ def road(state: DatasetState, request: Request, want: int | None = None) -> Plan
 
 
 def needs_files(found: Plan, request: Request) -> bool:
-    """Whether files must be derived; canonical ones are handed out as they are, if the answer stays short."""
-    canonical = request.selection.everything and request.format == "parquet"
-    return found.mode != "unchanged" and not (canonical and len(found.edges) <= MOST_EDGES)
+    """Whether files must be derived; canonical ones are handed out as they are, if anyone may apply them and they are few."""
+    canonical = request.selection.everything and request.format == "parquet" and found.held is None
+    short = len(found.edges) <= MOST_EDGES and sum(len(edge.files) for edge in found.edges) <= MOST_FILES
+    return found.mode != "unchanged" and not (canonical and short)
 
 
 def derivation_of(request: Request) -> str:
     """16 hex digits, equal for requests that one derivation serves."""
-    return _digest(str(request.since) if request.since else None, request.where, request.columns, request.format, request.mode)
+    columns = request.columns and tuple(sorted(request.columns))
+    return _digest(str(request.since) if request.since else None, request.where, columns, request.format, request.mode)
 
 
 @lru_cache(maxsize=1024)

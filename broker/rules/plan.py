@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final, Literal
 
@@ -12,17 +12,23 @@ from broker.model.commit import Edge
 from broker.model.request import Cursor, ResetReason, Selection
 from broker.rules.fold import State
 
+EVERYTHING: Final = Selection()
 _BY_VERSION: Final = attrgetter("version")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Apply `edges` in order. `base` None: start from nothing; `reset` says why a held version does not count."""
+    """Apply `edges` in order. `base` None: start from nothing; `reset` says why a held version does not count.
+
+    `held` None: the files may be handed out as they are. Else they hold what only a comparison by order shows to be late, a
+    delta's with what these edges lead to, and are merged first.
+    """
 
     base: int | None
     version: int
     edges: tuple[Edge, ...] = ()
     reset: ResetReason | None = None
+    held: tuple[Edge, ...] | None = None
 
     @property
     def mode(self) -> Literal["snapshot", "delta", "unchanged"]:
@@ -40,20 +46,21 @@ def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, 
 
     Edges lead forward only, so one pass by target version is a shortest path. O(edges).
     """
-    best: dict[int | None, tuple[int, int, int]] = {None: (0, 0, 1)}
+    best: dict[int | None, int] = {None: 1}
     last: dict[int, Edge] = {}
     if held is not None:
-        best[held] = (0, 0, 0)
+        best[held] = 0
+    cost_of = best.get
     for edge in sorted(edges, key=_BY_VERSION):
-        version = edge.version
+        base, version, weight = edge.hop
         if version > want:
             break
-        start = best.get(edge.base)
+        start = cost_of(base)
         if start is None or version == held:
             continue
-        road = (start[0] + edge.bytes, start[1] + 1, start[2])
-        if version not in best or road < best[version]:
-            best[version], last[version] = road, edge
+        cost, known = start + weight, cost_of(version)
+        if known is None or cost < known:
+            best[version], last[version] = cost, edge
     if want not in best:
         return None
     road_back: list[Edge] = []
@@ -83,6 +90,21 @@ def plan(edges: Sequence[Edge], held: int | None, want: int, reset: ResetReason 
     if road and road[0].base is None:
         return Plan(None, want, road, reset or (None if held is None else _passed_by(edges, held)))
     return Plan(base, want, road)
+
+
+def comparable(state: State, found: Plan) -> Plan:
+    """The plan with what its changes must be compared with before anyone without a notion of order may have them.
+
+    Where that is retired, the plan starts anew.
+    """
+    if not state.spec.order or not found.edges or (found.base is None and len(found.edges) == 1):
+        return found
+    if found.base is None:
+        return replace(found, held=())
+    try:
+        return replace(found, held=plan_for(state, None, EVERYTHING, found.base).edges)
+    except NotFound:
+        return comparable(state, plan(state.edges, found.base, found.version, "too-old"))
 
 
 def _passed_by(edges: Sequence[Edge], held: int) -> ResetReason:

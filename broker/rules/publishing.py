@@ -127,9 +127,16 @@ class HeadView:
 
 @dataclass(frozen=True, slots=True)
 class ReserveAnswer:
-    """`refused` covers every reason to look at the head again: it moved, a reservation is open, the incarnation changed."""
+    """`refused` covers every reason to look at the head again: it moved, a reservation is open, the incarnation changed.
 
-    kind: Literal["reserved", "refused", "fenced", "too-old"]
+    `unknown`: the reply was lost. The next look at the head shows whether the reservation stands; until then it may.
+    """
+
+    kind: Literal["reserved", "refused", "fenced", "too-old", "unknown"]
+
+    @property
+    def may_stand(self) -> bool:
+        return self.kind in ("reserved", "unknown")
 
 
 @dataclass(frozen=True, slots=True)

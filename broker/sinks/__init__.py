@@ -35,7 +35,7 @@ def open_sink(url: str, table: str = "replica") -> Sink:
             of=url[:200],
             hint="Name a .duckdb, .sqlite or .db file, a folder, or postgresql://…; ?table= is known",
         )
-    suffix = "" if Path(base).is_dir() else Path(base).suffix.lower()
+    suffix = "" if base.endswith("/") or Path(base).is_dir() else Path(base).suffix.lower()
     match suffix:
         case ".duckdb":
             return DuckDB(base, chosen)

@@ -15,13 +15,14 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
+from broker.columnar.database import to_error
 from broker.columnar.sql import listed, quoted, text_literal
 from broker.columnar.types import arrow_schema
-from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt, Overloaded, Terminal, Unavailable
+from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt
 from broker.model.dataset import Schema
-from broker.sinks.merge import Transaction
+from broker.sinks.merge import Transaction, alterations
 from broker.sinks.port import Batch, Shape, nothing
-from broker.sinks.sql import CREATE_CURSORS, SqlSink
+from broker.sinks.sql import FileSink
 
 INCOMING: Final = "broker_incoming"
 
@@ -39,7 +40,7 @@ def projection(schema: Schema, present: Sequence[str]) -> str:
 
 
 def mapped(error: duckdb.Error, of: str) -> BrokerError:
-    """The broker's error for a driver's."""
+    """The broker's error for a driver's: what only a file can have, else as everywhere."""
     text = str(error)
     if isinstance(error, _IN_USE):
         return Busy("the DuckDB file is in use", of=of, why=text, hint="Close the other connection, or try again")
@@ -47,18 +48,14 @@ def mapped(error: duckdb.Error, of: str) -> BrokerError:
         return Busy("the DuckDB file is in use by another process", of=of, why=text, hint="Try again when it is closed")
     if isinstance(error, duckdb.IOException) and "not a valid DuckDB" in text:
         return Corrupt("not a DuckDB file", of=of, why=text)
-    if isinstance(error, duckdb.IOException | duckdb.HTTPException):
-        return Unavailable("the DuckDB file cannot be read or written", of=of, why=text)
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return Overloaded("DuckDB's memory limit is reached", of=of, why=text, hint="Raise memory_limit_bytes")
-    if isinstance(error, duckdb.ConversionException | duckdb.OutOfRangeException | duckdb.InvalidInputException):
+    if isinstance(error, duckdb.InvalidInputException):
         return BadData("a value does not fit its column", of=of, why=text)
     if isinstance(error, duckdb.DependencyException):
         return Conflict("something depends on the replica's table", of=of, why=text, hint="Drop it first")
-    return Terminal("DuckDB refused", of=of, why=text)
+    return to_error(error, of)
 
 
-class DuckDB(SqlSink):
+class DuckDB(FileSink):
     """A table of the DuckDB file at `path`, made when absent. An apply beyond `memory_limit_bytes` spills beside the file."""
 
     def __init__(
@@ -70,18 +67,11 @@ class DuckDB(SqlSink):
         on_step: Callable[[str], None] = nothing,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(table, on_step, clock)
-        self.path, self._memory = Path(path).absolute(), memory_limit_bytes
-
-    @property
-    def place(self) -> str:
-        return f"{self.path}, table {self.table}"
+        super().__init__(path, table, on_step, clock)
+        self._memory = memory_limit_bytes
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[Transaction | None]:
-        if not write and not self.path.exists():
-            yield None
-            return
+    def _begun(self, *, write: bool) -> Iterator[Transaction]:
         tx = None
         try:
             with self._connect(write=write) as connection:
@@ -89,8 +79,6 @@ class DuckDB(SqlSink):
                 # Order costs memory: a replica is a set of rows.
                 connection.execute("SET preserve_insertion_order = false")
                 connection.execute("BEGIN")
-                if write:
-                    connection.execute(CREATE_CURSORS)
                 tx = DuckDBTransaction(connection)
                 yield tx
                 connection.execute("COMMIT")
@@ -99,7 +87,6 @@ class DuckDB(SqlSink):
 
     def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
         if write:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             return duckdb.connect(self.path)
         try:
             return duckdb.connect(self.path, read_only=True)
@@ -150,12 +137,8 @@ class DuckDBTransaction(Transaction):
 
     def alter(self, table: str, before: Schema, after: Schema, key: Sequence[str]) -> None:
         del key
-        types = before.types
-        for column in after.columns:
-            if column.name not in types:
-                self.run(f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(column.name)} {column.type}")
-            elif types[column.name] != column.type:
-                self.run(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column.name)} TYPE {column.type}")
+        for statement in alterations(table, before, after, str):
+            self.run(statement)
 
     def stage(self, stage: str, schema: Schema, rows: pa.RecordBatchReader) -> int:
         return self._create_as(f"TEMP TABLE {stage}", schema, rows)

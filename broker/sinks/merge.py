@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from broker.columnar.merge import newer
 from broker.columnar.sql import listed, quoted
 from broker.model.dataset import Column, Schema
 from broker.sinks.port import TOMBSTONES, Applied, Batch, Shape
@@ -40,15 +41,14 @@ def matching(key: Sequence[str], stage: str) -> str:
     return f"{one} IN (SELECT {listed(key)} FROM {stage})"
 
 
-def newer(order: Sequence[str], left: str, right: str, comparable: Callable[[str], str] = lambda column: column) -> str:
-    """Condition: row `left` is newer than row `right`: compared column by column, null lowest."""
-    conditions: list[str] = []
-    equal = ""
-    for name in order:
-        a, b = comparable(f"{left}.{quoted(name)}"), comparable(f"{right}.{quoted(name)}")
-        conditions.append(f"({equal}({a} > {b} OR ({a} IS NOT NULL AND {b} IS NULL)))")
-        equal += f"({a} = {b} OR ({a} IS NULL AND {b} IS NULL)) AND "
-    return f"({' OR '.join(conditions)})"
+def alterations(table: str, before: Schema, after: Schema, declared: Callable[[str], str]) -> Iterator[str]:
+    """Statements that add columns and widen types in place; `declared` gives the database's name of a dataset type."""
+    types = before.types
+    for column in after.columns:
+        if column.name not in types:
+            yield f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(column.name)} {declared(column.type)}"
+        elif types[column.name] != column.type:
+            yield f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column.name)} TYPE {declared(column.type)}"
 
 
 class Transaction(ABC):

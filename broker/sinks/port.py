@@ -193,5 +193,6 @@ def check_owner(owner: str, name: str, of: str) -> None:
     """Raises Conflict when the place belongs to another replica."""
     if owner != name:
         raise Conflict(
-            "the place belongs to another replica", of=of, why=f"{owner!r} lives there", hint="One place per replica"
-        )
+            "the place belongs to another replica", of=of, why=f"{owner!r} lives there",
+            hint=f"Choose another place, or go on under its name: --name {owner}",
+        )  # fmt: skip

@@ -33,7 +33,7 @@ from broker.errors import (
     Unsupported,
 )
 from broker.model.dataset import Column, Schema
-from broker.sinks.merge import UPSERTS, Transaction
+from broker.sinks.merge import UPSERTS, Transaction, alterations
 from broker.sinks.port import Batch, Shape, nothing
 from broker.sinks.sql import CREATE_CURSORS, CURSORS, SqlSink
 from broker.sinks.values import is_nested, restored, to_json
@@ -44,6 +44,7 @@ _TYPES: Final = {
     "HUGEINT": "numeric(38,0)", "FLOAT": "real", "DOUBLE": "double precision", "VARCHAR": "text", "BLOB": "bytea",
     "TIMESTAMP_S": "timestamp", "TIMESTAMP_MS": "timestamp", "TIMESTAMP_NS": "timestamp", '"NULL"': "text",
 }  # fmt: skip
+_OPTION: Final = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S*)")
 _BY_STATE: Final[tuple[tuple[tuple[str, ...], type[BrokerError], str], ...]] = (
     (("55P03", "40"), Busy, "another transaction holds the replica"),
     (("23505", "21000"), DuplicateKey, "a key comes twice"),
@@ -63,6 +64,16 @@ def mapped(error: Exception, of: str) -> BrokerError:
     if not state and type(error).__name__ in ("OperationalError", "InternalError"):
         return Unavailable("the server does not answer", of=of, why=str(error)[:500])
     return Terminal("Postgres refused", of=of, why=str(error)[:500])
+
+
+def public_dsn(dsn: str) -> str:
+    """A connection URL or string without what may be secret: whatever stands before a URL's host or behind its path; of a
+    string (`host=db password=…`) only host, port and database are left.
+    """
+    scheme, url, rest = dsn.partition("://")
+    if url:
+        return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    return " ".join(f"{name}={value}" for name, value in _OPTION.findall(dsn) if name in ("host", "port", "dbname"))
 
 
 def declared(type_name: str) -> str:
@@ -100,7 +111,7 @@ class Postgres(SqlSink):
 
     @property
     def place(self) -> str:
-        return f"{re.sub(r'//[^@/]*@', '//', self._dsn).partition('?')[0]}, table {self.table}"
+        return f"{public_dsn(self._dsn)}, table {self.table}"
 
     def close(self) -> None:
         if self._connection is not None and self._owner == os.getpid():
@@ -193,12 +204,8 @@ class PostgresTransaction(Transaction):
 
     def alter(self, table: str, before: Schema, after: Schema, key: Sequence[str]) -> None:
         del key
-        types = before.types
-        for column in after.columns:
-            if column.name not in types:
-                self.run(f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(column.name)} {declared(column.type)}")
-            elif types[column.name] != column.type:
-                self.run(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column.name)} TYPE {declared(column.type)}")
+        for statement in alterations(table, before, after, declared):
+            self.run(statement)
 
     def stage(self, stage: str, schema: Schema, rows: pa.RecordBatchReader) -> int:
         kinds = [_wire(arrow_type(column.type)) for column in schema.columns]

@@ -1,15 +1,17 @@
-"""What the SQL sinks share: the cursor row and the protocol of apply, written once."""
+"""What the SQL sinks share, written once: the cursor row, the protocol of apply, and where the database is a file."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
+from broker.columnar.scratch import disk_errors
 from broker.errors import StaleBase
 from broker.sinks.merge import Merge, Transaction
 from broker.sinks.port import (
@@ -124,3 +126,35 @@ class SqlSink(ABC):
             raise StaleBase(
                 "the replica moved", of=self.place, why="its cursor changed meanwhile", hint="Plan again from its cursor"
             )
+
+
+class FileSink(SqlSink):
+    """A table of the database file at `path`, made when absent, with its folder."""
+
+    def __init__(
+        self, path: str | Path, table: str, on_step: Callable[[str], None] = nothing, clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(table, on_step, clock)
+        self.path = Path(path).absolute()
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, table {self.table}"
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[Transaction | None]:
+        with disk_errors(self.path):
+            exists = self.path.exists()
+            if write:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not write and not exists:
+            yield None
+            return
+        with self._begun(write=write) as tx:
+            if write:
+                tx.run(CREATE_CURSORS)
+            yield tx
+
+    @abstractmethod
+    def _begun(self, *, write: bool) -> AbstractContextManager[Transaction]:
+        """As `_transaction`, of a file that is there or may be made."""

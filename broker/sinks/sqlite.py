@@ -26,7 +26,7 @@ from broker.errors import BadData, BrokerError, Busy, Corrupt, DuplicateKey, Ter
 from broker.model.dataset import Column, Schema
 from broker.sinks.merge import Transaction
 from broker.sinks.port import Batch, Shape, nothing
-from broker.sinks.sql import CREATE_CURSORS, SqlSink
+from broker.sinks.sql import FileSink
 from broker.sinks.values import is_nested, restored, to_json
 
 READ_ROWS: Final = 10_000
@@ -76,7 +76,7 @@ def decoded(values: Sequence[Any], column: Column) -> pa.Array:
     return restored(pa.array(values, storage), column.type)
 
 
-class SQLite(SqlSink):
+class SQLite(FileSink):
     """A table of the SQLite file at `path`, made when absent. A writer waits `busy_seconds` for another one, then Busy."""
 
     def __init__(
@@ -88,28 +88,18 @@ class SQLite(SqlSink):
         on_step: Callable[[str], None] = nothing,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(table, on_step, clock)
-        self.path, self._busy_seconds = Path(path).absolute(), busy_seconds
-
-    @property
-    def place(self) -> str:
-        return f"{self.path}, table {self.table}"
+        super().__init__(path, table, on_step, clock)
+        self._busy_seconds = busy_seconds
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[Transaction | None]:
-        if not write and not self.path.exists():
-            yield None
-            return
+    def _begun(self, *, write: bool) -> Iterator[Transaction]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None)) as connection:
                 connection.create_collation("broker_number", _compare_numbers)
                 if write:
                     connection.execute("PRAGMA journal_mode = WAL")
                     connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                if write:
-                    connection.execute(CREATE_CURSORS)
                 yield SQLiteTransaction(connection)
                 connection.execute("COMMIT")
         except sqlite3.Error as error:

@@ -6,6 +6,7 @@ kind = "sql"
 url = "postgresql://reader@db/shop"          # the password: PGPASSWORD or ~/.pgpass, as libpq reads them
 query = "SELECT * FROM offers"
 watermark = "updated_at"
+full_every = "24h"                           # "never": deletes are then never seen
 
 [[sources]]
 dataset = "debian/catalog/packages"
@@ -15,9 +16,11 @@ glob = "feeds/*.csv.gz"                      # relative to the folder of broker.
 
 from __future__ import annotations
 
+import glob as globbing
+import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -28,6 +31,10 @@ from broker.sources.files import Files
 from broker.sources.readers import FileFormat
 from broker.sources.sql import SQL
 
+NEVER: Final = "never"
+"""What `full_every` says for Python's None, which TOML has not."""
+SQLITE: Final = "sqlite:///"
+
 
 class SqlEntry(Frozen):
     dataset: str
@@ -36,11 +43,11 @@ class SqlEntry(Frozen):
     query: str
     watermark: str | None = None
     overlap_seconds: float = 300
-    full_every: str | None = "24h"
+    full_every: str = "24h"
 
     def source(self, folder: Path) -> SQL:
-        del folder
-        return SQL(self.url, self.query, self.watermark, self.overlap_seconds, self.full_every)
+        full_every = None if self.full_every == NEVER else self.full_every
+        return SQL(_beside(folder, self.url), self.query, self.watermark, self.overlap_seconds, full_every)
 
 
 class FilesEntry(Frozen):
@@ -50,10 +57,16 @@ class FilesEntry(Frozen):
     format: FileFormat | None = None
 
     def source(self, folder: Path) -> Files:
-        return Files(str(folder / self.glob), self.format)
+        return Files(os.path.join(globbing.escape(str(folder)), self.glob), self.format)
 
 
 _ENTRY: TypeAdapter[SqlEntry | FilesEntry] = TypeAdapter(Annotated[SqlEntry | FilesEntry, Field(discriminator="kind")])
+
+
+def _beside(folder: Path, url: str) -> str:
+    """A relative `sqlite:///file` means one beside broker.toml, as a relative `glob` does."""
+    path = url.removeprefix(SQLITE)
+    return f"{SQLITE}{folder / path}" if path not in ("", url) else url
 
 
 def load_sources(path: Path) -> Producers:

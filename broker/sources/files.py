@@ -14,10 +14,13 @@ from typing import Any, Final, get_args
 import duckdb
 import pyarrow as pa
 
+from broker.columnar.database import to_error
+from broker.columnar.scratch import disk_errors
 from broker.columnar.sql import listed, quoted
 from broker.errors import BadData, DuplicateKey, Invalid, NotFound, NullKey, Overloaded, SchemaConflict, Unavailable
 from broker.model.dataset import DatasetSpec, widens
 from broker.outcomes import Outcome, ProductionRequest, Since, Snapshot, Unchanged
+from broker.settings import Settings
 from broker.sources.readers import FileFormat, Scan, format_of, scan_of
 
 BATCH_ROWS: Final = 10_000
@@ -43,7 +46,7 @@ class Files:
 
     CSV is RFC 4180 in UTF-8 with a header; an empty field is NULL, also a quoted one. Columns the dataset knows have its types;
     others are sniffed over whole files (see `readers`); a file that lacks a column has NULL there. Memory is bounded by
-    `memory_limit_bytes`, beyond which DuckDB spills into the system's temporary folder.
+    `memory_limit_bytes`, beyond which DuckDB spills into the folder of temporary files.
 
     Called by the broker. Raises NotFound when no file matches: an empty folder would delete everything. Raises Unavailable
     when a file changes or goes while it is read; BadData, DuplicateKey, NullKey, SchemaConflict naming the file.
@@ -65,7 +68,7 @@ class Files:
         position = _fingerprint(seen)
         if since is not None and since.position == position:
             return Unchanged(position)
-        rows = self._rows(request.spec, seen)
+        rows = _Reading(request.spec, self.format, self.memory_limit_bytes).rows(seen)
         next(rows)
         return Snapshot(rows, position)
 
@@ -79,33 +82,53 @@ class Files:
             )  # fmt: skip
         return seen
 
-    def _rows(self, spec: DatasetSpec, seen: tuple[_Seen, ...]) -> Iterator[pa.RecordBatch]:
-        """An empty batch once everything was checked (twice: `__call__` takes the first), then the rows of file after file."""
-        with tempfile.TemporaryDirectory(prefix="broker-files-") as folder, self._engine(folder) as engine:
-            scans = self._scans(engine, spec, seen, Path(folder))
-            columns = _unified(spec, scans)
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How files become rows of a dataset. What DuckDB's memory cannot hold lies in `folder` (None: the system's)."""
+
+    spec: DatasetSpec
+    format: FileFormat | None
+    memory_limit_bytes: int
+    folder: Path | None = None
+
+    def rows(self, seen: tuple[_Seen, ...]) -> Iterator[pa.RecordBatch]:
+        """An empty batch once everything was checked (twice: `Files` takes the first), then the rows of file after file."""
+        key = self.spec.key
+        with self._scratch() as folder, self._engine(folder) as engine:
+            scans = self._scans(engine, seen, folder)
+            columns = _unified(self.spec, scans)
             for number, scan in enumerate(scans):
                 with _file_errors(scan.path, seen):
-                    _note_keys(engine, spec.key, columns, (number, scan))
-            engine.execute(f"CREATE TEMP TABLE winners AS SELECT max(file) AS file, {listed(spec.key)} FROM seen GROUP BY ALL")
+                    _note_keys(engine, key, columns, (number, scan))
+            engine.execute(f"CREATE TEMP TABLE winners AS SELECT max(file) AS file, {listed(key)} FROM seen GROUP BY ALL")
             empty = pa.RecordBatch.from_pylist([], schema=_schema(engine, columns))
             yield from (empty, empty)
             for number, scan in enumerate(scans):
                 with _file_errors(scan.path, seen):
-                    yield from _reader(engine, spec.key, columns, (number, scan))
+                    yield from _reader(engine, key, columns, (number, scan))
             _check_untouched(seen)
 
     @contextmanager
-    def _engine(self, folder: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        config: dict[str, Any] = {"memory_limit": f"{self.memory_limit_bytes}B", "temp_directory": folder}
+    def _scratch(self) -> Iterator[Path]:
+        parent = self.folder or Path(tempfile.gettempdir())
+        with disk_errors(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(prefix="broker-files-", dir=parent)
+        with made as folder:
+            yield Path(folder)
+
+    @contextmanager
+    def _engine(self, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+        config: dict[str, Any] = {"memory_limit": f"{self.memory_limit_bytes}B", "temp_directory": str(folder)}
         config["preserve_insertion_order"] = False  # else DuckDB buffers rows to keep it
         with duckdb.connect(config=config) as engine:
             engine.execute("SET TimeZone = 'UTC'")
             yield engine
 
-    def _scans(self, engine: duckdb.DuckDBPyConnection, spec: DatasetSpec, seen: tuple[_Seen, ...], folder: Path) -> list[Scan]:
+    def _scans(self, engine: duckdb.DuckDBPyConnection, seen: tuple[_Seen, ...], folder: Path) -> list[Scan]:
         """Types are settled over all files, so that one file's guess never decides how the rows of another one read."""
-        known = spec.columns.types if spec.columns else {}
+        known = self.spec.columns.types if self.spec.columns else {}
         scans = []
         for file in seen:
             with _file_errors(file.path, seen):
@@ -114,13 +137,16 @@ class Files:
         return [scan.retyped(settled) for scan in scans]
 
 
-def rows_of(spec: DatasetSpec, paths: Iterable[Path], format: FileFormat | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of exactly these files, read and checked as `Files` does: the later file wins per key. Raises as it does."""
+def rows_of(spec: DatasetSpec, paths: Iterable[Path], settings: Settings) -> Iterator[pa.RecordBatch]:
+    """The rows of exactly these files, read and checked as `Files` does: the later file wins per key. Raises as it does.
+
+    Memory and temporary files are those of `settings`: half the memory, since the engine that takes the rows has its own.
+    """
     listed_files = list(paths)
     seen = tuple(file for path in listed_files if (file := _stat(path)) is not None)
     if len(seen) < len(listed_files) or not seen:
         raise NotFound("no such file", of=", ".join(str(path) for path in listed_files if _stat(path) is None)[:500])
-    return Files("given", format)._rows(spec, seen)
+    return _Reading(spec, None, settings.memory_limit_bytes // 2, settings.temp_folder).rows(seen)
 
 
 def _stat(path: Path) -> _Seen | None:
@@ -151,14 +177,13 @@ def _file_errors(path: Path, seen: tuple[_Seen, ...]) -> Iterator[None]:
     """DuckDB's and the system's errors as ours. A folder that changed meanwhile explains any of them."""
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise Overloaded(
-            "reading files needs more memory", of=str(path), why=_short(error), hint="Raise memory_limit_bytes"
-        ) from None
     except OSError as error:
         _check_untouched(seen)
-        raise Unavailable("a file cannot be read", of=str(path), why=str(error)) from None
+        with disk_errors(path):
+            raise error
     except (duckdb.Error, pa.ArrowException) as error:
+        if isinstance(error, duckdb.Error) and isinstance(known := to_error(error, str(path)), Overloaded):
+            raise known from None
         _check_untouched(seen)
         raise BadData(
             "a file cannot be read", of=str(path), why=_short(error), hint="It must be UTF-8 and of its format"

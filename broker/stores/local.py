@@ -226,7 +226,12 @@ class LocalUpload:
             target = self._move(move)
         except FileNotFoundError:  # somebody removed the folders this process had made
             self._store.forget_folders()
-            target = self._move(move)
+            try:
+                target = self._move(move)
+            except FileNotFoundError as error:
+                raise Unavailable(
+                    "the store's folders go while they are written to", of=self._key, why=str(error), hint="Leave them alone"
+                ) from error
         with _mapped(self._key, wrote=True):
             sync_folder(target.parent)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from broker.errors import BrokerError, Corrupt, NotFound, OutcomeUnknown, Unsupported
+from broker.model.finding import Finding, Verdict
 from broker.stores.port import ChecksumTrial, ObjectStore
 
 RACERS: Final = 8
@@ -45,18 +46,22 @@ class Promise:
         """`single-writer`: the log cannot be sealed against a second writer once Redis has lost its memory."""
         return "atomic" if self.conditional_put and self.read_after_write else "single-writer"
 
-    def explain(self) -> list[str]:
-        """Lines for a person: first the level, then each trait with what follows from it."""
+    def explain(self) -> list[Finding]:
+        """Lines for a person: first the level, then each trait with what follows from it. What only costs time is no note."""
         single = "single writer; Redis' leases protect the log, and nothing does once Redis has lost its memory"
         return [
-            _line("seal", self.seal_level == "atomic", "atomic; the store itself refuses a second writer", single),
+            _line("seal", self.seal_level == "atomic", "atomic; the store itself refuses a second writer", single, "note"),
             _line("put-if-absent", self.conditional_put, "atomic", "ignored: read before and after each seal"),
             _line("wrong checksum", self.refuses_wrong_checksum, "refused", "accepted: every upload is read back"),
-            _line("read after write", self.read_after_write, "at once", "delayed: do not use this store"),
+            _line("read after write", self.read_after_write, "at once", "delayed: do not use this store", "broken"),
             _line("list after write", self.list_after_write, "at once", "delayed: the log is probed key by key"),
             _line("byte ranges", self.ranges, "served", "not served: whole files are fetched"),
-            f"clock: {self.clock_skew_seconds:+.0f} s from this machine's",
+            Finding("ok", f"clock: {self.clock_skew_seconds:+.0f} s from this machine's"),
         ]
+
+    def caveats(self) -> list[Finding]:
+        """Those that name a promise the broker cannot keep here."""
+        return [finding for finding in self.explain() if finding.verdict != "ok"]
 
 
 def probe(store: ObjectStore, prefix: str = "=probe") -> Promise:
@@ -79,8 +84,9 @@ def probe(store: ObjectStore, prefix: str = "=probe") -> Promise:
             store.delete(used)
 
 
-def _line(trait: str, good: bool, yes: str, no: str) -> str:
-    return f"{trait}: {yes if good else no}"
+def _line(trait: str, good: bool, yes: str, no: str, bad: Verdict = "ok") -> Finding:
+    """`bad`: the verdict where it is not `good`."""
+    return Finding("ok", f"{trait}: {yes}") if good else Finding(bad, f"{trait}: {no}")
 
 
 def _read(store: ObjectStore, key: str, start: int = 0, length: int | None = None) -> bytes:

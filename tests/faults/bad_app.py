@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 from typing import Any
 
@@ -18,6 +19,14 @@ app = Producers()
 def hang() -> None:
     (HOME / "hanging").write_text(str(os.getpid()))
     threading.Event().wait()
+
+
+def leave_a_child() -> None:
+    """What it started holds everything open that it held itself."""
+    if (pid := os.fork()) == 0:
+        signal.pause()
+    (HOME / "left").write_text(str(pid))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def swell() -> None:
@@ -37,7 +46,7 @@ def raise_oddly() -> None:
 
 
 DEEDS: dict[str, Any] = {
-    "good": lambda: Snapshot([{"sku": "a", "price": 1}]),
+    "good": lambda: Snapshot([{"sku": "a", "price": 1}], position={"parks under": tempfile.gettempdir()}),
     "raises": raise_oddly,
     "hangs": hang,
     "wrong": lambda: [{"sku": "a"}],
@@ -46,6 +55,7 @@ DEEDS: dict[str, Any] = {
     "leaves": lambda: os._exit(4),
     "streams": fall_in_a_stream,
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "forks": leave_a_child,
     "segfaults": lambda: ctypes.string_at(0),
     "swells": swell,
     "nullkey": lambda: Snapshot([{"sku": None, "price": 1}]),

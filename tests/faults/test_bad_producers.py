@@ -10,7 +10,18 @@ from contextlib import suppress
 import pytest
 
 import broker
-from broker.errors import AttemptFailed, BadData, BrokerError, DuplicateKey, Invalid, NullKey, RequestCancelled, RequestFailed
+from broker.errors import (
+    AttemptFailed,
+    BadData,
+    BrokerError,
+    DuplicateKey,
+    Invalid,
+    InvalidPredicate,
+    NullKey,
+    RequestCancelled,
+    RequestFailed,
+)
+from broker.model.names import DatasetId
 from broker.model.request import State
 from tests.faults.arena import Arena, check_events
 from tests.faults.bad_app import DEEDS
@@ -24,7 +35,7 @@ WAIT_SECONDS = 80
 TRANSIENT: dict[str, str] = {
     "raises": "LookupError: the source is in a bad mood", "hangs": "longer than attempt_seconds=4", "exits": "exited with 3",
     "leaves": "exited with 4", "streams": "exited with 5", "killed": "killed by SIGKILL", "segfaults": "killed by SIGSEGV",
-    "swells": "more than attempt_max_bytes",
+    "swells": "more than attempt_max_bytes", "forks": "killed by SIGKILL",
 }  # fmt: skip
 TERMINAL: dict[str, tuple[type[BrokerError], str]] = {
     "wrong": (Invalid, "returned a list"), "nothing": (Invalid, "returned a NoneType"), "nullkey": (NullKey, "sku"),
@@ -35,7 +46,7 @@ TERMINAL: dict[str, tuple[type[BrokerError], str]] = {
 @pytest.fixture(scope="module")
 def arena() -> Iterator[Arena]:
     with redis_server() as server, temporary_folder("deeds") as home:
-        arena = Arena(home, server.url, "tests.faults.bad_app:app", LIMITS)
+        arena = Arena(home, server.url, "tests.faults.bad_app:app", LIMITS | {"temp_folder": str(home / "parked")})
         arena.start_worker(children=2)
         try:
             yield arena
@@ -104,6 +115,24 @@ def test_the_good_neighbours_of_all_those_were_answered(b: broker.Broker, asked:
     check_events(b, good, "good")
 
 
+def test_a_selection_that_fails_leaves_the_others_of_its_flight_to_be_answered(b: broker.Broker) -> None:
+    fresh = "goodstuff_02/catalog/good"  # without a schema yet nobody can know that there is no such column
+    b.dataset(fresh, key=["sku"])
+    asked: tuple[dict[str, str], ...] = ({"where": "nosuch < 5"}, {"format": "csv"}, {})
+    handles = list(b.requests({"dataset": fresh, "target": "mixed", **fields} for fields in asked))
+    bad, text, plain = (handle for handle in handles if isinstance(handle, broker.Handle))
+    with pytest.raises(RequestFailed, match="nosuch") as failed:
+        bad.wait(WAIT_SECONDS)
+    assert isinstance(failed.value.__cause__, InvalidPredicate)
+    assert (text.wait(WAIT_SECONDS).rows, plain.wait(WAIT_SECONDS).rows) == (1, 1)
+    assert [handle.status().attempts for handle in (bad, text, plain)] == [1, 1, 1]
+    check_events(b, [bad, text, plain], "mixed")
+
+
+def test_what_a_producer_parks_on_disk_lies_in_the_folder_set_for_it(arena: Arena, b: broker.Broker) -> None:
+    assert b.parts.catalog.noted(DatasetId(id_of("good"))) == (1, {"parks under": str(arena.home / "parked")})
+
+
 def test_a_cancelled_attempt_is_killed_within_five_seconds(
     arena: Arena, b: broker.Broker, asked: dict[str, broker.Handle]
 ) -> None:
@@ -123,6 +152,13 @@ def test_a_cancelled_attempt_is_killed_within_five_seconds(
     assert time.monotonic() - begun < CANCEL_SECONDS
     assert handle.status().state is State.CANCELLED
     check_events(b, [handle], "cancelled")
+
+
+def test_what_a_producer_started_does_not_outlive_its_attempt(arena: Arena, asked: dict[str, broker.Handle]) -> None:
+    with suppress(RequestFailed):
+        asked["forks"].wait(WAIT_SECONDS)
+    left = int((arena.home / "left").read_text())
+    wait_until(lambda: not alive(left), "what the producer started to end", CANCEL_SECONDS)
 
 
 def test_children_end_with_a_worker_that_is_killed(arena: Arena, b: broker.Broker) -> None:

@@ -105,7 +105,7 @@ def test_a_silent_rq_worker_loses_its_part(tmp_path: Path, server: RedisServer) 
             shop = here.dataset(faults={"m0": ["hold"]}, parts=["m0", "m1"])
             request = shop.ask()
             shop.held()
-            worker = next(pid for pid, queue in first.pids.items() if queue == PARTS)
+            worker = next(place.process.pid for place in first._places if place.queue == PARTS)
             for pid in (worker, *children_of(worker)):
                 os.kill(pid, signal.SIGKILL)
             rq_workers(here, 1)

@@ -95,7 +95,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, debian: Path) -> Itera
         shell.ok("down")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 @pytest.mark.timeout(300)
 def test_snapshot_delta_and_both_replicas_equal_what_duckdb_computes(place: Place, index: Index) -> None:
     place.feed("main", 10)
@@ -124,7 +124,7 @@ def test_snapshot_delta_and_both_replicas_equal_what_duckdb_computes(place: Plac
     assert index.count("FROM replica.packages") == 63_666
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 @pytest.mark.timeout(300)
 def test_a_filter_delivers_exactly_its_rows_and_what_leaves_it_is_a_delete(place: Place, index: Index) -> None:
     place.feed("main", 10)

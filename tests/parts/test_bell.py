@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
@@ -18,6 +18,7 @@ from broker.model.commit import GENESIS, Create, Edge, NewVersion, Record, diges
 from broker.model.names import DatasetId
 from broker.rules.fold import State, replay
 from tests.rules.logs import DATASET, SPEC, file_of
+from tests.servers import wait_until
 
 
 def test_a_notification_names_the_snapshot_and_every_delta_behind_it() -> None:
@@ -66,6 +67,28 @@ def test_asked_many_times_before_it_rang_it_rings_once_more() -> None:
     go.set()
     bell.close()
     assert rung == [ONE, ONE]
+
+
+def test_asked_while_it_closes_it_closes_and_rings_all_the_same() -> None:
+    rung, ringing, go = list[DatasetId](), Event(), Event()
+
+    def ring(dataset: DatasetId) -> None:
+        ringing.set()
+        assert go.wait(30)
+        rung.append(dataset)
+
+    bell = Bell(ring)
+    bell.ask(ONE)
+    assert ringing.wait(30)
+    closing = Thread(target=bell.close, daemon=True)
+    closing.start()
+    wait_until(lambda: bell._ringer is None, "the bell closes")
+    bell.ask(TWO)
+    go.set()
+    closing.join(30)
+    assert not closing.is_alive()
+    bell.close()
+    assert sorted(rung) == [ONE, TWO]
 
 
 @pytest.mark.parametrize("error", [Unavailable("the store does not answer"), ValueError("a surprise")])

@@ -9,10 +9,26 @@ import pyarrow as pa
 import pytest
 
 from broker import Broker, Dataset
-from broker.errors import BrokerError, Conflict, Corrupt, NotFound, OutcomeUnknown, SchemaConflict, Transient, Unavailable
+from broker.backend.client import RedisClient, Script
+from broker.columnar.types import arrow_schema
+from broker.errors import (
+    BrokerError,
+    Conflict,
+    Corrupt,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    Reconciling,
+    SchemaConflict,
+    Transient,
+    Unavailable,
+    Unsupported,
+)
 from broker.model import names
 from broker.model.dataset import Column, Schema
 from broker.model.names import DatasetId
+from broker.outcomes import Snapshot
 from broker.publication import Note
 from broker.stores.memory import MemoryStore
 from tests.faulty_store import Fault, FaultyStore, matching, never
@@ -76,6 +92,31 @@ def test_a_store_that_is_silent_behind_the_reservation_leaves_the_outcome_unknow
     store.plan = never
     assert b.parts.publication.difference(OFFERS, MORE, note).version == 2
     assert kinds(b) == ["create", "alter", "version", "version"]
+
+
+@pytest.mark.parametrize("silence", [Unavailable("away"), Overloaded("full"), Reconciling("restarted")])
+def test_a_reservation_whose_answer_is_lost_leaves_the_outcome_unknown_when_redis_then_refuses_to_be_asked(
+    b: Broker, offers: Dataset, monkeypatch: pytest.MonkeyPatch, silence: BrokerError
+) -> None:
+    call, lost = RedisClient.call, list[str]()
+
+    def losing(self: RedisClient, script: Script, keys: Any, args: Any = ()) -> Any:
+        if lost:
+            raise silence
+        reply = call(self, script, keys, args)
+        if script.name == "reserve":
+            lost.append(script.name)
+            raise OutcomeUnknown("the reply was lost")
+        return reply
+
+    note = Note(production="job-17")
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisClient, "call", losing)
+        with pytest.raises(OutcomeUnknown, match="Do the same again"):
+            b.parts.publication.delta(OFFERS, MORE, None, note)
+    b.parts.catalog.help(OFFERS, 0)
+    assert offers.state.version == 2
+    assert b.parts.publication.delta(OFFERS, MORE, None, note).version == 2
 
 
 @pytest.mark.parametrize("method", ["upload", "stat"])
@@ -184,6 +225,33 @@ def test_opening_with_another_spec_is_a_conflict(b: Broker, offers: Dataset) -> 
             b.dataset(OFFERS, **other)
 
 
+def test_a_dataset_in_several_partitions_is_refused_until_partitions_mean_something(b: Broker) -> None:
+    with pytest.raises(Unsupported, match="partitions"):
+        b.dataset(OFFERS, key=["sku"], partitions=2)
+    assert b.datasets() == []
+
+
+BIG = [{str(n): "x" for n in range(65)}, {"name": "x" * 4096}]
+
+
+@pytest.mark.parametrize("attributes", BIG)
+def test_attributes_of_datasets_and_versions_are_bounded(b: Broker, offers: Dataset, attributes: dict[str, str]) -> None:
+    with pytest.raises(Invalid, match="attribute"):
+        b.dataset("a/b/c", key=["sku"], attributes=attributes)
+    with pytest.raises(Invalid, match="attribute"):
+        offers.publish(MORE, attributes=attributes)
+    with pytest.raises(Invalid, match="attribute"):
+        Snapshot(MORE, attributes=attributes)
+    with pytest.raises(Invalid, match="attribute"):
+        b.request(OFFERS, target="shop", attributes=attributes)
+    with pytest.raises(Invalid, match="since"):
+        b.request(OFFERS, target="shop", since="1~" + "x" * 65)
+    assert kinds(b) == ["create", "alter", "version"]
+    fits = {str(n): "x" for n in range(64)}
+    assert offers.publish(MORE, attributes=fits).version == 2
+    assert offers.versions()[-1].custom == fits
+
+
 def columns(*names: str, type: str = "BIGINT") -> Schema:
     return Schema(columns=(Column(name="sku", type="VARCHAR"), *(Column(name=name, type=type) for name in names)))
 
@@ -203,6 +271,38 @@ def test_an_arrow_schema_opens_the_dataset_whose_key_is_never_null(b: Broker) ->
     b.dataset(OFFERS, key=["sku"]).publish(ROWS)
     schema = pa.schema([("sku", pa.string()), ("price", pa.int64())])
     assert b.dataset(OFFERS, key=["sku"], schema=schema).state.version == 1
+
+
+TYPES = [
+    ("TEXT", "VARCHAR"), ("int", "INTEGER"), ("REAL", "FLOAT"), ("TIMESTAMPTZ", "TIMESTAMP WITH TIME ZONE"),
+    ("NUMERIC(10,2)", "DECIMAL(10,2)"), ("DECIMAL(18, 2)", "DECIMAL(18,2)"), ("hugeint", "HUGEINT"),
+    ("struct(Ab int, cD text[])", 'STRUCT("Ab" INTEGER, "cD" VARCHAR[])'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "kept"), TYPES)
+def test_a_column_type_is_kept_under_the_one_name_that_data_of_it_has(b: Broker, asked: str, kept: str) -> None:
+    schema = Schema(columns=(Column(name="sku", type="STRING"), Column(name="c", type=asked)))
+    dataset = b.dataset(OFFERS, key=["sku"], schema=schema)
+    assert b.dataset(OFFERS, key=["sku"], schema=schema).state.seq == 1
+    assert dataset.spec.columns
+    assert dataset.spec.columns.types == {"sku": "VARCHAR", "c": kept}
+    dataset.alter(Schema(columns=(*dataset.spec.columns.columns, Column(name="more", type=asked))))
+    assert dataset.spec.columns.types["more"] == kept
+    if kept != "HUGEINT":  # which integers fit, and Arrow has no name for
+        assert dataset.publish(arrow_schema(dataset.spec.columns).empty_table()).version == 1
+
+
+@pytest.mark.parametrize("type", ["TEXTT", "VARCHAR); DROP TABLE x; --", "INT, '1')", "ENUM('a')", "INT" + "[]" * 3000])
+def test_what_is_no_column_type_is_refused_before_anything_is_sealed(b: Broker, offers: Dataset, type: str) -> None:
+    assert offers.spec.columns
+    before = offers.state.seq
+    with pytest.raises(SchemaConflict, match="not a column type"):
+        offers.alter(Schema(columns=(*offers.spec.columns.columns, Column(name="c", type=type))))
+    assert offers.state.seq == before
+    with pytest.raises(SchemaConflict, match=r"\[bad\]"):
+        b.dataset("a/b/c", key=["sku"], schema=columns("bad", type=type))
+    assert b.datasets("a/*") == []
 
 
 def test_another_life_of_tombstones_is_a_conflict_only_where_it_is_asked_for(b: Broker) -> None:
@@ -248,7 +348,7 @@ def test_a_rebuild_starts_at_the_checkpoint_and_needs_nothing_below_it(redis_url
         assert b.parts.catalog.checkpoint(OFFERS) is None
         store.inner.delete([names.log_key(OFFERS, seq) for seq in range(1, sealed + 1)])
         b.parts.redis.run("FLUSHALL")
-        assert b.parts.catalog.rebuild() == [OFFERS]
+        assert list(b.parts.catalog.rebuild()) == [OFFERS]
         assert dataset.versions() == before
         assert dataset.read(3)["price"].to_pylist() == [2]
 
@@ -292,7 +392,7 @@ def test_a_damaged_checkpoint_is_passed_by_for_an_older_one_or_the_whole_log(
     for seq in (6, 4, 2):
         store.inner.put(names.checkpoint_key(OFFERS, seq), damage)
         long.parts.redis.run("FLUSHALL")
-        assert long.parts.catalog.rebuild() == [OFFERS]
+        assert list(long.parts.catalog.rebuild()) == [OFFERS]
         assert long.dataset(OFFERS).versions() == before
 
 
@@ -313,20 +413,81 @@ def test_a_log_that_begins_behind_a_damaged_checkpoint_is_corrupt_and_never_begu
     for seq in (2, 4, 6):
         store.inner.put(names.checkpoint_key(OFFERS, seq), b"{}")
     long.parts.redis.run("FLUSHALL")
-    with pytest.raises(Corrupt, match="checkpoint"):
-        long.parts.catalog.rebuild()
+    assert isinstance(long.parts.catalog.rebuild()[OFFERS], Corrupt)
     with pytest.raises(Corrupt, match="checkpoint"):
         long.dataset(OFFERS, key=["sku"])
 
 
-def test_a_rebuild_restores_the_others_before_it_names_the_broken_one(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+def test_a_rebuild_restores_the_others_and_says_what_is_wrong_with_the_broken_one(
+    b: Broker, offers: Dataset, store: FaultyStore
+) -> None:
     for name in ("aaa/catalog/broken", "zzz/catalog/whole"):
         b.dataset(name, key=["sku"])
     store.inner.put(names.log_key("aaa/catalog/broken", 1), b"no record")
     store.inner.put("a/B/c/log/00000000000000000001.json", b"somebody else's")
     store.inner.put("zzz/catalog/whole/checkpoint/readme.json", b"not ours")
     b.parts.redis.run("FLUSHALL")
-    with pytest.raises(Corrupt, match="1 of 3 datasets are not restored") as caught:
-        b.parts.catalog.rebuild()
-    assert caught.value.of == "aaa/catalog/broken"
+    told = list[int]()
+    found = b.parts.catalog.rebuild(told=told.append)
+    assert {dataset: isinstance(result, BrokerError) for dataset, result in found.items()} == {
+        "aaa/catalog/broken": True, OFFERS: False, "zzz/catalog/whole": False,
+    }  # fmt: skip
+    assert isinstance(found[DatasetId("aaa/catalog/broken")], Corrupt)
+    assert told == [1, 1, 1]
     assert b.parts.catalog.find() == [OFFERS, "zzz/catalog/whole"]
+
+
+# --- whether all that is sealed agrees
+
+
+def wrong(dataset: Dataset) -> dict[str, str]:
+    """What verify finds wrong: folder of the object -> what is said of it."""
+    return {found.key.removeprefix(OFFERS + "/").split("/")[0]: str(found.error) for found in dataset.verify() if found.error}
+
+
+def test_a_checkpoint_is_not_sealed_over_a_hole_in_the_log(long: Broker, store: FaultyStore) -> None:
+    state = long.dataset(OFFERS).state
+    store.inner.delete(
+        [names.log_key(OFFERS, state.seq - 1)] + [info.key for info in store.inner.list(f"{OFFERS}/checkpoint/")]
+    )
+    with pytest.raises(Corrupt, match="not there"):
+        long.parts.catalog.checkpoint(OFFERS)
+    assert not list(store.inner.list(f"{OFFERS}/checkpoint/"))
+
+
+def test_every_object_of_a_whole_dataset_is_found_whole(long: Broker) -> None:
+    dataset = long.dataset(OFFERS)
+    long.parts.catalog.close()
+    kinds = [found.key.removeprefix(OFFERS + "/").split("/")[0] for found in dataset.verify()]
+    assert {"data", "checkpoint", "log", "notify"} == set(kinds)
+    assert kinds.count("data") == sum(len(edge.files) for edge in dataset.state.edges)
+    assert wrong(dataset) == {}
+
+
+def test_verify_goes_on_behind_the_first_bad_file_of_an_edge(b: Broker, offers: Dataset, store: FaultyStore) -> None:
+    edge = offers.publish_delta([{"sku": "a", "price": 2}], [{"sku": "b"}]).edge
+    assert edge is not None
+    for file in edge.files:
+        store.inner.put(file.key, b"x" * file.bytes)
+    spoiled = [found.key for found in offers.verify() if found.error]
+    assert spoiled == [file.key for file in edge.files]
+    assert len(spoiled) == 2
+
+
+def test_verify_finds_a_log_with_a_hole_a_false_checkpoint_and_a_false_notification(long: Broker, store: FaultyStore) -> None:
+    dataset = long.dataset(OFFERS)
+    long.parts.catalog.close()
+    checkpoint = names.checkpoint_key(OFFERS, 6)
+    store.inner.put(checkpoint, b"".join(store.inner.get(checkpoint)).replace(b'\\"rows\\":1', b'\\"rows\\":9'))
+    notify = names.notify_key(OFFERS, "live")
+    store.inner.put(notify, b"".join(store.inner.get(notify)).replace(b'"version": 1', b'"version": 7'))
+    assert set(wrong(dataset)) == {"checkpoint", "notify"}
+    store.inner.delete([names.log_key(OFFERS, dataset.state.seq)])
+    assert "is not there" in wrong(dataset)["log"]
+
+
+def test_verify_finds_an_index_that_somebody_else_wrote(b: Broker, offers: Dataset) -> None:
+    slot = b.parts.index.slot(OFFERS)
+    b.parts.redis.run("HDEL", slot.key("versions:goodstuff_01/offers"), "1")
+    b.parts.catalog._cache.clear()
+    assert "versions" in wrong(offers)["log"]

@@ -16,11 +16,11 @@ import pytest
 from broker.cli.datasets import altered, parse_column
 from broker.cli.exits import Exit
 from broker.cli.pull import replica_name
-from broker.cli.words import bytes_text, span_text
+from broker.cli.words import bytes_text, public_place, span_text
 from broker.errors import Invalid
 from broker.model.dataset import Column, DatasetSpec, Schema
 from broker.model.names import DatasetId
-from tests.cli import Cli
+from tests.cli import Cli, Shell
 
 OFFERS = "shop/catalog/offers"
 
@@ -61,6 +61,12 @@ def test_columns_can_be_named_at_creation_with_type_and_null_rule(cli: Cli) -> N
     ]  # fmt: skip
 
 
+def test_how_long_deletes_are_remembered_is_said_at_creation(cli: Cli) -> None:
+    made = cli.json("dataset", "create", OFFERS, "--key", "sku", "--order", "at", "--tombstone-seconds", 3600)
+    assert made["spec"]["tombstone_seconds"] == 3600
+    assert "tombstones  60 min" in cli.ok("dataset", "show", OFFERS).out
+
+
 def test_list_takes_a_glob(offers: Cli) -> None:
     offers.ok("dataset", "create", "other/catalog/offers", "--key", "sku")
     assert [item["dataset"] for item in offers.json("dataset", "list")] == ["other/catalog/offers", OFFERS]
@@ -86,7 +92,8 @@ def test_drop_asks_where_nobody_can_answer_only_for_yes(offers: Cli, monkeypatch
 
 
 def test_a_column_text_without_a_type_is_refused() -> None:
-    assert parse_column("price double not null") == Column(name="price", type="DOUBLE", nullable=False)
+    assert parse_column("price double not null") == Column(name="price", type="double", nullable=False)
+    assert parse_column('s STRUCT("cD" text)') == Column(name="s", type='STRUCT("cD" text)')
     with pytest.raises(Invalid):
         parse_column("price")
 
@@ -157,7 +164,8 @@ def test_versions_are_listed_and_shown_with_their_files(offers: Cli, tmp_path: P
 
 
 def test_verify_finds_the_file_that_was_damaged(offers: Cli, tmp_path: Path) -> None:
-    assert [item["ok"] for item in offers.json("versions", "verify", OFFERS)] == [True]
+    whole = offers.json("versions", "verify", OFFERS)
+    assert [(item["key"].split("/")[3], item["ok"]) for item in whole] == [("data", True), ("log", True), ("notify", True)]
     (path,) = (tmp_path / "store").glob("shop/catalog/offers/data/*.parquet")
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -217,18 +225,62 @@ def test_pull_writes_one_file_whole_or_not_at_all(offers: Cli, tmp_path: Path, f
     assert [p.name for p in tmp_path.glob(".out*")] == []
 
 
-def test_a_file_of_nothing_yet_is_not_written(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["out.csv", "x.duckdb", "folder/"])
+def test_nothing_yet_is_code_3_wherever_it_was_to_go(cli: Cli, tmp_path: Path, place: str) -> None:
     cli.ok("dataset", "create", OFFERS, "--key", "sku")
-    assert cli("pull", OFFERS, "--to", "out.csv").code == Exit.NOT_FOUND
+    for options in ((), ("--timeout", 0.1)):
+        done = cli("pull", OFFERS, "--to", place, *options)
+        assert done.code == Exit.NOT_FOUND
+        assert "no version yet" in done.err
     assert not (tmp_path / "out.csv").exists()
-    assert cli.json("pull", OFFERS, "--to", "x.duckdb")["mode"] == "nothing-yet"
 
 
-def test_each_place_has_a_replica_of_its_own_and_no_password_is_printed(offers: Cli) -> None:
-    assert replica_name("x.duckdb") == replica_name("./x.duckdb") != replica_name("y.duckdb")
-    done = offers("pull", OFFERS, "--to", "postgresql://me:secret@127.0.0.1:9/none")
+@pytest.mark.parametrize("place", ["out.csv", "x.duckdb"])
+def test_pull_waits_for_the_first_version(cli: Cli, tmp_path: Path, redis_url: str, place: str) -> None:
+    cli.ok("dataset", "create", OFFERS, "--key", "sku")
+    shell = Shell(tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store")})
+    (tmp_path / "one.csv").write_text("sku,price\na,1\n")
+    waiting = shell.start("pull", OFFERS, "--to", place, "--wait", log=tmp_path / "log")
+    try:
+        cli.ok("publish", OFFERS, "one.csv")
+        assert waiting.wait(60) == 0
+    finally:
+        waiting.kill()
+        waiting.wait()
+    assert "version 1" in (tmp_path / "log").read_text()
+
+
+def test_what_a_single_file_cannot_have_is_refused(offers: Cli) -> None:
+    for option in ("--table", "--name"):
+        done = offers("pull", OFFERS, "--to", "out.csv", option, "x")
+        assert done.code == Exit.USAGE
+        assert "--table and --name" in done.err
+
+
+def test_a_place_is_known_again_whoever_logs_in_and_wherever_it_was_called_from() -> None:
+    assert (
+        replica_name("x.duckdb") == replica_name("./x.duckdb") == replica_name("x.duckdb?table=t") != replica_name("y.duckdb")
+    )
+    url = "postgresql://{}db.example/search{}"
+    assert len({replica_name(url.format(*way)) for way in (("me:old@", ""), ("me:new@", ""), ("", "?sslmode=require"))}) == 1
+    assert replica_name(url.format("", "")) != replica_name("postgresql://db.example/other")
+
+
+def test_a_place_that_was_moved_says_by_which_name_to_go_on(offers: Cli, tmp_path: Path) -> None:
+    offers.ok("pull", OFFERS, "--to", "x.duckdb")
+    (tmp_path / "x.duckdb").rename(tmp_path / "y.duckdb")
+    refused = offers("pull", OFFERS, "--to", "y.duckdb")
+    assert refused.code == Exit.CONFLICT
+    hint = refused.err.rpartition("--name ")[2].split()[0]
+    assert offers.json("pull", OFFERS, "--to", "y.duckdb", "--name", hint)["mode"] == "up-to-date"
+
+
+def test_no_password_is_printed(offers: Cli) -> None:
+    done = offers("pull", OFFERS, "--to", "postgresql://me:secret@127.0.0.1:9/none?password=secret")
     assert done.code == Exit.UNREACHABLE
     assert "secret" not in done.err + done.out
+    assert public_place("postgresql://me:secret@db:5432/shop?password=secret") == "postgresql://db:5432/shop"
+    assert public_place("/home/me@corp/x.duckdb") == "/home/me@corp/x.duckdb"
 
 
 # --- words

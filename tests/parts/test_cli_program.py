@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from broker.cli.exits import CODES, Exit, exit_of
 from broker.cli.face import EXIT_HELP, Command, Face
 from broker.cli.program import COMMANDS, EXAMPLES, program
 from broker.errors import BY_CODE, BrokerError, InvalidPredicate, NotFound, Unavailable
-from tests.cli import Cli, Shell
+from tests.cli import Cli, Shell, command_of
 
 OFFERS = "shop/catalog/offers"
 
@@ -29,18 +30,22 @@ def cli(redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
     return Cli(capsys, "--redis", redis_url, "--store", str(tmp_path / "store"))
 
 
-def leaves(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands_of(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
+        yield (*path, name), command
         if isinstance(command, click.Group):
-            yield from leaves(command, (*path, name))
-        else:
-            yield (*path, name), command
+            yield from commands_of(command, (*path, name))
 
 
-LEAVES = list(leaves(program))
+ALL = list(commands_of(program))
+
+
+def examples() -> list[str]:
+    found = [EXAMPLES, *(command.examples for _, command in ALL if isinstance(command, Command))]
+    return [line.strip() for text in found for line in text.strip().splitlines()]
 
 
 # --- exit codes and errors
@@ -66,7 +71,7 @@ def test_no_line_of_the_table_is_hidden_by_one_above_it() -> None:
         (("request", OFFERS, "--target", "t", "--where", "lower(sku) = 'a'"), Exit.USAGE),
         (("request", OFFERS, "--target", "t", "--columns", "nope"), Exit.USAGE),
         (("request", OFFERS, "--target", "t", "--deadline", "-1"), Exit.TIMED_OUT),
-        (("request", OFFERS, "--target", "t", "--wait", "0.05"), Exit.TIMED_OUT),
+        (("request", OFFERS, "--target", "t", "--timeout", "0.05"), Exit.TIMED_OUT),
         (("request", OFFERS), Exit.USAGE),
         (("requests", "show", "nonsense"), Exit.USAGE),
         (("requests", "show", f"catalog.0.{'0' * 32}"), Exit.NOT_FOUND),
@@ -132,7 +137,7 @@ def test_the_hint_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]
 # --- help
 
 
-@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])
 def test_every_command_explains_itself_with_examples_and_takes_the_global_options(
     path: tuple[str, ...], command: click.Command
 ) -> None:
@@ -142,28 +147,23 @@ def test_every_command_explains_itself_with_examples_and_takes_the_global_option
     assert f"broker {' '.join(path)}" in command.examples
     assert command.examples.strip().splitlines()[0].strip() in text
     assert EXIT_HELP in text
+    if not isinstance(command, click.Group):
+        assert "With --json:" in text
     for option in ("--json", "--redis", "--store", "--home", "--debug"):
         assert option in text
 
 
-@pytest.mark.parametrize(
-    "example",
-    [
-        line.strip()
-        for text in (EXAMPLES, *(c.examples for _, c in LEAVES if isinstance(c, Command)))
-        for line in text.strip().splitlines()
-    ],
-)
+@pytest.mark.parametrize("example", dict.fromkeys(examples()))
 def test_every_example_parses(example: str) -> None:
-    words = shlex.split(example)[1:]
-    command: click.Command = program
-    context = click.Context(program, obj=Face())
-    while isinstance(command, click.Group):
-        found = command.get_command(context, words.pop(0))
-        assert found is not None, example
-        command = found
+    command, words = command_of(program, shlex.split(example)[1:])
     with suppress(click.BadParameter) if "offers.parquet" in words or "monday.csv.gz" in words else nullcontext():
         command.make_context("broker", words, obj=Face())
+
+
+def test_global_options_stand_anywhere(cli: Cli, redis_url: str) -> None:
+    cli.ok("dataset", "create", OFFERS, "--key", "sku")
+    for words in (("--json", "dataset", "list"), ("dataset", "--json", "list"), ("dataset", "list", "--json")):
+        assert cli.ok(*words).data[0]["dataset"] == OFFERS
 
 
 def test_the_help_names_every_command_without_loading_one() -> None:
@@ -200,20 +200,38 @@ def test_stdout_is_data_and_a_pipe_sees_no_bar(tmp_path: Path, redis_url: str) -
     assert shell.json("versions", "list", OFFERS)[0]["version"] == 1
 
 
-def test_a_terminal_sees_a_bar_on_stderr(tmp_path: Path, redis_url: str) -> None:
-    shell = Shell(tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store"), "TERM": "xterm"})
-    (tmp_path / "offers.csv").write_text("sku,price\na,1\n")
-    shell.ok("dataset", "create", OFFERS, "--key", "sku")
+def on_a_terminal(shell: Shell, *arguments: str) -> tuple[str, str]:
+    """stdout, and what a person saw on stderr."""
     mine, theirs = pty.openpty()
-    command = [sys.executable, "-m", "broker.cli", "publish", OFFERS, "offers.csv"]
+    command = [sys.executable, "-m", "broker.cli", *arguments]
     done = subprocess.run(
-        command, cwd=tmp_path, env=shell.environment, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True
+        command, cwd=shell.folder, env=shell.environment, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True
     )
     os.close(theirs)
     shown = os.read(mine, 65536).decode()
     os.close(mine)
-    assert f"publish {OFFERS}" in shown
-    assert done.stdout.startswith(b"version 1: snapshot, 1 rows")
+    return done.stdout.decode(), shown
+
+
+def test_a_terminal_sees_bars_on_stderr_that_advance(tmp_path: Path, redis_url: str) -> None:
+    shell = Shell(
+        tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store"), "TERM": "xterm", "COLUMNS": "120"}
+    )
+    (tmp_path / "offers.csv").write_text("sku,price\na,1\n")
+    shell.ok("dataset", "create", OFFERS, "--key", "sku")
+    for arguments, says, bar, at in (
+        (("publish", OFFERS, "offers.csv"), "version 1: snapshot, 1 rows", f"publish {OFFERS}", r"1/\? rows"),
+        (("pull", OFFERS, "--to", "x.duckdb"), "version 1: 1 rows", f"pull {OFFERS}", r"[1-9][0-9]*/\? bytes"),
+        (("pull", OFFERS, "--to", "x.csv"), "x.csv: version 1, 1 rows", "write x.csv", r"1/\? rows"),
+        (
+            ("request", OFFERS, "--target", "t", "--max-staleness", "60", "--to", "in"), "in/01-rows.parquet",
+            "download catalog", r"([1-9][0-9]*)/\1 bytes",
+        ),
+    ):  # fmt: skip
+        out, shown = on_a_terminal(shell, *arguments)
+        assert out.startswith(says)
+        assert bar in shown
+        assert re.search(at, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)), shown
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, redis_url: str) -> None:

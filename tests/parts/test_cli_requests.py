@@ -17,11 +17,12 @@ import broker
 from broker.backend.keys import PRODUCERS
 from broker.backend.registry import Registry, Worker
 from broker.cli.exits import Exit
+from broker.cli.face import Face
 from broker.connect import connect
 from broker.errors import BadData, Unavailable
 from broker.flights import Status
 from broker.inquiry import FlightView, Inquiry, reason_of
-from broker.model.request import Request, State
+from broker.model.request import Request, State, born_at
 from broker.testing import PrivateBroker
 from tests.cli import Cli, Shell
 from tests.servers import wait_until
@@ -83,7 +84,7 @@ def test_an_idempotency_key_gives_the_same_request_and_refuses_another_body(cli:
 def test_a_fresh_answer_comes_at_once_and_its_files_are_downloaded(cli: Cli, place: PrivateBroker, tmp_path: Path) -> None:
     cli.ok("request", OFFERS, "--target", "search")
     place.work(app_of(ROWS))
-    done = cli.json("request", OFFERS, "--target", "search", "--max-staleness", 60, "--wait", 5, "--to", "in")
+    done = cli.json("request", OFFERS, "--target", "search", "--max-staleness", 60, "--timeout", 5, "--to", "in")
     assert (done["mode"], done["version"], done["rows"]) == ("snapshot", 1, 2)
     (path,) = done["paths"]
     assert sorted(pq.read_table(tmp_path / path).column("sku").to_pylist()) == ["a", "b"]
@@ -95,7 +96,7 @@ def test_a_cursor_goes_in_where_a_version_number_does(cli: Cli, place: PrivateBr
     cli.ok("request", OFFERS, "--target", "search")
     place.work(app_of(ROWS))
     cursor = cli.json("responses", "search")["cursor"]
-    ask = ("request", OFFERS, "--target", "search", "--max-staleness", 60, "--wait", 5)
+    ask = ("request", OFFERS, "--target", "search", "--max-staleness", 60, "--timeout", 5)
     assert cli.json(*ask, "--since", cursor)["mode"] == "unchanged"
     assert cli.json(*ask, "--since", 1)["mode"] == "unchanged"
     assert cli(*ask, "--since", "yesterday").code == Exit.USAGE
@@ -104,10 +105,28 @@ def test_a_cursor_goes_in_where_a_version_number_does(cli: Cli, place: PrivateBr
 def test_a_failed_request_ends_a_wait_with_code_1_and_the_cause(cli: Cli, place: PrivateBroker) -> None:
     id = cli.ok("request", OFFERS, "--target", "search", "--idempotency-key", "x").out.strip()
     place.work(app_of(BadData("a broken feed", of="offers.csv")))
-    done = cli("request", OFFERS, "--target", "search", "--idempotency-key", "x", "--wait", 5)
+    done = cli("request", OFFERS, "--target", "search", "--idempotency-key", "x", "--timeout", 5)
     assert done.code == Exit.FAILED
     assert "a broken feed" in done.err
     assert id in done.err
+
+
+def test_wait_stands_anywhere_and_takes_no_word_of_the_line(cli: Cli, place: PrivateBroker) -> None:
+    cli.ok("request", OFFERS, "--target", "search")
+    place.work(app_of(ROWS))
+    for words in (
+        ("--wait", OFFERS, "--target", "t"),
+        (OFFERS, "--wait", "--target", "t"),
+        (OFFERS, "--target", "t", "--wait"),
+    ):
+        assert cli.json("request", *words, "--max-staleness", 60)["version"] == 1
+
+
+def test_a_wait_that_is_over_says_how_long_it_was_and_that_the_request_goes_on(cli: Cli) -> None:
+    done = cli("request", OFFERS, "--target", "search", "--timeout", 0.7)
+    assert done.code == Exit.TIMED_OUT
+    assert "within 0.7 s" in done.err
+    assert "broker explain request catalog." in done.err
 
 
 # --- requests
@@ -248,6 +267,41 @@ def test_follow_goes_on_as_responses_come(place: PrivateBroker, tmp_path: Path, 
     assert [json.loads(line)["request"] for line in log.read_text().splitlines()] == [first, second]
 
 
+def test_a_look_goes_on_behind_what_it_saw_and_a_limit_counts_what_is_shown(
+    cli: Cli, place: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.cli.responses.PAGE", 2)
+    place.broker.dataset("shop/orders/open", key=["id"])
+    asked = [place.broker.request(name, target="search").id for name in (OFFERS, "shop/orders/open") for _ in range(3)]
+    for id in asked:
+        assert place.broker.submitted(id).cancel()
+    assert sorted(line.split()[0] for line in cli.ok("responses", "search").lines) == sorted(asked)
+    assert len(cli.ok("responses", "search", "--limit", 3).lines) == 3
+    assert len(cli.ok("responses", "search", "--limit", 1, "--follow").lines) == 1
+    assert len(cli.ok("responses", "search", "--limit", 1, "--ack").lines) == 1
+    assert len(cli.ok("responses", "search", "--ack").lines) == 5
+
+
+def test_a_reader_that_is_stopped_gives_back_what_it_had_not_acknowledged(
+    cli: Cli, place: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [place.broker.request(OFFERS, target="search").id for _ in range(3)]
+    for id in asked:
+        assert place.broker.submitted(id).cancel()
+    emit, shown = Face.emit, list[str]()
+
+    def stop_at_the_second(face: Face, value: Any, text: Any) -> None:
+        emit(face, value, text)
+        shown.append(value["request"])
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Face, "emit", stop_at_the_second)
+    cli.ok("responses", "search", "--ack")
+    monkeypatch.setattr(Face, "emit", emit)
+    assert {line.split()[0] for line in cli.ok("responses", "search", "--ack").lines} == {*asked} - {shown[0]}
+
+
 # --- explain
 
 
@@ -263,6 +317,13 @@ def test_explain_says_what_a_request_waits_for(cli: Cli, place: PrivateBroker) -
     assert cli.json("explain", "request", id)["why"] == "it ended as completed"
 
 
+def test_explain_tells_why_earlier_attempts_failed(cli: Cli, place: PrivateBroker) -> None:
+    id = place.broker.request(OFFERS, target="search").id
+    place.work(app_of(Unavailable("asleep"), Unavailable("still asleep"), ROWS))
+    assert [cause["what"] for cause in cli.json("explain", "request", id)["causes"]] == ["asleep", "still asleep"]
+    assert "  2. unavailable: still asleep" in cli.ok("requests", "show", id).lines
+
+
 def test_explain_version_shows_the_record_and_the_road(cli: Cli, place: PrivateBroker) -> None:
     for rows in (ROWS, [*ROWS, {"sku": "c", "price": 3}]):
         place.broker.request(OFFERS, target="search")
@@ -273,6 +334,20 @@ def test_explain_version_shows_the_record_and_the_road(cli: Cli, place: PrivateB
     assert [step["kind"] for step in two["road"]] == ["snapshot", "delta"]
     assert "road    nothing -> 1 -> 2" in cli.ok("explain", "version", OFFERS, 2).out
     assert cli("explain", "version", OFFERS).code == Exit.USAGE
+
+
+def test_explain_knows_what_is_offered_no_more(cli: Cli, place: PrivateBroker) -> None:
+    dataset = place.broker.dataset(OFFERS)
+    dataset.publish(ROWS)
+    cli.ok("dataset", "alter", OFFERS, "--column", "price VARCHAR", "--force")
+    assert [item["version"] for item in cli.json("versions", "list", OFFERS)] == [1]
+    assert cli.json("explain", "version", OFFERS, 1)["road"] == []
+    assert "road    none is offered any more" in cli.ok("explain", "version", OFFERS, 1).out
+    assert cli("explain", "version", OFFERS, 9).code == Exit.NOT_FOUND
+
+    id = place.broker.request(OFFERS, target="search").id
+    dataset.drop()
+    assert cli.json("explain", "request", id)["sealed_version"] is None
 
 
 STATUS = Status("catalog.0.x", State.QUEUED, Request.of({"dataset": OFFERS, "target": "t"}), 1, 0.0)
@@ -304,6 +379,32 @@ def test_each_reason_to_wait_has_its_sentence(
     expected: tuple[str, str],
 ) -> None:
     assert reason_of(status, flight, workers, parked, due_in, 7) == expected
+
+
+def test_the_newest_of_several_slots_come_in_order_and_no_further_than_asked(
+    place: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, inquiry = place.broker, Inquiry(place.broker.parts.redis, place.broker.parts.requests)
+    other = "shop/pricing/offers"
+    b.dataset(other, key=["sku"])
+    asked = [b.request(dataset, target="search").id for dataset in (OFFERS, other) * 3]
+    slots, reads = b.parts.index.slots(), list[int]()
+    assert len(slots) == 2
+    monkeypatch.setattr("broker.inquiry.PAGE", 1)
+    replies = b.parts.redis.replies
+
+    def counted(commands: Any, of: str, writes: bool = True) -> Any:
+        reads.append(len(commands))
+        return replies(commands, of, writes)
+
+    monkeypatch.setattr(b.parts.redis, "replies", counted)
+    found = inquiry.newest(slots)
+    first = next(found)
+    assert first.id.rpartition(".")[2] == max(id.rpartition(".")[2] for id in asked)
+    assert reads.count(1) < len(asked)
+    births = [born_at(status.id) for status in (first, *found)]
+    assert len(births) == len(asked)
+    assert births == sorted(births, reverse=True)
 
 
 def test_what_is_outstanding_is_seen_wherever_it_lies(place: PrivateBroker) -> None:

@@ -182,6 +182,18 @@ def test_rebuild_restores_every_version_after_redis_lost_everything(cli: Cli, op
     assert again.read().to_pylist() == [{"sku": "a"}]
 
 
+def test_rebuild_shows_what_was_restored_beside_what_was_not(cli: Cli, opened: Callable[..., Broker]) -> None:
+    broker = opened()
+    broker.dataset(OFFERS, key=["sku"]).publish([{"sku": "a"}])
+    broker.parts.store.put("aaa/catalog/broken/log/00000000000000000001.json", b"no record")
+    broker.parts.redis.run("FLUSHALL")
+    done = cli("rebuild", "--json")
+    assert done.code == Exit.FAILED
+    errors = {item["dataset"]: item["error"] and item["error"]["code"] for item in done.data}
+    assert errors == {OFFERS: None, "aaa/catalog/broken": "corrupt"}
+    assert any("aaa/catalog/broken" in line and "not a commit record" in line for line in cli("rebuild").lines)
+
+
 def test_rebuild_takes_a_prefix_and_leaves_out_what_was_dropped(cli: Cli, opened: Callable[..., Broker]) -> None:
     broker = opened()
     for name in (OFFERS, "other/catalog/offers", "shop/catalog/gone"):

@@ -73,7 +73,9 @@ def begun(shell: Shell, handle: Handle) -> None:
 
 
 def test_a_burst_with_nothing_to_do_ends_at_once(shell: Shell, own: Broker) -> None:
-    assert shell.ok("worker", "shop:app", "--burst").out == ""
+    done = shell.ok("worker", "shop:app", "--burst")
+    assert done.out == ""
+    assert "cannot be promised: nothing refuses writers before the machine is full" in done.err
     assert not (shell.folder / "calls").exists()
 
 
@@ -82,7 +84,8 @@ def test_a_burst_answers_what_is_queued_and_what_comes_back_after_a_failure(shel
     handles = [own.request(OFFERS, target="search") for _ in range(3)]
     done = shell.ok("worker", "shop:app", "--burst")
     assert [handle.wait(0).attempts for handle in handles] == [2, 2, 2]
-    assert (shell.folder / "calls").read_text() == "xx"
+    # Each request comes back after a jitter of its own: together with another, or alone.
+    assert (shell.folder / "calls").read_text() in ("xx", "xxx", "xxxx")
     assert "answered=3" in done.err
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from inspect import getmembers, isclass
 
@@ -30,13 +30,11 @@ from broker.backend.health import check, describe, findings
 from broker.errors import (
     BrokerError,
     Conflict,
-    Fenced,
     Invalid,
     InvalidSettings,
     NotFound,
     OutcomeUnknown,
     Overloaded,
-    Reconciling,
     Terminal,
     Transient,
     Unavailable,
@@ -151,20 +149,20 @@ def test_one_refused_call_of_many_leaves_the_others(client: RedisClient) -> None
     assert isinstance(second, Terminal)
 
 
-@pytest.mark.parametrize(("code", "kind"), [("fenced", Fenced), ("reconciling", Reconciling), ("no-such-code", Terminal)])
-def test_a_script_refuses_with_an_error_of_the_broker(client: RedisClient, code: str, kind: type[BrokerError]) -> None:
-    refusing = make_script("refusing", f"return redis.error_reply('BROKER {code} epoch 4 is over')")
-    with pytest.raises(kind) as caught:
-        client.call(refusing, [b"k"])
-    assert (caught.value.of, caught.value.why) == ("refusing", "epoch 4 is over")
-
-
 def test_a_single_command_replies_raw_and_its_refusal_is_typed(client: RedisClient) -> None:
     assert client.run("PING") == b"PONG"
     assert client.run("HSET", b"h", "f", 1) == 1
     assert client.run("HGETALL", b"h", writes=False) == [b"f", b"1"]
     with pytest.raises(Terminal, match=r"another type \[h\]"):
         client.run("INCR", b"h")
+
+
+def test_many_commands_reply_raw_and_the_refusal_of_any_is_typed(client: RedisClient) -> None:
+    assert client.replies([], "nothing") == []
+    assert client.replies([("HSET", "h", "f", 1), ("HLEN", "h")], "h") == [1, 1]
+    with pytest.raises(Terminal, match=r"another type \[both\]"):
+        client.replies([("INCR", "h"), ("HSET", "h", "g", 2)], "both")
+    assert client.run("HLEN", "h") == 2
 
 
 def test_a_script_that_does_not_exist_is_not_found(client: RedisClient) -> None:
@@ -215,6 +213,24 @@ def test_a_read_whose_answer_comes_too_late_is_merely_unavailable(redis_url: str
 def test_a_write_that_could_not_connect_surely_did_not_happen() -> None:
     with RedisClient.open(f"redis://127.0.0.1:{free_port()}") as client, pytest.raises(Unavailable):
         client.call(SET, [b"k"], ["v"])
+
+
+@pytest.mark.parametrize(("forgotten", "kind"), [(1, OutcomeUnknown), (2, Unavailable)])
+def test_what_fails_behind_calls_that_ran_leaves_their_outcome_unknown(
+    client: RedisClient, monkeypatch: pytest.MonkeyPatch, forgotten: int, kind: type[BrokerError]
+) -> None:
+    sent = list[int]()
+
+    def forgetting(commands: Sequence[object], of: str, writes: bool = True) -> list[object]:
+        sent.append(len(commands))
+        if len(sent) == 2:
+            raise Unavailable("Redis is gone", of=of)
+        return [driver.NoScriptError("no matching script")] * forgotten + [1] * (len(commands) - forgotten)
+
+    monkeypatch.setattr(client, "pipeline", forgetting)
+    with pytest.raises(kind):
+        client.call_many(COUNT, [([b"a"], []), ([b"b"], [])])
+    assert sent == [2, forgotten]
 
 
 def test_a_connection_killed_while_a_write_waits_leaves_the_outcome_unknown(client: RedisClient) -> None:
@@ -337,6 +353,32 @@ def kill_readers(client: RedisClient) -> None:
 def test_making_a_group_twice_is_no_error(client: RedisClient) -> None:
     assert client.create_group(b"s", b"g") is True
     assert client.create_group(b"s", b"g") is False
+
+
+def test_a_group_is_no_other_key(client: RedisClient) -> None:
+    client.run("SET", "s", "text")
+    with pytest.raises(Terminal, match="another type"):
+        client.create_group(b"s", b"g")
+
+
+def test_consumers_that_died_long_ago_leave_the_group_unless_they_hold_something(
+    client: RedisClient, reader: GroupReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.run("XGROUP", "CREATECONSUMER", "s", "g", "idle")
+    add(client, "a")
+    client.wait_entries({b"s": b">"}, b"g", b"holder", 1, 0)
+    assert reader.read(1, 0) == []
+
+    def consumers() -> set[bytes]:
+        return {flat[1] for flat in client.run("XINFO", "CONSUMERS", "s", "g")}
+
+    client.create_group(b"s", b"g")
+    assert consumers() == {b"idle", b"holder", b"me"}
+    monkeypatch.setattr("broker.backend.client.CONSUMER_IDLE_MS", 0)
+    client.create_group(b"s", b"g")
+    assert consumers() == {b"holder"}
+    add(client, "b")
+    assert values(reader.read(1, 0)) == ["b"]
 
 
 def test_a_reader_gets_new_entries_once(client: RedisClient, reader: GroupReader) -> None:
@@ -495,7 +537,7 @@ def test_the_check_says_what_cannot_be_promised() -> None:
     options = ("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
     with running_redis(*options) as server, RedisClient.open(server.url) as client:
         found = check(client)
-    assert [line.rpartition(": ")[2] for line in found] == [
+    assert [text.rpartition(": ")[2] for _, text in found] == [
         "maxmemory-policy is allkeys-lru, not noeviction",
         "appendonly is no",
         "maxmemory is 0",
@@ -507,14 +549,14 @@ def test_a_forbidden_config_is_said_and_no_error() -> None:
         running_redis("--maxmemory", "64mb", "--rename-command", "CONFIG", "") as server,
         RedisClient.open(server.url) as client,
     ):
-        assert check(client) == ["appendfsync could not be read: CONFIG is forbidden here, so ask your provider"]
+        assert check(client) == [("note", "appendfsync could not be read: CONFIG is forbidden here, so ask your provider")]
 
 
 def test_old_versions_and_lazy_disks_are_found() -> None:
     info = {"redis_version": "6.0.16", "aof_enabled": 1, "maxmemory": 1, "maxmemory_policy": "noeviction"}
     assert findings(info, {"appendfsync": "no"}) == [
-        "unsupported: Redis 6.0.16 is older than 6.2",
-        "accepted requests of the last 30 seconds may die with the machine: appendfsync is no",
+        ("broken", "unsupported: Redis 6.0.16 is older than 6.2"),
+        ("note", "accepted requests of the last 30 seconds may die with the machine: appendfsync is no"),
     ]
     assert describe({"redis_version": "7.2.4", "valkey_version": "8.0.1", "cluster_enabled": 1}) == "valkey 8.0.1, cluster"
 

@@ -27,6 +27,7 @@ from broker.columnar.tombstones import Standing
 from broker.columnar.types import arrow_schema, schema_of
 from broker.errors import (
     BadData,
+    BrokerError,
     Corrupt,
     DuplicateKey,
     Invalid,
@@ -119,6 +120,34 @@ def test_every_type_survives_every_format(engine: Engine, form: Format) -> None:
     found = engine.read(spec, [derived], ALL).read_all().sort_by("sku")
     differing = [name for name in KINDS.column_names if not found[name].cast(KINDS[name].type).equals(KINDS[name])]
     assert differing == []
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "arrow"])
+def test_a_file_for_people_is_written_as_those_for_the_store_are(engine: Engine, tmp_path: Path, form: Format) -> None:
+    spec, edge = published(engine, SPEC, KINDS)
+    told: list[float] = []
+    path = tmp_path / "new" / "file"
+    assert engine.write_file(spec, [edge], Selection(where="sku <= 'b'"), path, form, told.append) == sum(told) == 2
+    [derived] = engine.derive(spec, [edge], Selection(where="sku <= 'b'"), form, fresh_key).files
+    if form == "arrow":  # its unused bits may differ
+        assert pa.ipc.open_file(path).read_all() == pa.ipc.open_file(engine.fetch(derived)).read_all()
+    else:
+        assert path.read_bytes() == engine.fetch(derived).read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_and_what_was_there(engine: Engine, tmp_path: Path) -> None:
+    spec, edge = published(engine, SPEC, KINDS)
+    (tmp_path / "file").write_text("before")
+
+    def interrupted(rows: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.write_file(spec, [edge], ALL, tmp_path / "file", "csv", interrupted)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
+    with pytest.raises(Unavailable, match="file"):
+        engine.write_file(spec, [edge], ALL, tmp_path / "file" / "below", "csv", print)
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "arrow"])
@@ -252,10 +281,29 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no row": (lambda: [{"sku": "a", "n": 1}, 7], BadData, "row 1: 7"),
     "no data": (lambda: 7, BadData, "int"),
     "no file": (lambda: "/nowhere/feed.parquet", NotFound, "nowhere"),
+    "a folder": (lambda: "/", BadData, "not a whole Parquet file"),
+    "names that are no text": (lambda: [{"sku": "a", 1: 2}], BadData, "name is no text.*1"),
     "late column": (late_column, SchemaConflict, "row 10001"),
     "names by case": (lambda: pa.table({"sku": ["a"], "N": [1], "n": [1]}), Invalid, "repeat"),
     "an interval": (lambda: pa.table({"sku": ["a"], "n": pa.array([1], pa.duration("s"))}), SchemaConflict, "not supported"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["snapshot", "delta", "difference"])
+def test_a_damaged_parquet_file_is_a_typed_error_wherever_the_damage_is(engine: Engine, tmp_path: Path, method: str) -> None:
+    spec, edge = published(engine, SPEC, rows(5))
+    path = tmp_path / "feed.parquet"
+    pq.write_table(pa.Table.from_batches([rows(5)]), path, compression="zstd")
+    whole = path.read_bytes()
+    work = {
+        "snapshot": lambda: engine.write_snapshot(spec, path),
+        "delta": lambda: engine.write_delta(spec, path, None),
+        "difference": lambda: engine.write_difference(spec, str(path), [edge]),
+    }
+    for damaged in (b"", whole[:40], whole[:-9], whole[:4] + b"\xff" * 200 + whole[204:]):
+        path.write_bytes(damaged)
+        with pytest.raises(BrokerError):
+            work[method]()
 
 
 @pytest.mark.parametrize(("give", "kind", "says"), BAD.values(), ids=BAD.keys())

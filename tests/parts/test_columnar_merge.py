@@ -289,6 +289,29 @@ def test_a_filtered_replica_fed_with_filtered_changes_holds_the_filter_of_the_fu
 
 
 @relaxed
+@given(
+    first=changes(), rest=HISTORIES, form=st.sampled_from(["parquet", "jsonl", "csv", "arrow"]), data=st.data(),
+    where=st.sampled_from([Selection(), WHERE]),
+)  # fmt: skip
+def test_a_consumer_without_a_notion_of_order_holds_the_truth_by_removing_deletes_and_writing_upserts(
+    engine: Engine, first: Change, rest: list[Change], form: Format, data: st.DataObject, where: Selection
+) -> None:
+    edges, oracles = history(engine, ORDERED, first, rest)
+    if data.draw(st.booleans(), "a compacted snapshot's tombstones are known, too"):
+        at = data.draw(st.integers(1, len(edges) - 1), "compacted")
+        merged = engine.write_merged(ORDERED, Standing(tuple(edges[:at]), {}, 0.0)).files
+        edges, oracles = [Edge(base=None, version=at, files=merged), *edges[at:]], oracles[at - 1 :]
+    begin = data.draw(st.integers(1, len(edges) - 1), "edges held")
+    plain = {key: row for key, row in oracles[begin - 1].rows.items() if where == Selection() or key in selected({key: row})}
+    derived = engine.derive(ORDERED, edges[begin:], where, form, fresh_key, held=edges[:begin])
+    upserts, deletes = engine.changes(ORDERED, [derived], Selection())
+    for key in deletes_in(deletes, ORDERED):
+        plain.pop(key, None)
+    plain.update(rows_in(upserts))
+    assert plain == (oracles[-1].rows if where == Selection() else selected(oracles[-1].rows))
+
+
+@relaxed
 @given(spec=SPECS, first=changes(), rest=HISTORIES)
 def test_many_deltas_filtered_at_once_bring_a_filtered_replica_to_the_same_state(
     engine: Engine, spec: DatasetSpec, first: Change, rest: list[Change]

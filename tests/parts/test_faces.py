@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import broker
-from broker.errors import Invalid, InvalidRequest, NotFound, RequestLost
-from broker.model.request import new_id
+from broker.errors import Invalid, InvalidRequest, NotFound, RequestLost, Unavailable
+from broker.flights import Order
+from broker.model.names import DatasetId
+from broker.model.request import Request, new_id
+from broker.rules.fold import State as DatasetState
 from tests.ledger import OFFERS, Hand, Source
 
 
@@ -54,6 +58,52 @@ def test_requests_with_one_selection_look_for_its_files_and_columns_once(b: brok
     first = b.request(**fields)  # type: ignore[arg-type]
     assert first.status().completion is not None
     assert round_trips(b, lambda: list(b.requests([fields] * 20))) == 0
+
+
+def test_a_client_that_looked_before_the_first_version_is_soon_answered_at_once(b: broker.Broker, redis_url: str) -> None:
+    with broker.connect(redis=redis_url, store="memory://") as other:
+        other.parts.catalog.state(OFFERS)  # as it was: without a version
+        b.dataset(OFFERS).publish([{"sku": "a"}])
+        states = [other.request(OFFERS, target="search", max_staleness=60.0).status().state for _ in range(2)]
+    assert states == ["queued", "completed"]
+
+
+def test_an_accepted_request_has_its_handle_also_when_the_look_behind_it_fails(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b.dataset(OFFERS).publish([{"sku": "a"}])
+    b.parts.catalog.state(OFFERS)
+    order, state = b._order, b.parts.catalog.state
+
+    def stale(request: Request) -> Order:
+        return replace(order(request), seq=1)
+
+    def gone(dataset: DatasetId) -> DatasetState:
+        looks.append(dataset)
+        raise Unavailable("Redis is gone")
+
+    looks = list[DatasetId]()
+    monkeypatch.setattr(b, "_order", stale)
+    monkeypatch.setattr(b.parts.catalog, "state", gone)
+    handle = b.request(OFFERS, target="search", max_staleness=60.0)
+    monkeypatch.setattr(b.parts.catalog, "state", state)
+    assert looks == [OFFERS]
+    assert handle.status().state == "queued"
+
+
+@pytest.mark.parametrize("order", [["price", "stock"], ["stock", "price"]])
+def test_the_order_in_which_columns_are_named_makes_no_other_selection(b: broker.Broker, order: list[str]) -> None:
+    b.dataset(OFFERS).publish([{"sku": "a", "price": 1, "stock": 2}])
+    hand, first = Hand(b.parts, Source()), {"columns": ["price", "stock"], "format": "csv", "max_staleness": 60.0}
+    asked = b.request(OFFERS, target="search", **first)
+    hand.work()
+    held = asked.wait(1)
+    again = b.request(OFFERS, target="search", **(first | {"columns": order}))
+    assert again.wait(0.1).files == held.files  # nothing was made anew
+    b.dataset(OFFERS).publish_delta([{"sku": "a", "price": 2, "stock": 2}])
+    since = b.request(OFFERS, target="search", **(first | {"columns": order, "since": held.cursor}))
+    hand.work()
+    assert (since.wait(1).mode, since.wait(1).completion.reset_reason) == ("delta", None)
 
 
 # --- typed refusals

@@ -5,17 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 import broker
-from broker.backend.jobs import MAINTENANCE, PARTS, Jobs, job_id
-from broker.cuts import CutPlan, PartMade
-from broker.errors import DuplicateKey, Invalid, InvalidSettings, NullKey, RequestCancelled, RequestFailed, SchemaConflict
+from broker.backend.jobs import MAINTENANCE, PARTS, Jobs, Look, job_id
+from broker.cuts import CutPlan, Cuts, PartMade, Progress
+from broker.errors import (
+    AttemptFailed,
+    DuplicateKey,
+    Invalid,
+    InvalidSettings,
+    NullKey,
+    RequestCancelled,
+    RequestFailed,
+    SchemaConflict,
+)
 from broker.hands import gathered, kind_of, merged_schema, position_of, positions
+from broker.heavy import Lead
 from broker.model.commit import File
 from broker.model.dataset import Column, DatasetSpec, Schema
 from broker.model.names import DatasetId
@@ -23,6 +33,7 @@ from broker.model.request import State
 from tests.heavy_app import PARTS as MERCHANTS
 from tests.heavy_app import ROWS
 from tests.heavy_place import WAIT_SECONDS, Place, leader, place, rq_workers
+from tests.ledger import Hand, Source
 from tests.servers import RedisServer, redis_server, wait_until
 
 ALL_KEYS = sorted(f"{part}-{number}" for part in MERCHANTS for number in range(ROWS))
@@ -285,6 +296,24 @@ def test_a_job_asked_for_twice_is_one_job(server: RedisServer) -> None:
 
 def file(key: str, rows: int) -> File:
     return File(role="rows", key=key, sha256="0" * 64, bytes=10, rows=rows)
+
+
+def test_a_flight_lost_while_its_jobs_are_looked_at_harms_nobody(server: RedisServer) -> None:
+    class Slow(Jobs):
+        def look(self, queue: str, ids: Sequence[str]) -> list[Look]:
+            lead.forget(flight)  # the beat of another thread heard that it went to another worker
+            return super().look(queue, ids)
+
+    with broker.connect(redis=server.url, store="memory://") as b:
+        b.dataset("slow/pricing/lost", key="sku")
+        b.request("slow/pricing/lost", target="search")
+        cuts, jobs = Cuts(b.parts.redis), Slow.open(server.url)
+        lead = Lead(cuts, jobs, b.parts.settings, "unused:app")
+        flight = Hand(b.parts, Source()).claim(DatasetId("slow/pricing/lost")).flights[0]
+        lead.begin(flight, ["a"], b.parts.catalog.state(flight.dataset), None)
+        cuts.failed(flight.id, "0", 1, AttemptFailed("not now"))
+        assert lead.look(flight).progress == Progress(0, 1, 0, 0)
+        jobs.close()
 
 
 def test_job_ids_hold_only_what_rq_takes() -> None:

@@ -147,7 +147,21 @@ def test_a_dataset_that_is_broken_or_dropped_does_not_keep_the_janitor_from_the_
     crash_publishing(b, fuse, "reserve")
     report = janitor.run_once("janitor", sweep=True)
     assert report.helped == [OFFERS]
-    assert "aaa/catalog/broken" in report.failed
+    assert list(report.failed) == ["aaa/catalog/broken"]
+
+
+def test_what_a_dropped_dataset_left_is_swept_and_its_history_is_not(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
+    kept = {file.key for edge in b.dataset(OFFERS).state.edges for file in edge.files}
+    b.dataset(OFFERS).drop()
+    left = [names.data_key(OFFERS), names.derived_key(OFFERS, 0, "f", "csv")]
+    for key in left:
+        store.put(key, b"left behind")
+    inner = store.inner
+    assert isinstance(inner, MemoryStore)
+    clock = inner.clock
+    inner.clock = lambda: clock() + 30 * DAY
+    assert janitor.run_once("janitor", sweep=True).swept == len(left)
+    assert kept == {info.key for info in store.list(f"{OFFERS}/data/")}
 
 
 def test_a_pass_over_datasets_at_rest_asks_the_store_nothing(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
@@ -243,7 +257,7 @@ def test_derived_files_stay_as_long_as_the_answer_says_however_slowly_they_were_
     members = hand.clerk.close(flight)
     (order,) = hand.clerk.orders(flight, members, produced.version)
     late = order.model_copy(update={"expires_at": order.expires_at - 2 * 3600})  # it took two hours to make them
-    hand.clerk.keep(late, hand.maker.derive(late))
+    hand.clerk.keep([late], hand.maker.derive([late]))
     hand.clerk.complete(flight, members, produced)
     answer = handle.wait(30)
     hour = int(answer.files[0].key.split("/derived/")[1].split("/")[0])

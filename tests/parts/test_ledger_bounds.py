@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 import broker
-from broker.errors import Fenced, Invalid, Overloaded
+from broker.errors import Fenced, Invalid, Overloaded, Unavailable
 from broker.fulfilment import Maker, Produced
-from broker.model.commit import Edge
+from broker.inquiry import Inquiry
+from broker.model.commit import Edge, File
 from broker.model.names import DatasetId
+from broker.model.request import Request
 from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
-from broker.requests import TICK_LIMIT
-from broker.rules.answering import MOST_EDGES
+from broker.requests import ANSWER_RUN, TICK_LIMIT
+from broker.rules.answering import MOST_EDGES, MOST_FILES, needs_files
 from broker.rules.fold import Checkpoint
-from tests.ledger import OFFERS, Hand, Source, events
+from broker.rules.plan import Plan
+from tests.ledger import OFFERS, Hand, Source, events, let_lapse
 
 SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
 
@@ -69,7 +72,7 @@ def test_a_late_answer_of_nothing_new_leaves_the_position_of_a_newer_version(b: 
     b.dataset(OFFERS).publish([{"sku": "a", "price": 1}], position="first")
     ask(b)
     flight = hand.lead()
-    produced = says_unchanged(b, "stale").produce(flight, 1, hand.clerk.since(flight))
+    produced = says_unchanged(b, "stale").produce(flight, hand.clerk.since(flight))
     b.dataset(OFFERS).publish([{"sku": "a", "price": 2}], position="second")
     hand.answer(flight, produced)
     assert noted(b) == (2, "second")
@@ -80,7 +83,7 @@ def test_a_late_answer_of_nothing_new_says_nothing_of_a_dataset_made_anew(b: bro
     offers.publish([{"sku": "a", "price": 1}], position="first")
     ask(b)
     flight = hand.lead()
-    produced = says_unchanged(b, "stale").produce(flight, 1, hand.clerk.since(flight))
+    produced = says_unchanged(b, "stale").produce(flight, hand.clerk.since(flight))
     offers.drop()
     b.dataset(OFFERS, key=["sku"])
     hand.answer(flight, produced)
@@ -91,7 +94,7 @@ def test_an_answer_of_nothing_new_notes_its_position_with_the_version_it_spoke_o
     b.dataset(OFFERS).publish([{"sku": "a", "price": 1}], position="first")
     ask(b)
     flight = hand.lead()
-    hand.answer(flight, says_unchanged(b, "further").produce(flight, 1, hand.clerk.since(flight)))
+    hand.answer(flight, says_unchanged(b, "further").produce(flight, hand.clerk.since(flight)))
     assert noted(b) == (1, "further")
 
 
@@ -156,6 +159,43 @@ def test_an_answer_along_a_long_road_is_one_derived_edge_that_serves_all(b: brok
     assert first.wait(1).upserts().to_pylist() == [{"sku": "s1", "price": 1001 + MOST_EDGES}]
     assert ask(b, since=1, max_staleness=60).wait(1).edges == (edge,)  # made already: answered at submit
     assert len(ask(b, since=2, max_staleness=60).wait(1).edges) == MOST_EDGES
+
+
+@pytest.mark.parametrize(("files", "derived"), [(MOST_FILES, False), (MOST_FILES + 1, True)])
+def test_an_answer_names_a_bounded_number_of_files(files: int, derived: bool) -> None:
+    edge = Edge(base=None, version=1, files=tuple(file_of(number) for number in range(files)))
+    found = Plan(None, 1, (edge,))
+    assert needs_files(found, Request(dataset=OFFERS, target="search")) is derived
+
+
+def file_of(number: int) -> File:
+    return File(key=f"{OFFERS}/data/{number}.parquet", role="rows", sha256="0" * 64, bytes=1, rows=1, format="parquet")
+
+
+def test_a_crowd_is_answered_in_runs_and_a_crash_between_them_ends_nobody_twice(
+    b: broker.Broker, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = list(b.requests([{"dataset": OFFERS, "target": "search"}] * (2 * ANSWER_RUN + 1)))
+    flight = hand.lead()
+    produced, call, sizes = hand.produce(flight), b.parts.redis.call, list[int]()
+
+    def dying(script: Any, keys: Any, args: Any = ()) -> Any:
+        if script.name == "answer":
+            sizes.append((len(args) - 9) // 3)
+            if len(sizes) == 2:
+                raise Unavailable("the worker died here")
+        return call(script, keys, args)
+
+    monkeypatch.setattr(b.parts.redis, "call", dying)
+    with pytest.raises(Unavailable):
+        hand.answer(flight, produced)
+    assert len(events(b)) == ANSWER_RUN
+    hand.answer(hand.take_over(flight.id), produced)
+    assert sizes == [ANSWER_RUN, ANSWER_RUN, ANSWER_RUN, 1]
+    assert sorted(done.request for done in events(b)) == sorted(
+        handle.id for handle in handles if isinstance(handle, broker.Handle)
+    )
+    assert hand.claim().flights == ()
 
 
 # --- fences
@@ -270,6 +310,49 @@ def test_each_note_of_derived_files_ends_with_them(b: broker.Broker) -> None:
         assert 0 < b.parts.redis.run("TTL", key) <= soon - time.time() + 1
     found = set(b.parts.redis.run("KEYS", "*derived:*"))
     assert found == set(keys)
+
+
+def test_lapsed_flights_that_nobody_serves_hide_no_other(b: broker.Broker, hand: Hand) -> None:
+    slot, redis = b.parts.index.slot(OFFERS), b.parts.redis
+    foreign = [f"catalog.0.{number:032x}" for number in range(TICK_LIMIT + 1)]
+    redis.pipeline([("HSET", slot.flight(id), "dataset", "other/catalog/offers", "until", 1) for id in foreign], "flights")
+    redis.pipeline([("ZADD", slot.key("lapse"), 1, id) for id in foreign], "flights")
+    ask(b)
+    flight = hand.lead()
+    let_lapse(b.parts, flight.id)
+    redis.run("ZADD", slot.key("lapse"), 2, flight.id)
+    shown = [{id for id, _ in b.parts.requests.tick(slot).lapsed} for _ in range(3)]
+    assert flight.id in shown[0] | shown[1]
+    assert shown[0] | shown[1] == {*foreign, flight.id}
+    assert len(shown[2]) == TICK_LIMIT
+    assert b.parts.requests.take_over(flight.id, "another") is not None
+
+
+def test_a_lapsed_flight_is_shown_to_every_worker_until_one_takes_it(b: broker.Broker, hand: Hand) -> None:
+    ask(b)
+    flight, slot = hand.lead(), b.parts.index.slot(OFFERS)
+    let_lapse(b.parts, flight.id)
+    for _ in range(3):
+        assert b.parts.requests.tick(slot).lapsed == ((flight.id, OFFERS),)
+
+
+def test_what_is_outstanding_is_seen_behind_any_number_of_others(b: broker.Broker) -> None:
+    slot, redis, inquiry = b.parts.index.slot(OFFERS), b.parts.redis, Inquiry(b.parts.redis, b.parts.requests)
+    other = DatasetId("other/catalog/offers")
+    b.dataset(other, key=["sku"])
+    list(b.requests([{"dataset": other, "target": "search"}] * 250))
+    id = ask(b).id
+    assert sorted(inquiry.outstanding(slot)) == [OFFERS, other]
+    redis.run("DEL", slot.requests("offers", "normal"))
+    assert inquiry.outstanding(slot) == []
+    redis.pipeline([("ZADD", slot.key("delayed"), number, f"gone{number}") for number in range(250)], "delayed")
+    redis.run("ZADD", slot.key("delayed"), 1000, id)
+    assert inquiry.outstanding(slot) == [OFFERS]
+    redis.run("DEL", slot.key("delayed"))
+    redis.pipeline([("ZADD", slot.key("lapse"), number, f"gone{number}") for number in range(250)], "lapse")
+    redis.run("HSET", slot.flight("f"), "dataset", OFFERS)
+    redis.run("ZADD", slot.key("lapse"), 1000, "f")
+    assert inquiry.outstanding(slot) == [OFFERS]
 
 
 def test_a_tick_shows_parked_requests_a_page_at_a_time_and_misses_none(b: broker.Broker) -> None:

@@ -163,6 +163,15 @@ def test_a_failure_after_it_is_visible_is_unknown(tmp_path: Path, monkeypatch: p
     assert type(to_error(OSError(errno.ENOSPC, "full"), "k", wrote=True)) is OutcomeUnknown
 
 
+@pytest.mark.parametrize("write", ["put", "put_if_absent"])
+def test_folders_that_go_again_and_again_are_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    store = LocalStore(tmp_path)
+    monkeypatch.setattr(os, "link", _failing(errno.ENOENT))
+    monkeypatch.setattr(os, "replace", _failing(errno.ENOENT))
+    with pytest.raises(Unavailable, match="folders go"):
+        getattr(store, write)("k", b"x")
+
+
 def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStore(tmp_path)
     monkeypatch.setattr(os, "link", _failing(errno.EPERM))

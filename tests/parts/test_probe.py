@@ -49,7 +49,8 @@ def test_rclone_is_found_to_ignore_the_condition(s3_rclone: S3Server) -> None:
     assert promise.seal_level == "single-writer"
     assert promise.refuses_wrong_checksum is True
     assert (promise.read_after_write, promise.list_after_write, promise.ranges) == (True, True, True)
-    assert "single writer" in promise.explain()[0]
+    assert promise.caveats() == promise.explain()[:1]
+    assert "single writer" in promise.caveats()[0].text
 
 
 def test_the_probe_leaves_nothing_behind(tmp_path: Path, s3_rclone: S3Server) -> None:

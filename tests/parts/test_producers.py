@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -22,6 +24,7 @@ from broker.errors import (
     Invalid,
     InvalidName,
     NotFound,
+    Overloaded,
     SchemaConflict,
     Terminal,
 )  # fmt: skip
@@ -374,14 +377,6 @@ def test_part_values_must_be_different_strings(values: list[Any]) -> None:
         producer.parts(REQUEST)
 
 
-def test_a_worker_learns_which_streams_to_read() -> None:
-    app = Producers()
-    app.add("a/catalog/offers", unchanged)
-    app.add("b/catalog/offers", unchanged)
-    app.add("*/pricing/p*", unchanged)
-    assert app.stream_patterns() == (("catalog", "offers"), ("pricing", "p*"))
-
-
 # --- patterns
 
 GLOBS = st.text("ab.*", min_size=1, max_size=5).filter(
@@ -475,16 +470,24 @@ def test_a_module_the_application_needs_is_not_reported_as_the_application_missi
 # --- spools and durations
 
 
-def test_a_spool_can_be_read_twice_and_leaves_no_file(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+def test_a_spool_can_be_read_twice_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spool = Spool()
     assert spool.reader() is None
-    spool = Spool(tmp_path)
+    spool = Spool()
     spool.extend(TABLE.to_batches() * 3)
     for _ in range(2):
         reader = spool.reader()
         assert reader is not None
         assert reader.read_all().num_rows == spool.rows == 6
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_on_a_disk_that_is_full_says_so_and_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = pa.OSFile
+    monkeypatch.setattr(pa, "OSFile", lambda path, mode: opened("/dev/full" if mode == "wb" else path, mode))
+    with pytest.raises(Overloaded, match="BROKER_TEMP_FOLDER"):
+        Spool().extend(pa.table({"sku": [uuid4().hex for _ in range(10_000)]}).to_batches())
 
 
 def test_a_reader_outlives_its_spool() -> None:

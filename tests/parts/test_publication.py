@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,30 @@ def test_snapshots_deltas_and_differences_are_versions_one_by_one(b: broker.Brok
     assert [roles(published.edge) for published in made] == [["rows"], ["upserts", "deletes"], ["upserts", "deletes"], ["rows"]]
     assert [published.edge.base for published in made if published.edge] == [None, 1, 2, None]
     assert held(dataset) == {"z": 1}
+
+
+def test_a_version_says_who_made_it_when_and_of_what(b: broker.Broker) -> None:
+    dataset = b.dataset(OFFERS, key=["sku"])
+    before = time.time()
+    first = dataset.publish(rows(("a", 1)))
+    second = dataset.publish_delta(rows(("b", 1)), [{"sku": "a"}])
+    assert first.edge
+    assert second.edge
+    assert dataset.spec.columns
+    told = [info.system for info in dataset.versions()]
+    always = {"tenant": "shop", "domain": "catalog", "producer": "direct", "schema": dataset.spec.columns.id}
+    assert all(always.items() <= system.items() for system in told)
+    assert [(system["kind"], system.get("base"), system["rows"], system["files"]) for system in told] == [
+        ("snapshot", None, "1", "1"), ("delta", "1", "2", "2"),
+    ]  # fmt: skip
+    assert [system["bytes"] for system in told] == [str(first.edge.bytes), str(second.edge.bytes)]
+    assert told[0]["sha256"] == first.edge.files[0].sha256
+    assert told[1]["sha256"] == hashlib.sha256("".join(file.sha256 for file in second.edge.files).encode()).hexdigest()
+    assert (
+        before - 0.001
+        <= datetime.fromisoformat(told[0]["produced"]).timestamp()
+        <= datetime.fromisoformat(told[1]["produced"]).timestamp()
+    )
 
 
 def test_a_feed_that_changes_nothing_makes_no_version(b: broker.Broker) -> None:

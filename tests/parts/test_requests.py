@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import broker
 from broker.backend.keys import PRODUCERS, Slot
 from broker.errors import (
     AttemptFailed,
+    BrokerError,
     Conflict,
     Fenced,
     Invalid,
@@ -23,8 +25,10 @@ from broker.errors import (
     RequestFailed,
     RequestLost,
     Unavailable,
+    Unsupported,
 )
 from broker.flights import Due
+from broker.inquiry import Inquiry
 from broker.model.names import DatasetId
 from broker.model.request import State, new_id, slot_of
 from tests.ledger import OFFERS, Hand, Source, events, let_lapse
@@ -98,6 +102,24 @@ def test_a_submission_repeated_after_a_lost_reply_is_one_request(b: broker.Broke
     monkeypatch.setattr(b.parts.redis, "call_many", losing)
     ask(b)
     assert lost
+    assert len(Hand(b.parts, Source()).read()) == 1
+
+
+@pytest.mark.parametrize("later", [Unavailable("Redis is gone"), OutcomeUnknown("lost again")])
+def test_a_submission_whose_reply_was_lost_is_never_said_to_be_refused(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch, later: BrokerError
+) -> None:
+    call_many, failures = b.parts.redis.call_many, [OutcomeUnknown("the reply was lost"), later]
+
+    def losing(script: Any, calls: Any) -> Any:
+        if script.name == "submit" and failures:
+            call_many(script, calls)
+            raise failures.pop(0)
+        return call_many(script, calls)
+
+    monkeypatch.setattr(b.parts.redis, "call_many", losing)
+    with pytest.raises(OutcomeUnknown, match="may be queued"):
+        ask(b)
     assert len(Hand(b.parts, Source()).read()) == 1
 
 
@@ -352,6 +374,15 @@ def test_a_request_that_is_fresh_enough_is_answered_at_submit(b: broker.Broker, 
     assert ask(b, max_staleness=0).status().state is State.QUEUED
 
 
+def test_however_patient_a_request_is_the_producer_is_asked_for_a_dataset_made_anew(b: broker.Broker, hand: Hand) -> None:
+    ask(b)
+    hand.work()
+    b.dataset(OFFERS).drop()
+    b.dataset(OFFERS, key=["sku"])
+    ask(b, max_staleness=3e9)
+    assert hand.lead().kind == "produce"
+
+
 def test_a_fresh_request_that_needs_files_is_only_derived(b: broker.Broker, hand: Hand) -> None:
     ask(b)
     hand.work()
@@ -367,6 +398,74 @@ def test_a_fresh_request_that_needs_files_is_only_derived(b: broker.Broker, hand
 def test_a_flight_has_the_priority_of_the_request_that_opened_it(b: broker.Broker, hand: Hand) -> None:
     ask(b, priority="low")
     assert hand.lead().priority == "low"
+
+
+def test_a_request_says_why_each_of_its_attempts_failed(b: broker.Broker, hand: Hand) -> None:
+    handle = ask(b)
+    for why in ("first", "second"):
+        hand.source.error = AttemptFailed(f"the {why} went wrong")
+        hand.work()
+        wait_until(
+            lambda: not tick(b).lapsed and not b.parts.redis.run("ZCARD", b.parts.index.slot(OFFERS).key("delayed")), "it"
+        )
+    assert [cause["what"] for cause in handle.status().causes] == ["the first went wrong", "the second went wrong"]
+    hand.source.error = None
+    hand.work()
+    assert handle.wait(1).completion.attempts == 3
+    assert ask(b).status().causes == ()
+
+
+# --- what another release wrote
+
+
+def spoil(b: broker.Broker, handle: broker.Handle) -> None:
+    """Give the request a field that this release does not know."""
+    key = Slot(slot_of(handle.id)).request(handle.id)
+    body = json.loads(b.parts.redis.run("HGET", key, "body"))
+    b.parts.redis.run("HSET", key, "body", json.dumps(body | {"sample": 0.1}))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_request_that_this_release_cannot_read_fails_alone(b: broker.Broker, hand: Hand, first: bool) -> None:
+    one, other = ask(b), ask(b)
+    strange, plain = (one, other) if first else (other, one)
+    spoil(b, strange)
+    assert hand.work() == 1
+    assert plain.wait(1).version == 1
+    with pytest.raises(RequestFailed, match=r"this release cannot read it.*sample"):
+        strange.wait(1)
+    letter = Inquiry(b.parts.redis, b.parts.requests).dead_letter(strange.id)
+    assert letter is not None
+    assert letter.request is None
+    assert ended_once(b, one, other)
+    with pytest.raises(Unsupported, match="sample"):
+        strange.status()
+
+
+def test_a_request_that_this_release_cannot_read_can_be_cancelled_and_expires(b: broker.Broker) -> None:
+    cancelled, expired = ask(b), ask(b)
+    spoil(b, cancelled)
+    spoil(b, expired)
+    assert cancelled.cancel()
+    assert not cancelled.cancel()
+    b.parts.requests.expire([expired.id])
+    assert [done.state for done in events(b)] == [State.CANCELLED, State.EXPIRED]
+
+
+@pytest.mark.parametrize("fields", [{}, {"d": "no dataset"}, {"d": b"\xff"}])
+def test_a_bell_that_names_no_dataset_rings_for_that_of_its_request(
+    b: broker.Broker, hand: Hand, fields: dict[str, Any]
+) -> None:
+    handle, slot = ask(b), b.parts.index.slot(OFFERS)
+    hand.read()
+    stream = slot.requests("offers", "normal")
+    for bell in ({"r": handle.id, **fields}, {"r": "nobody"}, {"x": "y"}):
+        b.parts.redis.run("XADD", stream, "*", *(text for field in bell.items() for text in field))
+    assert hand.claim().flights == ()
+    assert tick(b).parked == ((handle.id, OFFERS),)
+    b.parts.requests.unpark(slot, [handle.id])
+    assert hand.work() == 1
+    assert ended_once(b, handle)
 
 
 # --- entries of others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -127,6 +128,45 @@ def test_waiting_for_a_request_takes_nothing_from_the_stream(b: broker.Broker, r
 def test_a_name_that_is_no_target_is_refused(b: broker.Broker) -> None:
     with pytest.raises(InvalidName):
         b.responses("../search")
+
+
+def test_an_answer_that_this_release_cannot_read_holds_up_no_other_and_stays(
+    b: broker.Broker, reader: Responses, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange, plain = answered(b, 2)
+    slot = b.parts.index.slot(OFFERS)
+    (seen,) = [entry for entry in reader.peek() if entry.id == strange]
+    event = json.loads(seen.entry.fields[b"e"])
+    event["data"]["sample"] = 0.1
+    b.parts.redis.run("XDEL", slot.responses("search"), seen.entry.id)
+    b.parts.redis.run("XADD", slot.responses("search"), "*", "e", json.dumps(event))
+    assert ids_of(reader.peek()) == [plain]
+    assert ids_of(reader.read()) == [plain]
+    assert "this release cannot read it" in caplog.text
+    assert b.parts.redis.run("XLEN", slot.responses("search")) == 2
+
+
+def test_who_stops_listening_or_closes_the_broker_leaves_no_consumer_behind(b: broker.Broker, redis_url: str) -> None:
+    answered(b, 3)
+
+    def consumers() -> int:
+        return len(b.parts.redis.run("XINFO", "CONSUMERS", b.parts.index.slot(OFFERS).responses("search"), "readers"))
+
+    with broker.connect(redis=redis_url, store="memory://") as other:
+        listener = other.responses("search").listen(timeout=5)
+        for response in listener:
+            response.ack()
+            break
+        assert consumers() == 1
+        for left in listener:
+            left.ack()
+        assert list(other.responses("search").listen(timeout=0.05)) == []
+        assert consumers() == 0
+        reader = other.responses("search")
+        assert reader.read() == []
+        b.parts.redis.create_group(b.parts.index.slot(OFFERS).responses("search"), b"readers")
+        assert consumers() == 1
+    assert consumers() == 0
 
 
 def test_a_reader_that_closes_leaves_the_group_unless_it_still_holds_something(b: broker.Broker) -> None:

@@ -13,6 +13,7 @@ import redis
 from broker.errors import Corrupt, OutcomeUnknown, Unavailable
 from broker.stores.memory import MemoryStore
 from tests import servers
+from tests.conftest import dealt
 from tests.faulty_store import Fault, FaultyStore, at, matching
 
 MISSING = """
@@ -119,3 +120,17 @@ def test_a_cut_body_is_corrupt() -> None:
     with pytest.raises(Corrupt):
         read(store)
     assert read(store) == b"data", "only the first"
+
+
+def test_slow_tests_begin_the_share_of_each_worker() -> None:
+    slow, quick = ["s90", "s50", "s40"], [f"q{number}" for number in range(6)]
+    assert dealt(slow, quick, 2) == ["s90", "s40", "q0", "q1", "s50", "q2", "q3", "q4", "q5"]
+    assert dealt(slow, quick, 1) == [*slow, *quick]
+    assert dealt(slow, [], 4) == slow
+
+
+@pytest.mark.parametrize("workers", range(1, 6))
+def test_dealing_loses_no_test(workers: int) -> None:
+    for count in range(12):
+        slow, quick = [f"s{number}" for number in range(count // 2)], [f"q{number}" for number in range(count)]
+        assert sorted(dealt(slow, quick, workers)) == sorted([*slow, *quick])

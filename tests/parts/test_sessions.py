@@ -71,7 +71,7 @@ def test_a_producer_is_told_nothing_of_a_dead_session(
     lease = b.parts.leases.acquire(b.parts.index.slot(DatasetId(DATASET)), "flight:f", "w")
     flight = Flight("f", DatasetId(DATASET), "produce", "w", lease.fence, 1)
     maker = Maker(b.parts.catalog, b.parts.engine, b.parts.publication, app)
-    made = maker.produce(flight, 1, broker.Since(1, {"lsn": 1}))
+    made = maker.produce(flight, broker.Since(1, {"lsn": 1}))
     assert told == [(DATASET, None)]
     assert made.version == 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.errors import InvalidSettings
+from broker.errors import InvalidSettings, Unavailable
 from broker.sinks import DuckDB, Memory, ParquetDirectory, Postgres, SQLite, open_sink
 from tests.contracts.sink_places import OLD, SIMPLE, at, schema, snapshot, spec
 
@@ -22,7 +22,7 @@ def test_a_url_names_kind_file_and_table(tmp_path: Path) -> None:
         assert isinstance(lite, SQLite)
         assert (lite.path.name, lite.table) == (name, "offers")
     (tmp_path / "v1.2").mkdir()
-    for folder in (f"{tmp_path}/new", f"{tmp_path}/new/", f"{tmp_path}/v1.2"):
+    for folder in (f"{tmp_path}/new", f"{tmp_path}/new/", f"{tmp_path}/v1.2", f"{tmp_path}/new.v2/", f"{tmp_path}/new.db/"):
         parquet = open_sink(folder)
         assert isinstance(parquet, ParquetDirectory)
         assert parquet.folder == Path(folder)
@@ -39,6 +39,14 @@ def test_a_postgres_url_keeps_its_options_but_for_the_table(postgres_dsn: str) -
 def test_what_is_no_sink_is_refused(url: str) -> None:
     with pytest.raises(InvalidSettings):
         open_sink(url)
+
+
+@pytest.mark.parametrize("name", ["r.duckdb", "r.sqlite", "folder"])
+def test_a_place_that_cannot_be_made_is_a_typed_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    sink = open_sink(f"{tmp_path}/file/below/{name}")
+    with pytest.raises(Unavailable, match="file"):
+        sink.apply("search", snapshot(SIMPLE, OLD), expect=None, to=at(1))
 
 
 def test_importing_the_sinks_does_not_import_the_postgres_driver() -> None:

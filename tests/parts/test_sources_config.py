@@ -42,6 +42,26 @@ def test_each_entry_becomes_a_producer(tmp_path: Path) -> None:
     assert (files.glob, files.format) == (str(tmp_path / "feeds/*.csv.gz"), "csv")
 
 
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [("sqlite:///crm.db", "sqlite:///{folder}/crm.db"), ("sqlite:////srv/crm.db", "sqlite:////srv/crm.db")],
+)
+def test_a_relative_database_lies_beside_the_file_that_names_it(tmp_path: Path, url: str, meant: str) -> None:
+    app = load_sources(written(tmp_path, entry(kind="sql", glob="", url=url, query="SELECT 1", full_every="never")))
+    [sql] = [producer.function for producer in app]
+    assert isinstance(sql, SQL)
+    assert (sql.url, sql.full_seconds) == (meant.format(folder=tmp_path), float("inf"))
+
+
+def test_only_what_is_written_is_a_pattern_and_not_the_folder_it_lies_in(tmp_path: Path) -> None:
+    folder = tmp_path / "a[b]*"
+    folder.mkdir()
+    (folder / "x.csv").write_text("id\n1\n")
+    [files] = [producer.function for producer in load_sources(written(folder, entry()))]
+    assert isinstance(files, Files)
+    assert [file.path for file in files._listed()] == [folder / "x.csv"]
+
+
 def test_a_file_without_sources_gives_none(tmp_path: Path) -> None:
     assert len(load_sources(written(tmp_path, 'redis = "redis://host"'))) == 0
 

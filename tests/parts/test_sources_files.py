@@ -18,7 +18,9 @@ from broker.errors import BadData, BrokerError, DuplicateKey, Invalid, NotFound,
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
 from broker.producers import ProductionRequest, Since, Snapshot, Unchanged, outcome_of, resolve_position
+from broker.settings import Settings
 from broker.sources import Files
+from broker.sources.files import rows_of as named_rows
 
 SPEC = DatasetSpec(dataset=DatasetId("debian/catalog/packages"), key=("id",))
 
@@ -279,3 +281,15 @@ def test_debian_packages_equal_a_direct_computation(tmp_path: Path, debian: Path
         assert count("FROM (FROM second EXCEPT FROM first) SEMI JOIN first USING (package)") == 1_774, (
             "990 rows are the same in both"
         )
+
+
+def test_files_that_are_published_lie_in_the_folder_of_the_settings_meanwhile(tmp_path: Path) -> None:
+    packed = write(tmp_path / "a.csv.gz", "id,v\n1,x\n")
+    work = tmp_path / "work"
+    rows = named_rows(SPEC, [packed], Settings(temp_folder=work))
+    next(rows)
+    assert [entry.name.startswith("broker-files-") for entry in work.iterdir()] == [True]
+    assert sum(batch.num_rows for batch in rows) == 1
+    assert list(work.iterdir()) == []
+    with pytest.raises(Unavailable, match="BROKER_TEMP_FOLDER"):
+        next(named_rows(SPEC, [packed], Settings(temp_folder=packed / "below")))

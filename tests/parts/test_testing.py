@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 import broker
 from broker.errors import RequestFailed, TimedOut, Unavailable, Unsupported
@@ -42,6 +43,11 @@ def test_a_filtered_delta_gets_files_of_its_own(private_broker: PrivateBroker) -
     private_broker.work(app_of([{"sku": "a", "price": 99}, {"sku": "b", "price": 3}]))
     done = request.wait(timeout=0)
     assert (done.upserts().to_pylist(), done.deletes().to_pylist()) == ([{"sku": "b"}], [{"sku": "a"}])
+
+
+def test_the_server_is_in_use_between_tests_too(_private_redis: str) -> None:  # noqa: PT019 - its URL is what is tested
+    with redis.Redis.from_url(_private_redis) as client:
+        assert [entry for entry in client.client_list() if entry["cmd"] == "ping"]
 
 
 def test_each_test_begins_with_nothing(private_broker: PrivateBroker) -> None:

@@ -14,10 +14,14 @@ import redis
 import broker
 from broker.backend.client import Entry
 from broker.backend.keys import Slot
-from broker.errors import Corrupt
-from broker.flights import Claimed, Due
+from broker.errors import Corrupt, NotFound
+from broker.flights import Claimed, Due, Flight
+from broker.model.commit import Fence
 from broker.model.names import DatasetId
+from broker.model.request import State
+from broker.settings import load
 from tests.servers import Process, free_port, require, temporary_folder, wait_until
+from workers.child import flight_to_json
 from workers.loop import Loop
 from workers.producing import Producing
 from workers.roles import add_producing
@@ -34,10 +38,10 @@ def serving() -> broker.Producers:
 
 
 @contextmanager
-def role(b: broker.Broker) -> Iterator[Producing]:
+def role(b: broker.Broker, app: broker.Producers | None = None) -> Iterator[Producing]:
     """A producer role without children: what it claims, it holds."""
     supervisor = Supervisor(b.parts.settings, "unused", 0)
-    found = Producing(b.parts, serving(), supervisor)
+    found = Producing(b.parts, serving() if app is None else app, supervisor)
     try:
         yield found
     finally:
@@ -52,11 +56,10 @@ def b(redis_url: str) -> Iterator[broker.Broker]:
 
 
 @contextmanager
-def cluster() -> Iterator[str]:
+def cluster(port: int) -> Iterator[str]:
     """URL of a Redis cluster of one node, which refuses commands over several slots like any other."""
     program = require("redis-server", "apt-get install redis-server")
     with temporary_folder("cluster") as folder:
-        port = free_port()
         server = Process(
             [
                 program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder),
@@ -84,7 +87,7 @@ def listens(port: int) -> bool:
 
 
 def test_a_worker_reads_the_streams_of_several_slots_of_a_cluster() -> None:
-    with cluster() as url, broker.connect(redis=url, store="memory://") as b, role(b) as worker:
+    with cluster(free_port()) as url, broker.connect(redis=url, store="memory://") as b, role(b) as worker:
         for dataset in (OFFERS, PRICES):
             b.dataset(dataset, key="sku")
             b.request(dataset, target="search")
@@ -112,6 +115,23 @@ def reads(b: broker.Broker) -> int:
 
 def flights(worker: Producing) -> set[DatasetId]:
     return {held.flight.dataset for held in worker._held.values()}
+
+
+def test_children_that_start_while_their_redis_is_away_wait_for_it() -> None:
+    port = free_port()
+    settings = load(redis=f"redis+cluster://127.0.0.1:{port}", store="memory://")
+    with socket.create_server(("127.0.0.1", port)) as silent:
+        supervisor = Supervisor(settings, "tests.faults.bad_app:app", 1)
+        silent.accept()[0].close()  # the child asked, and got no answer
+    try:
+        with cluster(port):
+            flight = Flight("f", OFFERS, "produce", "me", Fence(1, 1), 1)
+            assert supervisor.run(flight, {"do": "produce", "flight": flight_to_json(flight), "since": None})
+            while not (ended := supervisor.wait(0.5)):
+                pass
+            assert isinstance(ended[0].error, NotFound)
+    finally:
+        supervisor.stop()
 
 
 # --- one dataset's fault
@@ -155,6 +175,15 @@ def test_a_slot_that_cannot_be_watched_leaves_the_others_to_be_watched(
         worker.watch()
     assert len(watched) == 2
     assert "damaged" in caplog.text
+
+
+def test_a_deadline_passes_also_where_nobody_serves_anything(b: broker.Broker) -> None:
+    b.dataset(PRICES, key="sku")
+    handle = b.request(PRICES, target="search", deadline=0.001)
+    with role(b, broker.Producers()) as worker:
+        worker.intake(0.01)
+        while handle.status().state is not State.EXPIRED:
+            worker.watch()
 
 
 # --- progress

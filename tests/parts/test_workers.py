@@ -110,7 +110,7 @@ def end_of(supervisor: Supervisor, seconds: float = 40) -> Result:
 
 def order(supervisor: Supervisor, subject: str = "task") -> bool:
     """A task that ends at once, with a typed error: no such dataset."""
-    message = {"do": "produce", "flight": flight_to_json(flight("f")), "members": 1, "since": None}
+    message = {"do": "produce", "flight": flight_to_json(flight("f")), "since": None}
     return supervisor.run(subject, message)
 
 
@@ -138,6 +138,14 @@ def test_a_child_that_is_killed_ends_its_task_and_has_a_successor(supervisor: Su
     assert order(supervisor)
     assert end_of(supervisor).error is not None
     assert supervisor.children[0].process.pid != child.pid
+
+
+def test_a_child_that_is_doomed_is_given_no_task(supervisor: Supervisor) -> None:
+    order(supervisor)
+    end_of(supervisor)
+    supervisor.children[0].kill("its time is over")
+    assert supervisor.idle == 0
+    assert not order(supervisor)
 
 
 def test_only_the_child_of_the_subject_is_aborted(supervisor: Supervisor) -> None:
@@ -193,6 +201,20 @@ def test_a_duty_that_drains_goes_on_until_nothing_is_held() -> None:
     loop.every("drain", 0.001, drain, drains=True)
     loop.run(done=stop, poll_seconds=0.001, drained=lambda: left[0] <= 0, drain_seconds=30)
     assert left[0] <= 0
+
+
+def test_a_pass_that_takes_longer_than_the_drain_is_left_behind() -> None:
+    loop, begun, for_ever = Loop(), Event(), Event()
+
+    def sweep() -> None:
+        begun.set()
+        for_ever.wait()
+
+    loop.every("sweep", 0, sweep)
+    try:
+        loop.run(done=begun.is_set, drain_seconds=0.01)
+    finally:
+        for_ever.set()
 
 
 def test_settings_reach_children_with_their_secrets_and_never_on_a_command_line(settings: Settings) -> None:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import NotFound
-from broker.model.commit import Create, Edge, NewVersion, Record
+from broker.model.commit import Body, Create, Edge, NewEdge, NewVersion, Record, Retire
+from broker.model.dataset import DatasetSpec
 from broker.model.request import Cursor, Selection
 from broker.rules.fold import State, fold
-from broker.rules.plan import Plan, cheapest, plan, plan_for
+from broker.rules.plan import Plan, cheapest, comparable, plan, plan_for
 from tests.rules.logs import DATASET, SPEC, file_of
 
 VERSIONS = 7
@@ -139,13 +140,33 @@ def test_a_cursor_is_continued_or_reset_for_a_reason(cursor: Cursor | None, aske
     assert found.mode == ("snapshot" if reset or cursor is None else "delta")
 
 
+def test_changes_of_a_dataset_with_an_order_are_compared_with_what_is_held_before_anyone_may_have_them() -> None:
+    ordered = SPEC.model_copy(update={"order": ("at",)})
+    for spec, held in ((SPEC, None), (ordered, (_edge(None, 1, 9),))):
+        state = _two_versions(spec)
+        assert comparable(state, plan_for(state, Cursor(version=1), Selection())).held == held
+        unchanged = plan_for(state, Cursor(version=2), Selection())
+        assert comparable(state, unchanged) == unchanged
+        assert comparable(state, plan_for(state, None, Selection())).held == (None if spec is SPEC else ())
+        alone = plan_for(state, None, Selection(), want=1)
+        assert comparable(state, alone) == alone, "a snapshot alone has nothing to be compared with"
+
+
+def test_where_the_road_to_what_is_held_is_retired_the_changes_cannot_be_compared_and_it_is_too_old() -> None:
+    compacted = (NewEdge(edge=_edge(None, 2, 9)), Retire(edges=((None, 1),)))
+    state = _two_versions(SPEC.model_copy(update={"order": ("at",)}), *compacted)
+    found = plan_for(state, Cursor(version=1), Selection())
+    assert found.mode == "delta"
+    assert comparable(state, found) == Plan(None, 2, (_edge(None, 2, 9),), "too-old")
+
+
 def _edge(base: int | None, version: int, size: int) -> Edge:
     return Edge(base=base, version=version, files=(file_of(f"{base}-{version}", size),))
 
 
-def _two_versions() -> State:
-    state = State(DATASET)
-    for body in (Create(session="s", spec=SPEC), NewVersion(edge=_edge(None, 1, 9)), NewVersion(edge=_edge(1, 2, 1))):
+def _two_versions(spec: DatasetSpec = SPEC, *later: Body) -> State:
+    state, first = State(DATASET), NewVersion(edge=_edge(None, 1, 9))
+    for body in (Create(session="s", spec=spec), first, NewVersion(edge=_edge(1, 2, 1)), *later):
         record = Record(seq=state.seq + 1, previous=state.sha, write_id="w", time=1.0, body=body)
         state = fold(state, record.to_bytes())
     return state

@@ -217,7 +217,7 @@ class World:
         if way == 0:
             raise Again
         if way == 1 and isinstance(effect, Reserve):
-            return ReserveAnswer("refused")
+            return ReserveAnswer("unknown")
         if way == 1 and isinstance(effect, Publish):
             return PublishAnswer("behind")
         raise OutcomeUnknown("timed out", of=type(effect).__name__)

@@ -52,7 +52,8 @@ local function submit(id, body, dataset, tenant, name, priority, target, idempot
   if deadline ~= '' and tonumber(deadline) <= 0 then return { 'expired', '', seq } end
   if full then return { 'memory', '', seq } end
   if unread_of(target) >= unread_cap then return { 'unread', '', seq } end
-  local fresh = event ~= '' and made_at == seq and staleness ~= '' and head[5] and now - head[5] * 1000 <= tonumber(staleness)
+  local confirmed = tonumber(head[5] or '0') -- 0: nothing of this session was ever confirmed
+  local fresh = event ~= '' and made_at == seq and staleness ~= '' and confirmed > 0 and now - confirmed * 1000 <= tonumber(staleness)
   local crowded = not fresh and tonumber(redis.call('HGET', prefix .. 'inflight', tenant) or '0') >= inflight_cap
   if crowded and waiting_of(tenant) >= line_cap then return { 'line', '', seq } end
 

@@ -1,6 +1,7 @@
 -- Touches: meta, delayed, requests:…, deadlines, lapse, parked.
 -- ARGV: most of each  -> {ids past their deadline}, {flight, dataset, ...} past their lease, {id, dataset, ...} parked
--- Delayed requests that are due get their bell.
+-- Delayed requests that are due get their bell. A lapsed flight that was shown goes behind those that wait to be: it stays
+-- overdue, for `until` says so, and one that nobody serves hides no other.
 local _, epoch = incarnation()
 local now = int(now_ms())
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now, 'LIMIT', 0, ARGV[1])) do
@@ -11,6 +12,7 @@ local lapsed = {}
 local function add(flight)
   local dataset = redis.call('HGET', prefix .. 'flight:' .. flight, 'dataset')
   if not dataset then return redis.call('ZREM', prefix .. 'lapse', flight) end
+  redis.call('ZADD', prefix .. 'lapse', now, flight)
   lapsed[#lapsed + 1], lapsed[#lapsed + 2] = flight, dataset
 end
 local seen = redis.call('HGET', KEYS[1], 'lapsed_epoch')
