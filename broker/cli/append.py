@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import pyarrow as pa
@@ -16,9 +17,13 @@ from broker.changelog import Ack, ChangeLog
 from broker.cli.face import Advance, Command, Face, columns, pass_face
 from broker.cli.words import bytes_text, span_text
 from broker.connect import Dataset
-from broker.errors import InvalidRequest
+from broker.errors import InvalidRequest, Overloaded
 from broker.rules.blocks import LEVELS
+from broker.settings import Settings
 from broker.sources.changes import changes_of, runs_of_lines
+
+FULL_SECONDS: Final = 0.2
+"""Between looks at a full log."""
 
 
 @click.command(
@@ -29,6 +34,7 @@ from broker.sources.changes import changes_of, runs_of_lines
     broker append shop/catalog/offers gone.csv --delete --level sealed
     broker append shop/catalog/offers 0042.parquet --producer pim-1 --block 42
     """,
+    answer="{dataset, rows, blocks, producer, block, offsets, level}; block, offsets (log slot: entry id): the last one's",
 )  # fmt: skip
 @click.argument("name")
 @click.argument("file", default="-", type=click.Path(path_type=Path))
@@ -45,13 +51,16 @@ def append(face: Face, /, name: str, file: Path, **options: Any) -> None:
     if options["block"] is not None and file == Path("-"):
         raise InvalidRequest("--block needs a FILE", of=name, why="a block is never cut, and stdin may never end")
     with face.connect() as broker:
-        found, rows, ack = broker.dataset(name), 0, None
+        found, rows, blocks, ack = broker.dataset(name), 0, 0, None
         with face.progress(f"append {name}", unit="rows") as advance:
             for path in _paths(file):
-                ack = _append(found, _counted(changes_of(found.spec, path), advance), **options)
-                rows += ack.rows
-        value = {"dataset": name, "rows": rows} | ({} if ack is None else asdict(ack) | {"rows": rows})
-        face.emit(value, f"{rows} rows {options['level']}" + (f", {ack.producer} block {ack.block}" if ack else ""))
+                ack = _append(found, (path, broker.parts.settings), advance, **options)
+                rows, blocks = rows + ack.rows, blocks + ack.blocks
+        last = asdict(ack or Ack(options["producer"] or "", 0, level=options["level"]))
+        face.emit(
+            {"dataset": name} | last | {"rows": rows, "blocks": blocks},
+            f"{rows} rows {options['level']}" + (f", {ack.producer} block {ack.block}" if ack else ""),
+        )
 
 
 @click.group("log")
@@ -59,7 +68,10 @@ def log() -> None:
     """The change log of a dataset."""
 
 
-@log.command("status", cls=Command, examples="broker log status shop/catalog/offers")
+@log.command(
+    "status", cls=Command, examples="broker log status shop/catalog/offers --producer pim-1",
+    answer="{dataset, slots, producer, next_block}; producer and next_block are null unless asked for",
+)  # fmt: skip
 @click.argument("name")
 @click.option("--producer", help="Also the number of its next block.")
 @pass_face
@@ -68,8 +80,7 @@ def status(face: Face, name: str, producer: str | None) -> None:
     with face.connect() as broker:
         changes: ChangeLog = broker.dataset(name).changelog
         slots, following = changes.status(), changes.resume(producer) if producer else None
-    value: dict[str, Any] = {"dataset": name, "slots": [asdict(slot) for slot in slots]}
-    value |= {"producer": producer, "next_block": following} if producer else {}
+    value = {"dataset": name, "slots": [asdict(slot) for slot in slots], "producer": producer, "next_block": following}
     lines = columns(
         ("slot", "waiting rows", "waiting", "oldest", "rows so far", "consumed"),
         [
@@ -81,8 +92,17 @@ def status(face: Face, name: str, producer: str | None) -> None:
     face.emit(value, [*lines, *([f"{producer}: next block {following}"] if producer else [])])
 
 
-def _append(found: Dataset, rows: Iterator[pa.RecordBatch], *, delete: bool, **options: Any) -> Ack:
-    return found.changelog.delete(rows, **options) if delete else found.changelog.append(rows, **options)
+def _append(found: Dataset, source: tuple[Path, Settings], advance: Advance, *, delete: bool, **options: Any) -> Ack:
+    """Waits while batches do not keep up: the same call again goes on where the last one stopped."""
+    log, deadline = found.changelog, time.monotonic() + options["timeout"]
+    while True:
+        rows = _counted(changes_of(found.spec, *source), advance)
+        try:
+            return log.delete(rows, **options) if delete else log.append(rows, **options)
+        except Overloaded:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(FULL_SECONDS)
 
 
 def _paths(file: Path) -> Iterator[Path]:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from broker.columnar.sql import listed
 from broker.errors import BadData, NotFound, Unavailable
 from broker.model.dataset import DatasetSpec
-from broker.sources.readers import FileFormat, format_of, scan_of
+from broker.settings import Settings
+from broker.sources.readers import format_of, scan_of
 
 BATCH_ROWS: Final = 65_536
 READ_BYTES: Final = 1 << 20
@@ -22,18 +23,19 @@ LINE_BYTES: Final = 64 << 20
 """A line longer than this is no record."""
 
 
-def changes_of(spec: DatasetSpec, path: Path, format: FileFormat | None = None) -> Iterator[pa.RecordBatch]:
+def changes_of(spec: DatasetSpec, path: Path, settings: Settings) -> Iterator[pa.RecordBatch]:
     """The rows of a CSV, JSONL or Parquet file (each also .gz), first to last, with the dataset's types where it knows them.
 
-    A new column without any value says nothing of a type and is left out. Raises NotFound, BadData, Invalid, Unavailable.
+    A new column without any value says nothing of a type and is left out.
+    Memory: half of `settings.memory_limit_bytes`. Raises NotFound, BadData, Invalid, Unavailable.
     """
     known = spec.columns.types if spec.columns else {}
     with (
-        tempfile.TemporaryDirectory(prefix="broker-changes-") as folder,
+        tempfile.TemporaryDirectory(prefix="broker-changes-", dir=settings.temp_folder) as folder,
         _errors(path),
-        duckdb.connect(config={"temp_directory": folder}) as engine,
+        duckdb.connect(config={"memory_limit": f"{settings.memory_limit_bytes // 2}B", "temp_directory": folder}) as engine,
     ):
-        scan = scan_of(engine, path, format or format_of(path), known, Path(folder)).retyped(known)
+        scan = scan_of(engine, path, format_of(path), known, Path(folder)).retyped(known)
         named = [name for name in scan.columns if name not in scan.valueless or name in (*spec.key, *spec.order)]
         reading = engine.cursor()  # what looked at the file may have left a result half read
         reading.execute("SET TimeZone = 'UTC'")

@@ -429,6 +429,18 @@ def test_an_unknown_dataset_has_no_log(shop: broker.Broker) -> None:
         ChangeLogs(*parts).of(DatasetId("shop/catalog/none")).append(rows(1))
 
 
+def test_appending_to_a_dataset_that_was_dropped_is_soon_refused(
+    shop: broker.Broker, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with broker.connect(redis_url, shop.parts.settings.store) as other:
+        changes = other.dataset(NAME).changelog
+        changes.append(rows(1))
+        shop.dataset(NAME).drop()
+        monkeypatch.setattr("broker.changelog_rows.LOOK_SECONDS", 0.0)
+        with pytest.raises(NotFound):
+            changes.append(rows(1, 2))
+
+
 def test_status_tells_what_waits(shop: broker.Broker, changes: ChangeLog) -> None:
     assert [(one.unbatched_rows, one.oldest_seconds) for one in changes.status()] == [(0, None)] * 4
     changes.append(rows(40))
