@@ -110,7 +110,7 @@ def serve_batches(settings: Settings, name: str | None = None, burst: bool = Fal
         loop.every("microbatch", 0, lambda: role.step(loop.stopping))
         loop.every("leases", settings.lease_seconds / 3, role.keep, drains=True)
         loop.every("counts", TELL_SECONDS, role.tell)
-        add_janitor(loop, parts, role.name)
+        add_janitor(loop, parts, role.name, sweeps=not burst)
         log.info("%s makes micro-batches", role.name)
         try:
             loop.run(role.idle if burst else None)
