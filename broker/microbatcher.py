@@ -125,7 +125,7 @@ class MicroBatcher:
     def left(self) -> list[DatasetId]:
         """Datasets with changes that no version holds yet, in any log slot; those that failed are not waited for."""
         _, ready = self._batches.ready([(place.number, place.log) for place in self._held.every()])
-        return sorted(ready.keys() - self._paused.keys())
+        return sorted(ready.keys() - {dataset for dataset, (_, failing) in self._paused.items() if failing})
 
     def leave(self, owner: str) -> None:
         """Give the log slots to whoever else is alive. It runs no more."""
