@@ -30,7 +30,7 @@ FULL_SECONDS: Final = 0.2
     "append", cls=Command,
     examples="""
     broker append shop/catalog/offers monday.jsonl
-    tail -f changes.jsonl | broker append shop/catalog/offers -
+    broker append shop/catalog/offers -
     broker append shop/catalog/offers gone.csv --delete --level sealed
     broker append shop/catalog/offers 0042.parquet --producer pim-1 --block 42
     """,
