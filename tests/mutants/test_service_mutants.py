@@ -25,6 +25,15 @@ NAMED: Final = (
         "parts/test_changelog.py::test_the_same_block_again_is_dropped_and_a_gap_is_refused_with_the_number_expected",
     ),
     ("sealed_marks_off", "faults/test_changelog_faults.py::test_after_a_total_loss_the_sealed_marks_count"),
+    (
+        "source_compare_off",
+        "rules/test_batching.py::test_whatever_waits_and_whoever_commits_ranges_have_neither_gap_nor_overlap",
+    ),
+    ("batch_epoch_off", "rules/test_batching.py::test_a_batch_of_another_session_or_of_a_redis_that_restarted_fits_no_more"),
+    (
+        "coalescing_order_off",
+        "parts/test_coalesce.py::test_any_order_duplication_and_split_of_the_same_changes_gives_one_state",
+    ),
     ("log_floor_off", "faults/test_changelog_faults.py::test_ids_outgrow_those_of_a_server_whose_clock_was_ahead"),
 )
 
