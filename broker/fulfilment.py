@@ -329,5 +329,5 @@ def backoff(settings: Settings, attempts: int, of: str) -> float:
 
     What fails alike at one `of` waits alike.
     """
-    ceiling = min(settings.backoff_max_seconds, settings.backoff_seconds * 2.0 ** (attempts - 1))
+    ceiling = min(settings.backoff_max_seconds, settings.backoff_seconds * 2.0 ** min(attempts - 1, 64))
     return float(ceiling * random.Random(of).uniform(0.5, 1.0))

@@ -68,7 +68,6 @@ def create(
             tombstone_seconds=tombstone_seconds,
             attributes=pairs(attributes),
         )
-        face.say(f"dataset {made.id}")
         _emit_dataset(face, made)
 
 

@@ -86,7 +86,7 @@ def _sync(
 ) -> None:
     place, table, replica = to
     dataset = broker.dataset(name)
-    sink = open_sink(place, table or dataset.id.name)
+    sink = open_sink(place, table or dataset.id.name, broker.parts.settings.memory_limit_bytes)
     try:
         where, columns = selection
         kept = broker.replica(name, name=replica or replica_name(place), sink=sink, where=where, columns=columns)

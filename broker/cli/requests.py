@@ -98,6 +98,9 @@ def request(
             face.emit({"request": handle.id, "dataset": name, "target": handle.target}, handle.id)
             return
         face.say(f"request {handle.id}")
+        if not handle.status().state.terminal:
+            found = inquiry_of(broker).whereabouts(handle.id)
+            face.say(f"waits for {found.waits_for or 'nothing'}: {found.why}")
         received = _waited(face, handle, timeout)
         with face.gauge(f"download {handle.id}", broker.parts.engine.verified_bytes, received.bytes):
             paths = [str(path) for path in received.download(folder)] if folder else []

@@ -116,7 +116,7 @@ def doctor(face: Face) -> int:
             advance(1)
     broken = [finding for finding in found if finding.verdict == "broken"]
     lines = [f"{finding.verdict:<6}  {finding.subject}: {finding.text}" for finding in found]
-    face.emit([asdict(finding) for finding in found], [*lines, f"{len(broken)} broken" if broken else "all is well"])
+    face.emit([asdict(finding) for finding in found], [*lines, f"{len(broken)} broken" if broken else "nothing is broken"])
     return Exit.FAILED if broken else Exit.OK
 
 

@@ -19,6 +19,7 @@ from broker.columnar.database import Database, Session
 from broker.columnar.fetch import Fetcher
 from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rendered
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
+from broker.columnar.kept import Kept
 from broker.columnar.keys import KeyCheck, duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources
 from broker.columnar.parquet import Hashed, Outbox, Tally, Target
@@ -34,7 +35,6 @@ from broker.columnar.results import (
 )
 from broker.columnar.scan import sources_of
 from broker.columnar.scratch import PrivateFolder, appearing
-from broker.columnar.spool import Spool
 from broker.columnar.sql import listed, text_literal
 from broker.columnar.tombstones import Burial, Standing
 from broker.columnar.types import arrow_schema
@@ -245,11 +245,11 @@ class Engine:
 
     def _write_over(self, spec: DatasetSpec, standing: Standing, taken: Accepted, outbox: Outbox) -> int:
         keys = pa.schema([taken.columns.field(name) for name in spec.key])
-        with self._plan(spec, standing.edges) as plan, Spool(self._folder.path, keys) as spool:
+        with self._plan(spec, standing.edges) as plan, Kept(self._folder.path, keys) as kept:
             target = self._canonical(spec, "rows", taken.columns)
-            rows = outbox.write(target, spool.watch(taken.batches), even_empty=True)
+            rows = outbox.write(target, kept.watch(taken.batches), even_empty=True)
             sources, shape = plan.sources(taken.schema), shape_of(spec, taken.schema)
-            arrived = f"SELECT {listed(spec.key)} FROM read_parquet({text_literal(str(spool.path))})"
+            arrived = f"SELECT {listed(spec.key)} FROM read_parquet({text_literal(str(kept.path))})"
             self._bury(spec, taken.schema, Burial(plan.session, shape, sources, standing, arrived), outbox)
         return rows
 

@@ -11,11 +11,11 @@ from broker.columnar.database import Session
 from broker.columnar.difference import Difference
 from broker.columnar.intake import Intake, accept, settled
 from broker.columnar.intake import opened as opened_intake
+from broker.columnar.kept import Kept
 from broker.columnar.keys import duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources, rows_sql, tombstones_sql
 from broker.columnar.results import shape_of
 from broker.columnar.scan import typed
-from broker.columnar.spool import Spool
 from broker.columnar.sql import listed, text_literal
 from broker.errors import BadData, NullKey
 from broker.model.dataset import DatasetSpec, Schema
@@ -50,10 +50,10 @@ def opened(data: Intake, spec: DatasetSpec, folder: Path, plain: Callable[[Path]
         yield _in_file(plain(Path(data)), source.names, settled(spec, source))
         return
     taken = accept(data, spec)
-    with Spool(folder, taken.columns) as spool:
-        for _ in spool.watch(taken.batches):
+    with Kept(folder, taken.columns) as kept:
+        for _ in kept.watch(taken.batches):
             pass
-        yield _in_file(spool.path, taken.schema.names, taken.schema)
+        yield _in_file(kept.path, taken.schema.names, taken.schema)
 
 
 def _in_file(path: Path, names: list[str] | tuple[str, ...], schema: Schema) -> Feed:

@@ -18,11 +18,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-def open_sink(url: str, table: str = "replica") -> Sink:
+def open_sink(url: str, table: str = "replica", memory_limit_bytes: int = 1 << 30) -> Sink:
     """The sink that `pull --to` names; `?table=` overrides `table`. Raises InvalidSettings for what is none.
 
     `shop.duckdb`, `shop.sqlite` or `shop.db`, `postgresql://…`, or a folder (for Parquet files; a new one ends in `/` or has no
-    extension).
+    extension). `memory_limit_bytes` bounds an apply into a DuckDB file or a folder.
     """
     base, _, query = url.partition("?")
     options = dict(parse_qsl(query))
@@ -38,11 +38,11 @@ def open_sink(url: str, table: str = "replica") -> Sink:
     suffix = "" if base.endswith("/") or Path(base).is_dir() else Path(base).suffix.lower()
     match suffix:
         case ".duckdb":
-            return DuckDB(base, chosen)
+            return DuckDB(base, chosen, memory_limit_bytes=memory_limit_bytes)
         case ".sqlite" | ".sqlite3" | ".db":
             return SQLite(base, chosen)
         case "":
-            return ParquetDirectory(base)
+            return ParquetDirectory(base, memory_limit_bytes=memory_limit_bytes)
     raise InvalidSettings(
         "not a sink", of=url[:200], why=f"{suffix} is not known", hint="Name a .duckdb, .sqlite or .db file, or a folder"
     )

@@ -67,7 +67,8 @@ def format_of(path: Path) -> FileFormat:
     """By suffix, with or without `.gz`. Raises Invalid."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in _SUFFIXES:
-        raise Invalid("unknown file format", of=str(path), why=f"suffix {suffix!r}", hint="Give format= csv, jsonl or parquet")
+        hint = "Name it .csv, .jsonl or .parquet, or say format="
+        raise Invalid("unknown file format", of=str(path), why=f"suffix {suffix!r}", hint=hint)
     return _SUFFIXES[suffix]
 
 

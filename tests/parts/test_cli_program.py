@@ -193,7 +193,7 @@ def test_stdout_is_data_and_a_pipe_sees_no_bar(tmp_path: Path, redis_url: str) -
     shell = Shell(tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store")})
     (tmp_path / "offers.csv").write_text("sku,price\na,1\n")
     made = shell.ok("dataset", "create", OFFERS, "--key", "sku")
-    assert made.err == f"dataset {OFFERS}\n"
+    assert (made.err, made.lines[0]) == ("", f"dataset  {OFFERS}")
     done = shell.ok("publish", OFFERS, "offers.csv")
     assert done.err == ""
     assert "\x1b" not in done.out

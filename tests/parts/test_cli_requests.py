@@ -125,6 +125,7 @@ def test_wait_stands_anywhere_and_takes_no_word_of_the_line(cli: Cli, place: Pri
 def test_a_wait_that_is_over_says_how_long_it_was_and_that_the_request_goes_on(cli: Cli) -> None:
     done = cli("request", OFFERS, "--target", "search", "--timeout", 0.7)
     assert done.code == Exit.TIMED_OUT
+    assert "waits for a worker: no-producer" in done.err
     assert "within 0.7 s" in done.err
     assert "broker explain request catalog." in done.err
 

@@ -14,7 +14,7 @@ from broker.columnar.parquet import Hashed, ParquetEncoder
 from broker.columnar.scratch import Scratch
 
 
-class Spool:
+class Kept:
     """The file goes when the block ends. `path` may be read once `watch` has come to its end."""
 
     def __init__(self, folder: Path, columns: pa.Schema) -> None:
@@ -28,7 +28,7 @@ class Spool:
         return self._scratch.path
 
     def watch(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The same batches; the spool's columns of them are noted on the way."""
+        """The same batches; the columns wanted of them are noted on the way."""
         for batch in batches:
             self._encoder.write(batch.select(self._names))
             yield batch
