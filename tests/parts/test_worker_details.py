@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -225,6 +226,6 @@ def test_a_process_that_starts_by_itself_waits_for_its_redis(tmp_path: Path, cap
             server.start()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("broker.hands.time.sleep", started)
+            patch.setattr("broker.hands.time", SimpleNamespace(sleep=started))
             insisted_parts(settings).close()
     assert "again in" in caplog.text
