@@ -7,6 +7,7 @@ version stands, the difference of the parts' union to what stands, or the parts'
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -37,6 +38,7 @@ from broker.producers import Producers
 from broker.publication import Note, Publication
 
 T = TypeVar("T")
+log = logging.getLogger("broker.hands")
 STEPS: Final = ("part-written", "part-recorded", "gathered", "finalised")
 """The named steps of the jobs, in order: tests crash at each. Those of publishing lie between the last two."""
 OWN_POSITIONS: Final = "parts"
@@ -161,7 +163,8 @@ def insisted(record: Callable[[], T]) -> T:
     for pause in PAUSES_SECONDS:
         try:
             return record()
-        except Transient:
+        except Transient as error:
+            log.warning("again in %.1f s: %s", pause, error)
             time.sleep(pause)
     return record()
 

@@ -13,6 +13,7 @@ from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.changelog import ChangeLogs
 from broker.columnar.engine import Engine
+from broker.hands import insisted
 from broker.publication import Publication
 from broker.requests import Requests
 from broker.settings import Settings, home_folder
@@ -65,6 +66,11 @@ def rq_url(settings: Settings) -> str:
 def store_url(settings: Settings) -> str:
     """The store to use: the setting, or a folder beside the embedded Redis."""
     return settings.store or str(home_folder(settings) / STORE_FOLDER)
+
+
+def insisted_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
+    """As `open_parts`, for a process that starts by itself: waits 40 s for a Redis that loads, or a store that is away."""
+    return insisted(lambda: open_parts(settings, on_step))
 
 
 def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:

@@ -14,7 +14,7 @@ import click
 from broker.cli.face import Command, Face, pass_face
 from broker.errors import Invalid, NotFound, Terminal
 from broker.model.names import check_name
-from broker.parts import Parts, open_parts
+from broker.parts import Parts, insisted_parts
 from broker.producers import Producers
 from broker.settings import CONFIG_FILE, find_upwards
 from workers.batching import serve_batches
@@ -78,7 +78,7 @@ def worker(
     if role == "parts":
         serve_parts(face.settings(), target, processes, burst)
         return
-    parts = open_parts(face.settings())
+    parts = insisted_parts(face.settings())
     try:
         pool = pool_for(parts.settings, target, producers, processes) if role == "all" else None
         options = Options(name, processes, burst, drain_seconds)

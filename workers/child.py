@@ -24,11 +24,10 @@ from broker.catalog import nothing
 from broker.errors import AttemptFailed, BrokerError, from_dict
 from broker.flights import Flight
 from broker.fulfilment import Derivation, Made, Maker
-from broker.hands import insisted
 from broker.model.commit import Edge, Fence
 from broker.model.names import DatasetId
 from broker.outcomes import Since
-from broker.parts import Parts, open_parts
+from broker.parts import Parts, insisted_parts
 from broker.producers import Producers, load_app
 from broker.settings import Settings
 from broker.sources.config import load_sources
@@ -170,7 +169,7 @@ def main(argv: list[str]) -> int:
                 return 1
             settings = Settings.model_validate(first["settings"])
             park_under(settings.temp_folder)
-            parts = insisted(lambda: open_parts(settings, on_step))
+            parts = insisted_parts(settings, on_step)
             child = Child(parts, producers_of(argv[1]))
     except BrokerError as error:
         channel.send({"error": error.to_dict()})

@@ -27,7 +27,7 @@ from broker.cuts import FINALISE, Cuts
 from broker.errors import AttemptFailed, BrokerError
 from broker.hands import Hands
 from broker.heavy import enqueue
-from broker.parts import Parts, open_parts, redis_url, rq_url
+from broker.parts import Parts, insisted_parts, redis_url, rq_url
 from broker.settings import Settings, load
 from workers.bounds import overrun, resident_bytes
 from workers.child import park_under, producers_of
@@ -72,7 +72,7 @@ def finalise(flight: str, attempt: int) -> None:
 def _opened() -> Iterator[tuple[Parts, Hands]]:
     serving = _serving[0] if _serving else _Serving(load())
     park_under(serving.settings.temp_folder)
-    parts = open_parts(serving.settings, serving.on_step)
+    parts = insisted_parts(serving.settings, serving.on_step)
     try:
         yield parts, Hands(Cuts(parts.redis), parts.catalog, parts.engine, parts.publication, serving.on_step)
     finally:

@@ -9,7 +9,7 @@ import sys
 
 from broker.connect import Broker
 from broker.errors import BrokerError
-from broker.parts import open_parts
+from broker.parts import insisted_parts
 from broker.settings import load
 from tests.faults import steps
 from tests.faults.arena import settings_of
@@ -18,7 +18,7 @@ TYPED_ERROR = 3
 
 
 def main(dataset: str) -> int:
-    with Broker(open_parts(load(**settings_of(steps.HOME)), steps.publisher_step)) as b:
+    with Broker(insisted_parts(load(**settings_of(steps.HOME)), steps.publisher_step)) as b:
         try:
             b.dataset(dataset).publish([{"sku": "direct", "price": 1}])
         except BrokerError as error:

@@ -9,7 +9,7 @@ import sys
 
 from broker.connect import Broker
 from broker.errors import BrokerError
-from broker.parts import open_parts
+from broker.parts import insisted_parts
 from broker.settings import load
 from broker.sinks.sqlite import SQLite
 from tests.faults import steps
@@ -19,7 +19,7 @@ TYPED_ERROR = 3
 
 
 def main() -> int:
-    with Broker(open_parts(load(**settings_of(steps.HOME)), steps.replica_step)) as b:
+    with Broker(insisted_parts(load(**settings_of(steps.HOME)), steps.replica_step)) as b:
         sink = SQLite(steps.HOME / "replica.sqlite", "offers", on_step=steps.replica_step)
         try:
             b.replica(OFFERS, name="search", sink=sink).sync()

@@ -9,7 +9,7 @@ import logging
 import sys
 from dataclasses import asdict
 
-from broker.parts import open_parts
+from broker.parts import insisted_parts
 from broker.producers import load_app
 from broker.settings import load
 from tests.faults import steps
@@ -30,7 +30,7 @@ class Counted(Counts):
 
 def main(app: str, children: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(process)d %(levelname)s %(message)s")
-    parts = open_parts(load(**settings_of(steps.HOME)), steps.parent_step)
+    parts = insisted_parts(load(**settings_of(steps.HOME)), steps.parent_step)
     supervisor = Supervisor(parts.settings, app, children, on_step="tests.faults.steps:child_step")
     from workers import producing
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -19,8 +20,9 @@ from broker.flights import Claimed, Due, Flight
 from broker.model.commit import Fence
 from broker.model.names import DatasetId
 from broker.model.request import State
+from broker.parts import insisted_parts
 from broker.settings import load
-from tests.servers import Process, free_port, require, temporary_folder, wait_until
+from tests.servers import Process, free_port, redis_server, require, temporary_folder, wait_until
 from workers.child import flight_to_json
 from workers.loop import Loop
 from workers.producing import Producing
@@ -209,3 +211,21 @@ def test_a_request_shows_how_many_rows_its_production_has_written(
             loop.stopping.set()
             running.join()
             supervisor.stop()
+
+
+# --- a Redis that is not there yet
+
+
+def test_a_process_that_starts_by_itself_waits_for_its_redis(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with redis_server() as server:
+        server.kill()
+        settings = load(redis=server.url, store=str(tmp_path))
+
+        def started(pause: float) -> None:
+            del pause
+            server.start()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("broker.hands.time", SimpleNamespace(sleep=started))
+            insisted_parts(settings).close()
+    assert "again in" in caplog.text
