@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from broker import errors, sinks, sources
+    from broker.changelog import Ack, ChangeLog
     from broker.connect import Broker, Dataset, connect
     from broker.handle import Handle
     from broker.model.dataset import Column, Schema
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__: Final = "0.1.0"
 
 _WHERE: Final = {
+    "Ack": "broker.changelog", "ChangeLog": "broker.changelog",
     "Broker": "broker.connect", "Dataset": "broker.connect", "Handle": "broker.handle", "connect": "broker.connect",
     "Column": "broker.model.dataset", "Schema": "broker.model.dataset",
     "Event": "broker.model.event", "Completion": "broker.model.request",
@@ -41,7 +43,7 @@ _WHERE: Final = {
 """Public name -> module that defines it; '' for a submodule."""
 
 __all__ = [
-    "Broker", "Column", "Completion", "Dataset", "Delta", "Event", "Handle", "Producers", "ProductionRequest", "Published",
+    "Ack", "Broker", "ChangeLog", "Column", "Completion", "Dataset", "Delta", "Event", "Handle", "Producers", "ProductionRequest", "Published",
     "Received", "Replica", "Report", "Response", "Responses", "Schema", "Settings", "Since", "Snapshot", "Unchanged", "connect",
     "errors", "sinks", "sources",
 ]  # fmt: skip

@@ -76,7 +76,9 @@ class Settings(BaseSettings):
     flight_members: int = Field(1_000, ge=1, description="requests that may join one production")
 
     # --- the change log and its micro-batches
-    log_slots: int = Field(4, ge=1, le=64, description="change logs of a shard: as many processes can share its batching")
+    log_slots: int = Field(
+        4, ge=1, le=64, description="change logs of a shard, which as many processes may share; fixed for a deployment"
+    )
     max_age_seconds: float = Field(1.0, gt=0, description="a change is visible so long after it was appended, at the latest")
     batch_rows: int = Field(500_000, ge=1, description="a micro-batch is closed at so many changes")
     batch_bytes: int = Field(64 << 20, ge=1 << 10, description="and at so many bytes: what one process holds in memory of it")
