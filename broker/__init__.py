@@ -43,9 +43,9 @@ _WHERE: Final = {
 """Public name -> module that defines it; '' for a submodule."""
 
 __all__ = [
-    "Ack", "Broker", "ChangeLog", "Column", "Completion", "Dataset", "Delta", "Event", "Handle", "Producers", "ProductionRequest",
-    "Published", "Received", "Replica", "Report", "Response", "Responses", "Schema", "Settings", "Since", "Snapshot", "Unchanged",
-    "connect", "errors", "sinks", "sources",
+    "Ack", "Broker", "ChangeLog", "Column", "Completion", "Dataset", "Delta", "Event", "Handle", "Producers",
+    "ProductionRequest", "Published", "Received", "Replica", "Report", "Response", "Responses", "Schema", "Settings", "Since",
+    "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
 ]  # fmt: skip
 
 
