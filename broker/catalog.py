@@ -109,6 +109,14 @@ class Catalog:
         """Sealed records from the store, from number `first` on."""
         return self._sealed.records(dataset, first)
 
+    def settled(self, dataset: DatasetId, before: float) -> State:
+        """The newest fold that was sealed `before` a time of the store's clock; the empty state where there is none."""
+        return self._sealed.checkpoint(dataset, before=before) or State(dataset)
+
+    def sealed_at(self, dataset: DatasetId, seq: int) -> float:
+        """When a record was sealed, by the store's clock. Raises NotFound."""
+        return self._sealed.sealed_at(dataset, seq)
+
     # --- writing
 
     def create(self, spec: DatasetSpec) -> State:

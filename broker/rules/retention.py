@@ -102,7 +102,7 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
 def _keep_floor(edges: Sequence[Edge], first: int, budget: int, kept: dict[Pair, str]) -> None:
     """Edges between the versions from `first` on, the newest first, at most `budget` bytes of them."""
     for edge in reversed(edges):
-        start = edge.version if edge.base is None else edge.base
+        start = edge.version - 1 if edge.base is None else edge.base
         if start < first - 1 or pair(edge) in kept:
             continue
         budget -= edge.bytes

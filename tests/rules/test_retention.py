@@ -123,6 +123,13 @@ def test_the_floor_keeps_the_roads_between_the_newest_versions() -> None:
     assert [plan.why(version - 1, version) for version in (16, 17, 18, 19, 20)] == [None, *[FLOOR] * 4]
 
 
+def test_a_floor_of_one_version_keeps_no_snapshot_before_it() -> None:
+    edges = [edge(None, version) for version in range(1, 5)]
+    plan = retention(edges, Wanted(), NONE, now=100)
+    assert [pair(edge) for edge in plan.retire] == [(None, 1), (None, 2), (None, 3)]
+    assert plan.until == 3
+
+
 def test_young_versions_stay_whatever_their_number() -> None:
     edges = chain(6, edge(None, 6, 100))
     times = {version: float(version) for version in range(1, 7)}
