@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,12 +15,7 @@ import pyarrow as pa
 from broker.changelog import ChangeLog
 from broker.columnar.intake import Intake
 from broker.columnar.types import schema_of
-from broker.errors import (
-    BrokerError,
-    InvalidRequest,
-    NotFound,
-    Reconciling,
-)
+from broker.errors import BrokerError, InvalidRequest, NotFound, Reconciling
 from broker.flights import Order, Submitted
 from broker.fulfilment import completion_at_once
 from broker.handle import Handle
@@ -33,6 +29,7 @@ from broker.publication import Note, Published
 from broker.received import Received
 from broker.replica import Replica
 from broker.responses import Response, Responses
+from broker.retention import DatasetRetention
 from broker.rules.answering import derivation_of
 from broker.rules.fold import State as DatasetState
 from broker.rules.fold import VersionInfo
@@ -290,6 +287,24 @@ class Dataset:
     def drop(self) -> None:
         """No longer offered; its log stays."""
         self._parts.catalog.drop(self.id)
+
+    @property
+    def retention(self) -> DatasetRetention:
+        """What would be given up and why the rest stays: `plan()`, `explain(file_or_version)`, `apply()`."""
+        return self._parts.retention.of(self.id)
+
+    def hold(self, version: int, until: float | datetime | None = None, why: str = "", name: str | None = None) -> str:
+        """Keep a version readable until a time (seconds since the epoch; None: until `release_hold`). -> the hold's name
+
+        A hold of the same name (None: `v<version>`) is replaced. Raises NotFound (also for a retired version), InvalidName.
+        """
+        name = name or f"v{version}"
+        self._parts.retention.hold(self.id, name, version, until.timestamp() if isinstance(until, datetime) else until, why)
+        return name
+
+    def release_hold(self, name: str) -> None:
+        """End a hold. Raises NotFound."""
+        self._parts.retention.release(self.id, name)
 
     def verify(self) -> Iterator[Checked]:
         """Re-hash every file offered, then fold the whole log: each object with what is wrong with it, or None."""

@@ -13,8 +13,12 @@ from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.changelog import ChangeLogs
 from broker.columnar.engine import Engine
+from broker.compactor import Compactor
+from broker.cursors import Cursors
 from broker.publication import Publication
 from broker.requests import Requests
+from broker.retention import Retention
+from broker.rules.retention import Floors
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
 from broker.stores.port import ObjectStore
@@ -38,6 +42,9 @@ class Parts:
     requests: Requests
     derived: Derived
     changelogs: ChangeLogs
+    cursors: Cursors
+    compactor: Compactor
+    retention: Retention
     promise: Promise
     on_step: OnStep
 
@@ -80,9 +87,13 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     index, leases = Index(redis, settings.shards), Leases(redis, settings.lease_seconds)
     catalog = Catalog(index, store, settings, on_step)
     engine = Engine(store, settings)
+    publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step)
+    cursors = Cursors(redis, index, settings.cursor_seconds)
+    floors = Floors(settings.retain_versions, settings.retain_seconds)
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
-        publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step),
-        requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
-        changelogs=ChangeLogs(redis, catalog, settings), promise=promise, on_step=on_step,
+        publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
+        changelogs=ChangeLogs(redis, catalog, settings), cursors=cursors,
+        compactor=Compactor(index, catalog, engine, publication, leases),
+        retention=Retention(catalog, index, leases, cursors, floors), promise=promise, on_step=on_step,
     )  # fmt: skip
