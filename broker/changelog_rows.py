@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,8 +15,9 @@ from broker.catalog import Catalog
 from broker.columnar.blocks import encoded, split
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes, settled
 from broker.columnar.types import arrow_schema
-from broker.errors import Conflict, Invalid, SchemaConflict
+from broker.errors import Invalid, SchemaConflict, Transient
 from broker.model.names import DatasetId
+from broker.rules.batching import check_mixture
 from broker.rules.blocks import Kind
 from broker.rules.fold import State
 from broker.settings import Settings
@@ -27,7 +29,10 @@ NUMBERED_BYTES: Final = 32 << 20
 """Of a block that its producer numbered: it cannot be cut."""
 ENTRY_BYTES: Final = 64
 """What an entry counts besides its payload (append.lua)."""
-ALTERATIONS: Final = 5
+LOOK_SECONDS: Final = 1.0
+"""What is appended to a dataset for as long after it was dropped is lost with it."""
+ALTERATIONS: Final = 64
+"""Each lost race is another producer's column: more than a dataset ever gets at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class Shaper:
     def __init__(self, catalog: Catalog, dataset: DatasetId, settings: Settings) -> None:
         self._catalog, self._dataset, self._settings = catalog, dataset, settings
         self._fit: set[str] = set()  # sessions that may have a change log
+        self._looked = float("-inf")
 
     def contents(self, data: Intake, kind: Kind) -> Iterator[Content]:
         """The data in blocks of at most BLOCK_ROWS and about BLOCK_BYTES, the same for the same data.
@@ -109,21 +115,13 @@ class Shaper:
     def _accept(self, data: Intake, kind: Kind) -> Accepted:
         state = self._state()
         if state.session not in self._fit:
-            self._check(state)
+            check_mixture(state)
             self._fit.add(state.session)
         if kind == "u":
             return accept(data, state.spec)
         if state.spec.columns is None:
             raise Invalid("nothing to delete from", of=self._dataset, why="no rows came yet", hint="Append rows first")
         return accept_deletes(data, state.spec, state.spec.columns)
-
-    def _check(self, state: State) -> None:
-        if not state.spec.order and any(info.base is None for info in state.versions):
-            raise Conflict(
-                "the dataset takes snapshots", of=self._dataset,
-                why="without order columns nothing says whether a change is older than a snapshot",
-                hint="Create it with order columns, or publish deltas",
-            )  # fmt: skip
 
     def _settle(self, columns: pa.Schema, whole: bool) -> None:
         """Let the dataset have these columns: what lies in the log fits its schema, now or when it was appended."""
@@ -141,6 +139,14 @@ class Shaper:
         raise SchemaConflict("the schema keeps changing", of=self._dataset, hint="Let one producer settle it first")
 
     def _state(self) -> State:
-        """As this process last saw it: a schema only grows, and what fits an older one fits."""
-        seen = self._catalog.cached(self._dataset)
-        return seen if seen is not None and seen.exists else self._catalog.state(self._dataset)
+        """As this process last saw it, looked at again each LOOK_SECONDS: a schema only grows, but a dataset may be dropped."""
+        seen, now = self._catalog.cached(self._dataset), time.monotonic()
+        if seen is not None and seen.exists and now - self._looked < LOOK_SECONDS:
+            return seen
+        self._looked = now
+        try:
+            return self._catalog.state(self._dataset)
+        except Transient:  # delivery waits for Redis to come back, and then asks whoever was not sure
+            if seen is None or not seen.exists:
+                raise
+            return seen

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.backend.logs import LogEntry, Logs
+from broker.backend.logs import FIRST_READ, LogEntry, Logs
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.batch import BatchWriter
 from broker.columnar.blocks import decoded
@@ -53,12 +53,24 @@ class Closer:
         self._logs, self._catalog, self._writer, self._publication = logs, catalog, writer, publication
         self.limits, self._on_step = limits, on_step
 
-    def close(self, state: State, slot: int, reason: Reason) -> Batch | None:
+    def close_all(self, state: State, closing: Mapping[int, Reason], small: bool) -> list[Batch]:
+        """The batches behind what `state` has consumed of log slots, as far as there is anything. Raises as `close`.
+
+        `small`: little waits in all of them together, so it is read together.
+        """
+        dataset, after = DatasetId(state.dataset), {slot: state.consumed(slot) for slot in closing}
+        first = self._logs.first(dataset, after) if small and after else {}
+        batches = (self.close(state, slot, reason, first.get(slot)) for slot, reason in closing.items())
+        return [batch for batch in batches if batch is not None]
+
+    def close(self, state: State, slot: int, reason: Reason, first: list[LogEntry] | None = None) -> Batch | None:
         """The batch behind what `state` has consumed of a log slot, its files complete; None: nothing is there.
+
+        `first`: the first entries, where they were read already; fewer than FIRST_READ are all.
 
         Raises SchemaConflict, BadData (a change fits the dataset no more), Corrupt, Unavailable.
         """
-        written_at, taken = time.time(), self._take(state, slot)
+        written_at, taken = time.time(), self._take(self._entries(state, slot, first))
         if not taken.seen:
             return None
         self._on_step("read")
@@ -74,16 +86,22 @@ class Closer:
         self._grow(state.spec, written.schema)
         return batch.model_copy(update={"files": written.files, "coalesced": written.stale})
 
-    def _take(self, state: State, slot: int) -> Taken:
+    def _take(self, entries: Iterable[LogEntry]) -> Taken:
         taken = Taken()
-        for entry in self._entries(state, slot):
+        for entry in entries:
             taken.add(entry)
             if taken.rows >= self.limits.rows or taken.bytes >= self.limits.bytes:
                 break
         return taken
 
-    def _entries(self, state: State, slot: int) -> Iterator[LogEntry]:
-        return self._logs.entries(DatasetId(state.dataset), slot, state.consumed(slot))
+    def _entries(self, state: State, slot: int, first: list[LogEntry] | None) -> Iterator[LogEntry]:
+        after = state.consumed(slot)
+        if first is not None:
+            yield from first
+            if len(first) < FIRST_READ:
+                return
+            after = first[-1].id
+        yield from self._logs.entries(DatasetId(state.dataset), slot, after)
 
     def _grow(self, spec: DatasetSpec, schema: Schema) -> None:
         """Make the dataset's schema hold what the files have, before anybody may commit them. Raises SchemaConflict."""

@@ -57,6 +57,10 @@ class HeldSlots:
         """Those held as of the last `keep`."""
         return [place for place, _ in list(self._held.values())]
 
+    def every(self) -> list[Place]:
+        """All log slots there are."""
+        return [Place(slot, number) for slot in self._index.slots() for number in range(self._count)]
+
     def keep(self, owner: str) -> None:
         """Be alive, renew what is held, give back what exceeds the fair share, take what is free below it; often a no-op."""
         with self._lock:
@@ -81,8 +85,7 @@ class HeldSlots:
 
     def _places(self, owner: str) -> list[Place]:
         """All log slots, in an order of this process' own: so that several seldom reach for one lease."""
-        found = [Place(slot, number) for slot in self._index.slots() for number in range(self._count)]
-        return sorted(found, key=lambda place: crc32(f"{owner} {place.name}".encode()))
+        return sorted(self.every(), key=lambda place: crc32(f"{owner} {place.name}".encode()))
 
     def _renew(self) -> None:
         for name, (place, lease) in list(self._held.items()):

@@ -17,6 +17,7 @@ from broker.model.names import check_name
 from broker.parts import Parts, open_parts
 from broker.producers import Producers
 from broker.settings import CONFIG_FILE, find_upwards
+from workers.batching import serve_batches
 from workers.child import producers_of
 from workers.loop import DRAIN_SECONDS, Loop
 from workers.producing import Producing
@@ -33,6 +34,7 @@ log = logging.getLogger("broker.worker")
     broker worker my_module:app --processes 4
     broker worker --burst
     broker worker my_module:app --role parts --processes 8
+    broker worker --role microbatch
     broker worker sources/broker.toml
     """,
     answer="Nothing on stdout; the log on stderr, a line for each event: {time, level, event, counts, patterns, error}",
@@ -46,8 +48,9 @@ log = logging.getLogger("broker.worker")
     help="Attempts that run at once, each in a child process.",
 )
 @click.option(
-    "--role", type=click.Choice(["all", "lead", "parts"]), default="all", show_default=True,
-    help="lead: requests only; parts: only RQ workers, --processes for parts of heavy productions and one that joins them.",
+    "--role", type=click.Choice(["all", "lead", "parts", "microbatch"]), default="all", show_default=True,
+    help="lead: requests only; parts: only RQ workers, --processes for parts of heavy productions and one that joins them; "
+    "microbatch: versions from change logs, without an APP; start one a core.",
 )  # fmt: skip
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do for these producers.")
 @click.option("--name", help="Name in status and logs. Default: host, pid and a random part.")
@@ -67,6 +70,9 @@ def worker(
     TERM or INT: takes no more, finishes what runs, ends. A second one ends at once.
     """
     log_to_stderr(face.json)
+    if role == "microbatch":
+        serve_batches(face.settings(), check_name(name, "worker") if name else None, burst)
+        return
     target = app or config_here()
     producers = checked_app(target)
     if role == "parts":

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from threading import Event
+from typing import Final
 from uuid import uuid4
 
 from broker.backend.batches import Batches
 from broker.backend.logs import Logs
 from broker.backend.registry import Registry
 from broker.columnar.batch import BatchWriter
+from broker.errors import BrokerError
 from broker.microbatcher import BatchReport, MicroBatcher
 from broker.microbatcher_closing import Closer
-from broker.microbatcher_slots import HeldSlots
-from broker.parts import Parts
+from broker.microbatcher_slots import HeldSlots, Place
+from broker.parts import Parts, open_parts
 from broker.rules.batching import Limits
+from broker.settings import Settings
+from workers.loop import Loop
+from workers.roles import add_janitor
+
+log = logging.getLogger("broker.worker")
+TELL_SECONDS: Final = 5.0
 
 
 @dataclass
@@ -43,6 +52,7 @@ class Batching:
         batches = Batches(parts.redis, parts.index, logs)
         self.batcher = MicroBatcher(batches, logs, self._held, parts.catalog, closer, parts.on_step)
         self.counts = Counts()
+        self._told = asdict(self.counts)
 
     def run_once(self) -> BatchReport:
         """One pass, without a wait."""
@@ -61,11 +71,52 @@ class Batching:
         if report.due_seconds:
             stopping.wait(report.due_seconds)
 
+    @property
+    def places(self) -> list[Place]:
+        """The log slots this process serves."""
+        return self._held.places
+
     def keep(self) -> None:
         """Renew the leases, also while a pass is long."""
         self._held.keep(self.name)
 
+    def tell(self) -> None:
+        """A line when the counts changed."""
+        counts = asdict(self.counts)
+        if counts != self._told:
+            log.info(" ".join(f"{name}={value}" for name, value in counts.items() if value), extra={"counts": counts})
+            self._told = counts
+
+    def idle(self) -> bool:
+        """For a burst: whether nothing is left in any log slot, whoever serves it."""
+        return not self.batcher.left()
+
     def close(self) -> None:
-        """Give the log slots away and drop temporary files."""
-        self.batcher.leave(self.name)
-        self._writer.close()
+        """Give the log slots away, which otherwise lapse, and drop temporary files."""
+        try:
+            self.batcher.leave(self.name)
+        except BrokerError as error:
+            log.warning("could not give the log slots away: %s", error)
+        finally:
+            self._writer.close()
+
+
+def serve_batches(settings: Settings, name: str | None = None, burst: bool = False) -> None:
+    """Micro-batches until a signal, which ends with the pass at work; a burst ends when no change waits any more."""
+    parts = open_parts(settings)
+    try:
+        role, loop = Batching(parts, name), Loop()
+        loop.handle_signals()
+        loop.every("microbatch", 0, lambda: role.step(loop.stopping))
+        loop.every("leases", settings.lease_seconds / 3, role.keep, drains=True)
+        loop.every("counts", TELL_SECONDS, role.tell)
+        add_janitor(loop, parts, role.name, sweeps=not burst)
+        log.info("%s makes micro-batches", role.name)
+        try:
+            loop.run(role.idle if burst else None)
+        finally:
+            role.tell()
+            role.close()
+            log.info("%s ended", role.name)
+    finally:
+        parts.close()

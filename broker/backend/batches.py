@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from broker.backend.client import RedisClient
@@ -47,7 +48,7 @@ class Batches:
         found = dict[DatasetId, dict[int, int]]()
         for (number, _), flat in zip(places, replies, strict=True):
             for name, at in zip(flat[::2], flat[1::2], strict=True):
-                found.setdefault(DatasetId(name.decode()), {})[number] = int(float(at))
+                found.setdefault(_dataset(name), {})[number] = int(float(at))
         return int(clock[0]) * 1000 + int(clock[1]) // 1000, found
 
     def totals(self, places: Sequence[tuple[DatasetId, int]]) -> list[Logged]:
@@ -75,3 +76,9 @@ class Batches:
 
     def _key(self, dataset: DatasetId) -> bytes:
         return self._index.slot(dataset).batches(dataset)
+
+
+@lru_cache(maxsize=100_000)
+def _dataset(name: bytes) -> DatasetId:
+    """Checked once: a busy slot names the same ones many times a second."""
+    return DatasetId(name.decode())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from broker.backend.client import Call, RedisClient
 from broker.backend.keys import Slot, log_slot, slot_for
@@ -157,10 +157,23 @@ class Logs:
 
     def trim(self, state: State, number: int) -> int:
         """Forget what versions hold: entries up to `state.consumed`, never one more. -> entries left. Idempotent."""
-        dataset = DatasetId(state.dataset)
-        lives = [(MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000]
-        keys = self._keys(dataset, number)
-        return int(self._redis.call(self._trim, keys, [dataset, state.consumed(number), *lives]))
+        keys, arguments = self._trimming(state, number)
+        return int(self._redis.call(self._trim, keys, arguments))
+
+    def trim_all(self, state: State, numbers: Iterable[int]) -> None:
+        """`trim` of several slots in one round trip."""
+        for reply in self._redis.call_many(self._trim, [self._trimming(state, number) for number in numbers]):
+            if isinstance(reply, BrokerError):
+                raise reply
+
+    def first(self, dataset: DatasetId, after: Mapping[int, str]) -> dict[int, list[LogEntry]]:
+        """Of each slot the first FIRST_READ entries behind an id, in one round trip: fewer say that those are all."""
+        commands = [
+            ("XRANGE", self.slot(dataset, number).log(dataset), f"({id}", "+", "COUNT", FIRST_READ)
+            for number, id in after.items()
+        ]
+        replies = self._redis.pipeline(commands, dataset, writes=False)
+        return {number: [_entry(*entry) for entry in _good(reply)] for number, reply in zip(after, replies, strict=True)}
 
     def last_id(self, dataset: DatasetId, number: int) -> str:
         """Id of the newest entry; '0-0' when there is none."""
@@ -172,6 +185,11 @@ class Logs:
         commands = [("ZSCORE", self.slot(dataset, number).ready, dataset), ("TIME",)]
         score, clock = self._redis.pipeline(commands, dataset, writes=False)
         return None if _good(score) is None else max(0.0, int(clock[0]) + int(clock[1]) / 1e6 - float(score) / 1000)
+
+    def _trimming(self, state: State, number: int) -> Call:
+        dataset = DatasetId(state.dataset)
+        lives = ((MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000)
+        return self._keys(dataset, number), [dataset, state.consumed(number), *lives]
 
     def _keys(self, dataset: DatasetId, number: int) -> list[bytes]:
         slot = self.slot(dataset, number)
@@ -191,7 +209,7 @@ def _entry(id: bytes, flat: list[bytes]) -> LogEntry:
     return LogEntry(id.decode(), producer, block, kind, rows, bytes_until, rows_until, fields.get(b"d"))
 
 
-def _good(reply: bytes | Exception) -> bytes:
+def _good(reply: Any) -> Any:
     if isinstance(reply, Exception):
         raise reply
     return reply

@@ -22,6 +22,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("broker.cli.service:doctor", "Check everything and say what cannot be promised."),
     "dataset": ("broker.cli.datasets:dataset", "Create, list, show, alter and drop datasets."),
     "publish": ("broker.cli.publish:publish", "Publish files as a new version of a dataset."),
+    "append": ("broker.cli.append:append", "Append changes to a dataset's change log."),
+    "log": ("broker.cli.append:log", "What waits in a change log for its micro-batches."),
     "request": ("broker.cli.requests:request", "Ask for data."),
     "requests": ("broker.cli.requests:requests", "List, show, watch, cancel and retry requests."),
     "responses": ("broker.cli.responses:responses", "Read a target's completions."),

@@ -21,6 +21,8 @@ from broker.columnar.types import arrow_schema
 from broker.errors import BadData
 from broker.model.dataset import DatasetSpec, Schema
 
+LARGE_ROWS: Final = 4_096
+"""Of one chunk, on average: smaller ones cost more one by one than put together."""
 PLACE: Final = "place"
 """A change's place among all changes of the batch, in commit order."""
 
@@ -123,11 +125,13 @@ def _sides(spec: DatasetSpec, groups: Sequence[_Group], columns: pa.Schema) -> I
         if mine:
             tables = [_conformed(pa.concat_tables(group.tables), wanted, spec) for group in mine]
             places = pa.concat_arrays([_numbered(group.places) for group in mine])
-            yield _Side(gone, pa.concat_tables(tables).combine_chunks(), places, len(groups) == 1)
+            yield _Side(gone, pa.concat_tables(tables), places, len(groups) == 1)
 
 
 def _conformed(rows: pa.Table, wanted: pa.Schema, spec: DatasetSpec) -> pa.Table:
-    return pa.Table.from_batches(conformed(rows.combine_chunks().to_reader(), wanted, spec.key), wanted)
+    """Large blocks stay apart: where each key stands once, nothing need be copied."""
+    batches = rows if rows.num_rows >= LARGE_ROWS * rows.column(0).num_chunks else rows.combine_chunks()
+    return pa.Table.from_batches(conformed(batches.to_reader(), wanted, spec.key), wanted)
 
 
 def _numbered(places: Sequence[range]) -> pa.Array:

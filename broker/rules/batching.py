@@ -181,7 +181,8 @@ def check_mixture(state: State) -> None:
     if not state.offered or state.spec.order:
         return
     snapshot = state.snapshot
-    made = state.info(snapshot.version) if snapshot else None
+    known = snapshot is not None and str(snapshot.version) in state.tables["versions"]
+    made = state.info(snapshot.version) if snapshot and known else None
     if made is not None and made.base is None and made.system.get("producer") != PRODUCER:
         raise Conflict(
             "the dataset takes snapshots, so it takes no change log", of=state.dataset,

@@ -20,6 +20,12 @@ NAMED: Final = (
     ("sink_compare_off", "contracts/test_sinks.py::test_the_same_apply_twice_is_refused_and_changes_nothing[memory]"),
     ("tombstones_off", "contracts/test_sinks.py::test_a_late_older_upsert_does_not_bring_a_deleted_row_back[sqlite]"),
     ("order_tie_off", "parts/test_columnar_merge.py::test_the_rows_that_stand_are_those_of_the_merge_rule_at_every_version"),
+    (
+        "producer_marks_off",
+        "parts/test_changelog.py::test_the_same_block_again_is_dropped_and_a_gap_is_refused_with_the_number_expected",
+    ),
+    ("sealed_marks_off", "faults/test_changelog_faults.py::test_after_a_total_loss_the_sealed_marks_count"),
+    ("log_floor_off", "faults/test_changelog_faults.py::test_ids_outgrow_those_of_a_server_whose_clock_was_ahead"),
 )
 
 

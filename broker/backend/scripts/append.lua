@@ -3,7 +3,7 @@
 --   8 most unbatched bytes, 9 memory ratio (percent)
 -- -> {'accepted'|'same', entry id} | {'gap', number expected} | {'taken', mark} | {'reconcile'|'full'|'memory'}
 -- An entry's c and r are the dataset's bytes and rows so far in this slot, itself included.
-local OVERHEAD, MEMORY_EVERY = 64, 64
+local OVERHEAD, MEMORY_EVERY, LARGE = 64, 64, 16384
 local run = incarnation()
 local logged = redis.call('HMGET', KEYS[3], 'run', 'appended', 'rows', 'released')
 if logged[1] ~= run then return { 'reconcile' } end
@@ -26,7 +26,7 @@ local appended, rows = tonumber(logged[2]) + #ARGV[7] + OVERHEAD, tonumber(logge
 if appended - tonumber(logged[4]) > tonumber(ARGV[8]) then return { 'full' } end
 local appends = redis.call('HINCRBY', KEYS[1], 'appends', 1)
 local full = redis.call('HGET', KEYS[1], 'full') == '1'
-if full or appends % MEMORY_EVERY == 1 then
+if full or #ARGV[7] >= LARGE or appends % MEMORY_EVERY == 1 then
   local memory = redis.call('INFO', 'memory')
   local used, limit = tonumber(string.match(memory, 'used_memory:(%d+)')), tonumber(string.match(memory, 'maxmemory:(%d+)'))
   full = limit > 0 and used * 100 > limit * ARGV[9]

@@ -1,0 +1,154 @@
+"""Micro-batches: records through the change log into versions, the latency of a lone record, and a thousand quiet datasets.
+
+One appender (this process), one micro-batcher (`broker worker --role microbatch`), Redis and the store share this machine.
+BROKER_BENCH_SECONDS: how long records flow (default 60, as the claim says).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks.common import MEBIBYTE, ROOT, Row, offers, peak_bytes, percentile, private_broker
+from broker.backend.logs import Logs
+from broker.connect import Broker, Dataset
+from broker.errors import Overloaded
+
+DATASET = "shop/catalog/offers"
+SECONDS = float(os.environ.get("BROKER_BENCH_SECONDS", "60"))
+BLOCK_ROWS, KEYS = 100_000, 1_000_000
+LONE, DATASETS, ROUNDS = 100, 1_000, 5
+DRAIN_SECONDS = 60.0
+
+
+@contextmanager
+def batcher(connection: Broker) -> Iterator[subprocess.Popen[bytes]]:
+    """A `broker worker --role microbatch` process on the same Redis and store."""
+    settings = connection.parts.settings
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "BROKER_HOME": str(settings.home)}
+    given = settings.model_dump(exclude_defaults=True, exclude={"home"})
+    environment |= {f"BROKER_{name.upper()}": str(value) for name, value in given.items()}
+    command = [sys.executable, "-m", "broker.cli", "worker", "--role", "microbatch"]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_for(done: Callable[[], bool], seconds: float = DRAIN_SECONDS) -> bool:
+    """Poll every millisecond. False: not within `seconds`."""
+    deadline = time.perf_counter() + seconds
+    while not done():
+        if time.perf_counter() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def drained(dataset: Dataset) -> bool:
+    return not any(slot.unbatched_rows for slot in dataset.changelog.status())
+
+
+def flow(dataset: Dataset, blocks: Callable[[int], Any], seconds: float) -> float:
+    """Rows a second from the first append until the last is in a version: back-pressure sets the pace."""
+    begun, rows = time.perf_counter(), 0
+    for number in count(1):
+        if time.perf_counter() - begun > seconds:
+            break
+        block = blocks(number)
+        while True:
+            try:
+                rows += dataset.changelog.append(block, timeout=30).rows
+                break
+            except Overloaded:
+                time.sleep(0.005)
+    if not wait_for(lambda: drained(dataset)):
+        raise TimeoutError("the log was not drained")
+    return rows / (time.perf_counter() - begun)
+
+
+def through() -> Iterator[Row]:
+    table = offers(KEYS)
+    tables = [table.slice(start, BLOCK_ROWS) for start in range(0, KEYS, BLOCK_ROWS)]
+
+    def arrow(number: int) -> pa.Table:
+        """Every key again and again, each time newer."""
+        block = tables[number % len(tables)]
+        newer = pa.array([number] * block.num_rows, pa.int64())
+        return block.set_column(4, "updated_at", newer)
+
+    rows = [block.slice(0, BLOCK_ROWS // 4).set_column(4, "updated_at", pa.array([0] * (BLOCK_ROWS // 4))) for block in tables]
+    dicts = [block.to_pylist() for block in rows]
+    for name, blocks, target in (("Arrow", arrow, 1_000_000), ("dict", lambda n: dicts[n % len(dicts)], 250_000)):
+        with private_broker() as b, batcher(b) as process:
+            dataset = b.dataset(DATASET, key=["sku"], order=["updated_at"])
+            dataset.changelog.append(blocks(0))
+            wait_for(lambda dataset=dataset: drained(dataset))  # type: ignore[misc]
+            rate = flow(dataset, blocks, SECONDS)
+            memory = _memory(b, process.pid)
+        work, figure = f"through, {name} records, {SECONDS:g} s", f"{rate:,.0f}/s ({memory})"
+        yield Row(work, figure, "", rate / target, f"{target:,}/s", rate >= target)
+
+
+def _memory(b: Broker, batcher_pid: int) -> str:
+    redis = int(b.parts.redis.servers()[0].info("memory")["used_memory_peak"])
+    return f"batcher {peak_bytes(batcher_pid) // MEBIBYTE} MiB, Redis at most {redis // MEBIBYTE} MiB"
+
+
+def lone() -> Iterator[Row]:
+    with private_broker(max_age_seconds=0.1) as b, batcher(b):
+        dataset = b.dataset(DATASET, key=["sku"], order=["at"])
+        dataset.changelog.append([{"sku": "warm", "at": 0}])
+        wait_for(lambda: dataset.latest() is not None)
+        waits = list[float]()
+        for number in range(LONE):
+            before = dataset.state.version
+            begun = time.perf_counter()
+            dataset.changelog.append([{"sku": "lone", "at": number}])
+            wait_for(lambda before=before: dataset.state.version > before)  # type: ignore[misc]
+            waits.append((time.perf_counter() - begun) * 1000)
+    p50, p99 = percentile(waits, 0.5), percentile(waits, 0.99)
+    yield Row("lone record, max_age 100 ms, visible", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms", "", None, "p50 130 ms", p50 <= 130)
+
+
+def quiet() -> Iterator[Row]:
+    """Each dataset gets a record a second; what counts is how old the oldest record is that no version holds."""
+    with private_broker() as b:
+        datasets = [b.dataset(f"shop/catalog/d{number:04}", key=["sku"], order=["at"]) for number in range(DATASETS)]
+        worst = 0.0
+        with batcher(b):
+            for at in range(ROUNDS):
+                begun = time.perf_counter()
+                for number, dataset in enumerate(datasets):
+                    dataset.changelog.append([{"sku": "a", "at": at}])
+                    if number % 100 == 99:
+                        worst = max(worst, _oldest_seconds(b, datasets))
+                time.sleep(max(0.0, begun + 1 - time.perf_counter()))
+            wait_for(lambda: _oldest_seconds(b, datasets) == 0.0)
+    allowed = b.parts.settings.max_age_seconds + 1
+    yield Row(
+        f"{DATASETS:,} datasets, a record a second each", f"the oldest waits {worst:.1f} s", "", None, f"{allowed:g} s",
+        worst <= allowed,
+    )  # fmt: skip
+
+
+def _oldest_seconds(b: Broker, datasets: list[Dataset]) -> float:
+    """Of all log slots of the datasets' one domain."""
+    logs = Logs(b.parts.redis, b.parts.settings)
+    now = int(b.parts.redis.run("TIME", writes=False)[0])
+    oldest = [at for number in range(logs.count) for _, at in logs.ready(logs.slot(datasets[0].id, number), 1)]
+    return max(0.0, now - min(oldest) / 1000) if oldest else 0.0
+
+
+def run() -> list[Row]:
+    return [*lone(), *quiet(), *through()]

@@ -1,0 +1,75 @@
+"""Files of changes, for the change log: every row in the file's own order, where a key may come again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+import duckdb
+import pyarrow as pa
+
+from broker.columnar.sql import listed
+from broker.errors import BadData, NotFound, Unavailable
+from broker.model.dataset import DatasetSpec
+from broker.settings import Settings
+from broker.sources.readers import format_of, scan_of
+
+BATCH_ROWS: Final = 65_536
+READ_BYTES: Final = 1 << 20
+LINE_BYTES: Final = 64 << 20
+"""A line longer than this is no record."""
+
+
+def changes_of(spec: DatasetSpec, path: Path, settings: Settings) -> Iterator[pa.RecordBatch]:
+    """The rows of a CSV, JSONL or Parquet file (each also .gz), first to last, with the dataset's types where it knows them.
+
+    A new column without any value says nothing of a type and is left out.
+    Memory: half of `settings.memory_limit_bytes`. Raises NotFound, BadData, Invalid, Unavailable.
+    """
+    known = spec.columns.types if spec.columns else {}
+    with (
+        tempfile.TemporaryDirectory(prefix="broker-changes-", dir=settings.temp_folder) as folder,
+        _errors(path),
+        duckdb.connect(config={"memory_limit": f"{settings.memory_limit_bytes // 2}B", "temp_directory": folder}) as engine,
+    ):
+        scan = scan_of(engine, path, format_of(path), known, Path(folder)).retyped(known)
+        named = [name for name in scan.columns if name not in scan.valueless or name in (*spec.key, *spec.order)]
+        reading = engine.cursor()  # what looked at the file may have left a result half read
+        reading.execute("SET TimeZone = 'UTC'")
+        query = f"SELECT {listed(named)} FROM {scan.sql}"
+        yield from reading.sql(query, params=scan.parameters).to_arrow_reader(BATCH_ROWS)
+
+
+def runs_of_lines(stream: IO[bytes], folder: Path) -> Iterator[Path]:
+    """A stream of JSON lines as files of whole lines, each of what has come by then: a trickle is not kept waiting.
+
+    The same path each time: read one before the next. Raises BadData for a line that never ends.
+    """
+    path, rest = folder / "lines.jsonl", b""
+    read = getattr(stream, "read1", stream.read)
+    while data := read(READ_BYTES):
+        whole, newline, rest = (rest + data).rpartition(b"\n")
+        if len(rest) > LINE_BYTES:
+            raise BadData("a line is too long", of="stdin", why=f"more than {LINE_BYTES} bytes", hint="Give JSON lines")
+        if whole.strip():
+            path.write_bytes(whole + newline)
+            yield path
+    if rest.strip():
+        path.write_bytes(rest + b"\n")
+        yield path
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound("no such file", of=str(path)) from None
+    except (duckdb.OutOfMemoryException, OSError) as error:
+        raise Unavailable("the file cannot be read now", of=str(path), why=str(error)[:300]) from None
+    except (duckdb.Error, UnicodeDecodeError, EOFError) as error:
+        why = " ".join(str(error).split("Possible Solution")[0].split())[:400]
+        raise BadData("not a readable file of its format", of=str(path), why=why) from None

@@ -1,0 +1,50 @@
+"""An appender process under test: a producer that numbers its blocks, and goes on behind the last after it was killed.
+
+BROKER_FAULTS=<folder> python -m tests.faults.appender <dataset> <producer> <last block>
+
+Block n holds rows `<producer>-<n>-<i>`, once in all time, and the row `<producer>`, which says n. A line of
+`acked.<producer>` for each block acknowledged.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from broker.connect import Broker
+from broker.errors import BrokerError, Terminal
+from broker.parts import open_parts
+from broker.settings import load
+from tests.faults import steps
+from tests.faults.arena import settings_of
+
+ROWS = 5
+
+
+def rows_of(producer: str, block: int) -> list[dict[str, Any]]:
+    own = [{"sku": f"{producer}-{block}-{number}", "n": block} for number in range(block % (ROWS + 1))]
+    return [*own, {"sku": producer, "n": block}]
+
+
+def main(dataset: str, producer: str, last: int) -> int:
+    with Broker(open_parts(load(**settings_of(steps.HOME)))) as b:
+        log = b.dataset(dataset).changelog
+        while True:
+            try:
+                block = log.resume(producer)
+                while block <= last:
+                    log.append(rows_of(producer, block), producer=producer, block=block, timeout=20)
+                    with (steps.HOME / f"acked.{producer}").open("ab", buffering=0) as acked:
+                        acked.write(f"{block}\n".encode())
+                    block += 1
+                return 0
+            except Terminal as error:
+                sys.stderr.write(f"{error}\n")
+                return 3
+            except BrokerError:
+                time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
