@@ -145,7 +145,7 @@ class Retention:
 
     def _plan(self, state: State) -> RetentionPlan:
         dataset, now = DatasetId(state.dataset), time.time()
-        holds = [hold for hold in state.holds.values() if hold.until is None or hold.until > now]
+        holds = [hold for _, hold in sorted(state.holds.items()) if hold.until is None or hold.until > now]
         versions = {**self._pins(dataset), **{f"{HOLD} {hold.name}": [hold.version] for hold in holds}}
         offered = {edge.version for edge in state.edges}
         readers = {
