@@ -18,6 +18,7 @@ from broker.cursors import Cursors
 from broker.publication import Publication
 from broker.requests import Requests
 from broker.retention import Retention
+from broker.rules.guards import Guards
 from broker.rules.retention import Floors
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
@@ -87,7 +88,8 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     index, leases = Index(redis, settings.shards), Leases(redis, settings.lease_seconds)
     catalog = Catalog(index, store, settings, on_step)
     engine = Engine(store, settings)
-    publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step)
+    guards = Guards(settings.min_rows, settings.max_rows, settings.max_delete_ratio)
+    publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step, guards)
     cursors = Cursors(redis, index, settings.cursor_seconds)
     floors = Floors(settings.retain_versions, settings.retain_seconds)
     return Parts(

@@ -66,7 +66,7 @@ def run_part(flight: str, part: str, attempt: int) -> None:
 def finalise(flight: str, attempt: int) -> None:
     """Make one version of all parts of a flight."""
     with _opened() as (_, hands):
-        hands.finalise(flight, attempt)
+        hands.finalise(flight, attempt, producers_of)
 
 
 def compact(dataset: str) -> None:
