@@ -303,13 +303,11 @@ class Dataset:
 
         A hold of the same name (None: `v<version>`) is replaced. Raises NotFound (also for a retired version), InvalidName.
         """
-        name = name or f"v{version}"
-        self._parts.retention.hold(self.id, name, version, until.timestamp() if isinstance(until, datetime) else until, why)
-        return name
+        return self.retention.hold(version, until.timestamp() if isinstance(until, datetime) else until, why, name)
 
     def release_hold(self, name: str) -> None:
         """End a hold. Raises NotFound."""
-        self._parts.retention.release(self.id, name)
+        self.retention.release(name)
 
     def verify(self) -> Iterator[Checked]:
         """Re-hash every file offered, then fold the whole log: each object with what is wrong with it, or None."""

@@ -183,6 +183,16 @@ class DatasetRetention:
         """For how long nothing is given up, because a consumer that lives may not have said so yet; 0: all are known."""
         return self._retention.waits_seconds(self._dataset)
 
+    def hold(self, version: int, until: float | None = None, why: str = "", name: str | None = None) -> str:
+        """Keep a version readable until a time (seconds since the epoch). -> the hold's name (None: `v<version>`)."""
+        name = name or f"v{version}"
+        self._retention.hold(self._dataset, name, version, until, why)
+        return name
+
+    def release(self, name: str) -> None:
+        """End a hold. Raises NotFound."""
+        self._retention.release(self._dataset, name)
+
 
 def _named(base: int | None, version: int) -> str:
     return f"snapshot {version}" if base is None else f"{base} to {version}"
