@@ -25,6 +25,12 @@ NAMED: Final = (
         "parts/test_changelog.py::test_the_same_block_again_is_dropped_and_a_gap_is_refused_with_the_number_expected",
     ),
     ("sealed_marks_off", "faults/test_changelog_faults.py::test_after_a_total_loss_the_sealed_marks_count"),
+    (
+        "retention_cursors_off",
+        "parts/test_retention_consumers.py::test_nobody_who_lives_loses_a_road_and_the_store_stays_small",
+    ),
+    ("sweep_wait_off", "parts/test_sweep.py::test_a_retired_file_goes_when_no_answer_can_name_it_and_not_before"),
+    ("gate_off", "parts/test_guards.py::test_a_version_that_takes_too_much_away_is_refused_and_the_old_one_stays[snapshot]"),
     ("log_floor_off", "faults/test_changelog_faults.py::test_ids_outgrow_those_of_a_server_whose_clock_was_ahead"),
 )
 
