@@ -16,6 +16,8 @@ from broker.rules.blocks import Kind
 log = logging.getLogger("broker.changelog")
 SEND_RECORDS: Final = 10_000
 """Records that wait for the block before; as many again may be on their way."""
+SEND_BYTES: Final = 32 << 20
+"""And so many bytes of text in them."""
 AGAIN_SECONDS: Final = 0.2
 """Between tries while the log refuses."""
 
@@ -25,10 +27,11 @@ Item = tuple[Kind, Any]
 class Batch:
     """Records that leave together: runs of one kind, each acknowledged by its own block. Errors by record."""
 
-    __slots__ = ("acks", "ended", "errors", "items")
+    __slots__ = ("acks", "bytes", "ended", "errors", "items")
 
     def __init__(self) -> None:
         self.items: list[Item] = []
+        self.bytes = 0
         self.acks: list[tuple[int, Any]] = []  # behind the run's last record
         self.errors: dict[int, BrokerError] = {}
         self.ended = Event()
@@ -72,12 +75,14 @@ class Sending:
     def put(self, kind: Kind, record: Any, timeout: float) -> Pending:
         """Raises Overloaded when there is no room within `timeout` seconds."""
         with self._free:
-            if len(self._filling.items) >= SEND_RECORDS and not self._free.wait_for(self._room, timeout):
-                raise Overloaded("too many records wait to be sent", why=f"{SEND_RECORDS}", hint="Wait for results first")
+            if not self._room() and not self._free.wait_for(self._room, timeout):
+                why = f"{len(self._filling.items)} records, {self._filling.bytes} bytes"
+                raise Overloaded("too much waits to be sent", why=why, hint="Wait for results first: Pending.result()")
             if self._closed:
                 raise Invalid("the connection is closed", hint="Send before it closes")
             batch = self._filling
             batch.items.append((kind, record))
+            batch.bytes += _text_bytes(record)
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="changelog", daemon=True)
                 self._thread.start()
@@ -105,7 +110,7 @@ class Sending:
             thread.join()
 
     def _room(self) -> bool:
-        return len(self._filling.items) < SEND_RECORDS
+        return len(self._filling.items) < SEND_RECORDS and self._filling.bytes < SEND_BYTES
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
@@ -169,6 +174,13 @@ class Sending:
                 log.debug("sent again: %s", error)
                 if self._stopping.wait(AGAIN_SECONDS):
                     raise
+
+
+def _text_bytes(record: Any) -> int:
+    """Roughly: what is not text or bytes is small, and other records than mappings are counted by number alone."""
+    if not isinstance(record, dict):
+        return 0
+    return sum(len(value) for value in record.values() if isinstance(value, str | bytes))
 
 
 def _fail(batch: Batch, numbers: Sequence[int] | range, error: BrokerError) -> None:

@@ -184,7 +184,7 @@ class MicroBatcher:
 
     def _learn(self, took_ms: float) -> None:
         """Batches close by age so much sooner that they are visible, not only closed, when their time is over."""
-        self._lead_ms = min(self._limits.age_ms / 4, 0.8 * self._lead_ms + 0.2 * took_ms)
+        self._lead_ms = min(self._limits.age_ms / 2, 0.8 * self._lead_ms + 0.2 * took_ms)
 
     def _batch(self, state: State, due: _Due, report: BatchReport) -> None:
         dataset, closing = due.dataset, due.closing

@@ -30,8 +30,9 @@ Inside one slot:
 Inside a log slot, `{domain.shard.pN}`:
 
     log:<tenant>/<name>         stream of blocks: p producer, b number, k kind (u, d), n rows, d data; c, r: bytes, rows so far
-    logged:<tenant>/<name>      hash   run (identity of the incarnation), appended, rows, released, released_rows
-    marks:<tenant>/<name>       hash   producer -> block and time (ms)
+    meta                        hash   run_id, epoch, counter of fences; appends, full (memory check), fsyncs
+    logged:<tenant>/<name>      hash   run (identity of the incarnation), appended, rows, released, released_rows, marks_seen
+    marks:<tenant>/<name>       hash   producer -> block, time (ms), who numbered it (-: the producer), entry id
     ready                       zset   dataset ids by the time of their oldest unbatched entry (ms)
     lease:batch                 hash   who makes this slot's micro-batches
 """

@@ -116,11 +116,15 @@ class Logs:
         return [reply if isinstance(reply, BrokerError) else _answer(reply) for reply in replies]
 
     def open(self, state: State, number: int) -> None:
-        """After a loss or restart of Redis: go on from what is sealed. Idempotent; nothing to do in the same incarnation."""
+        """After a loss or restart of Redis: go on from what is sealed. Idempotent; nothing to do in the same incarnation.
+
+        Entries that a version holds already may be back from an older copy: they are trimmed, or they would use up the budget.
+        """
         dataset = DatasetId(state.dataset)
         marks = [item for name, mark in state.marks(number).items() for item in (name, mark.block, round(mark.at * 1000))]
         arguments = [dataset, state.consumed(number), CLOCK_MARGIN_MS, *marks]
-        self._redis.call(self._open, self._keys(dataset, number), arguments)
+        if self._redis.call(self._open, self._keys(dataset, number), arguments) == b"opened":
+            self.trim(state, number)
 
     def marks(self, dataset: DatasetId, producer: str) -> list[int]:
         """The producer's mark in each slot; 0: none. Tells nothing before the slots are open."""

@@ -14,7 +14,7 @@ import click
 import pyarrow as pa
 
 from broker.changelog import Ack, ChangeLog
-from broker.cli.face import Advance, Command, Face, columns, pass_face
+from broker.cli.face import Advance, Command, Face, Group, columns, pass_face
 from broker.cli.words import bytes_text, span_text
 from broker.connect import Dataset
 from broker.errors import InvalidRequest, Overloaded
@@ -30,7 +30,7 @@ FULL_SECONDS: Final = 0.2
     "append", cls=Command,
     examples="""
     broker append shop/catalog/offers monday.jsonl
-    tail -f changes.jsonl | broker append shop/catalog/offers -
+    broker append shop/catalog/offers -
     broker append shop/catalog/offers gone.csv --delete --level sealed
     broker append shop/catalog/offers 0042.parquet --producer pim-1 --block 42
     """,
@@ -63,7 +63,7 @@ def append(face: Face, /, name: str, file: Path, **options: Any) -> None:
         )
 
 
-@click.group("log")
+@click.group("log", cls=Group, examples="broker log status shop/catalog/offers")
 def log() -> None:
     """The change log of a dataset."""
 

@@ -14,10 +14,8 @@ from typing import Any
 
 from broker.connect import Broker
 from broker.errors import BrokerError, Terminal
-from broker.parts import open_parts
-from broker.settings import load
 from tests.faults import steps
-from tests.faults.arena import settings_of
+from tests.faults.batcher import opened_parts
 
 ROWS = 5
 
@@ -27,17 +25,19 @@ def rows_of(producer: str, block: int) -> list[dict[str, Any]]:
     return [*own, {"sku": producer, "n": block}]
 
 
+def append(b: Broker, dataset: str, producer: str, last: int) -> None:
+    log = b.dataset(dataset).changelog
+    for block in range(log.resume(producer), last + 1):
+        log.append(rows_of(producer, block), producer=producer, block=block, timeout=20)
+        with (steps.HOME / f"acked.{producer}").open("ab", buffering=0) as acked:
+            acked.write(f"{block}\n".encode())
+
+
 def main(dataset: str, producer: str, last: int) -> int:
-    with Broker(open_parts(load(**settings_of(steps.HOME)))) as b:
-        log = b.dataset(dataset).changelog
+    with Broker(opened_parts()) as b:
         while True:
             try:
-                block = log.resume(producer)
-                while block <= last:
-                    log.append(rows_of(producer, block), producer=producer, block=block, timeout=20)
-                    with (steps.HOME / f"acked.{producer}").open("ab", buffering=0) as acked:
-                        acked.write(f"{block}\n".encode())
-                    block += 1
+                append(b, dataset, producer, last)
                 return 0
             except Terminal as error:
                 sys.stderr.write(f"{error}\n")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from threading import Event
 
+from broker.catalog import OnStep, nothing
 from broker.errors import Transient
-from broker.parts import open_parts
+from broker.parts import Parts, open_parts
 from broker.settings import load
 from tests.faults import steps
 from tests.faults.arena import settings_of
@@ -22,9 +24,18 @@ def batcher_step(step: str) -> None:
     steps.count(f"batcher-{step}")
 
 
+def opened_parts(on_step: OnStep = nothing) -> Parts:
+    """With the settings of the arena, as soon as Redis answers: it may be restarting."""
+    while True:
+        try:
+            return open_parts(load(**settings_of(steps.HOME)), on_step)
+        except Transient:
+            time.sleep(0.05)
+
+
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(process)d %(levelname)s %(message)s")
-    role, never = Batching(open_parts(load(**settings_of(steps.HOME)), batcher_step)), Event()
+    role, never = Batching(opened_parts(batcher_step)), Event()
     while True:
         try:
             role.step(never)

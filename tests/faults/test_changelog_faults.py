@@ -276,6 +276,7 @@ def test_a_version_ahead_of_a_rolled_back_log_keeps_its_records_to_itself(
     changes.append(rows(3), producer="pim-1", block=3)
     assert times(shop) == {3: len(KEYS)}, "1 and 2 are in the version, and only there"
     logs = logs_of(shop)
+    assert [len(logs.read(DATASET, slot)) for slot in range(logs.count)] == [1] * 4, "what came back with the copy is trimmed"
     state = seal(shop)
     for slot in range(logs.count):
         assert logs.trim(state, slot) == 0

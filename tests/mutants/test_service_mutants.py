@@ -31,6 +31,14 @@ NAMED: Final = (
     ),
     ("sweep_wait_off", "parts/test_sweep.py::test_a_retired_file_goes_when_no_answer_can_name_it_and_not_before"),
     ("gate_off", "parts/test_guards.py::test_a_version_that_takes_too_much_away_is_refused_and_the_old_one_stays[snapshot]"),
+        "source_compare_off",
+        "rules/test_batching.py::test_whatever_waits_and_whoever_commits_ranges_have_neither_gap_nor_overlap",
+    ),
+    ("batch_epoch_off", "rules/test_batching.py::test_a_batch_of_another_session_or_of_a_redis_that_restarted_fits_no_more"),
+    (
+        "coalescing_order_off",
+        "parts/test_coalesce.py::test_any_order_duplication_and_split_of_the_same_changes_gives_one_state",
+    ),
     ("log_floor_off", "faults/test_changelog_faults.py::test_ids_outgrow_those_of_a_server_whose_clock_was_ahead"),
 )
 

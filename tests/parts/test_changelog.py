@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,9 +12,11 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import broker
-from broker.backend.logs import LogEntry, Logs, Part
+from broker.backend.logs import Answer, LogEntry, Logs, Part
 from broker.changelog import ChangeLog, ChangeLogs
 from broker.columnar.blocks import decoded
 from broker.errors import (
@@ -131,6 +134,33 @@ def test_the_same_block_again_is_dropped_and_a_gap_is_refused_with_the_number_ex
     changes.append(rows(3, at=2), producer="pim-1", block=2)
     assert changes.append(rows(3), producer="pim-1", block=1).block == 1, "an older one is dropped, too"
     assert len(content(shop)) == 6
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=st.lists(st.tuples(st.sampled_from(["one", "two"]), st.integers(1, 6), st.sets(st.integers(0, 3))), max_size=40))
+def test_in_any_order_and_repetition_a_slot_takes_each_block_once_and_in_its_row(
+    shop: broker.Broker, calls: list[tuple[str, int, set[int]]]
+) -> None:
+    logs, dataset = logs_of(shop), DatasetId(f"shop/catalog/{uuid4().hex}")
+    for slot in range(4):
+        logs.open(State(dataset), slot)
+    marks = Counter[tuple[str, int]]()
+    for producer, block, slots in calls:
+        answers = logs.append(dataset, [Part(slot, producer, block, ANYBODY, "u", 1, b"x") for slot in sorted(slots)])
+        for slot, answer in zip(sorted(slots), answers, strict=True):
+            mark = marks[producer, slot]
+            expected = "same" if block <= mark else "accepted" if block == mark + 1 else "gap"
+            assert isinstance(answer, Answer)
+            assert answer.kind == expected
+            assert expected != "gap" or answer.value == str(mark + 1)
+            marks[producer, slot] = max(mark, block) if expected != "gap" else mark
+    for slot in range(4):
+        held = logs.read(dataset, slot)
+        assert held == sorted(held, key=lambda entry: entry.rows_until), "totals grow with ids"
+        for producer in ("one", "two"):
+            blocks = [entry.block for entry in held if entry.producer == producer]
+            assert blocks == list(range(1, marks[producer, slot] + 1))
+        assert logs.logged(dataset, slot).unbatched_rows == len(held)
 
 
 def test_a_block_that_came_into_some_slots_only_is_brought_into_the_others(shop: broker.Broker, changes: ChangeLog) -> None:
