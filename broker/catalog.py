@@ -6,8 +6,9 @@ It drives the state machines of rules/publishing.py: each effect is one method h
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from fnmatch import fnmatchcase
 from threading import Lock
 from typing import Any, Final, TypeVar
@@ -17,26 +18,21 @@ from broker.backend.index import Index
 from broker.backend.keys import Slot
 from broker.bell import LIVE, Bell, notification, published, rung
 from broker.columnar.types import canonical
-from broker.errors import (
-    BrokerError,
-    Corrupt,
-    NotFound,
-    OutcomeUnknown,
-    Reconciling,
-    Transient,
-)
+from broker.errors import BrokerError, Corrupt, NotFound, OutcomeUnknown, Reconciling, Transient
 from broker.model import names
 from broker.model.commit import Body, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
+from broker.model.event import Event, EventType, rfc3339
 from broker.model.names import DatasetId
 from broker.rules import publishing as protocol
-from broker.rules.contract import altered, opened
+from broker.rules.contract import altered, guarded, opened
 from broker.rules.fold import State, fold, patch_of
 from broker.rules.publishing import Draft, Effect, HeadView, Lease, PublishAnswer, ReserveAnswer
 from broker.sealed import Checked, Sealed
 from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
+log = logging.getLogger("broker.catalog")
 T = TypeVar("T")
 FOLLOW_RECORDS: Final = 8
 """A cached state this few records behind follows the log; further behind it is read anew from Redis."""
@@ -109,6 +105,14 @@ class Catalog:
         """Sealed records from the store, from number `first` on."""
         return self._sealed.records(dataset, first)
 
+    def settled(self, dataset: DatasetId, before: float) -> State:
+        """The newest fold that was sealed `before` a time of the store's clock; the empty state where there is none."""
+        return self._sealed.checkpoint(dataset, before=before) or State(dataset)
+
+    def sealed_at(self, dataset: DatasetId, seq: int) -> float:
+        """When a record was sealed, by the store's clock. Raises NotFound."""
+        return self._sealed.sealed_at(dataset, seq)
+
     # --- writing
 
     def create(self, spec: DatasetSpec) -> State:
@@ -124,6 +128,19 @@ class Catalog:
         """Make `schema` the dataset's: lossless growth keeps the session, anything else is SchemaConflict unless forced."""
         columns, session = canonical(schema), uuid4().hex if force else None
         return self.commit(dataset, lambda state: altered(state, columns, session), "alter", lease)
+
+    def guard(self, dataset: DatasetId, limits: Mapping[str, float | None]) -> State:
+        """Other guards for the versions to come; None takes the settings' limit. Raises NotFound, Invalid."""
+        return self.commit(dataset, lambda state: guarded(state, limits), "alter")
+
+    def tell(self, dataset: DatasetId, type: EventType, of: str, data: dict[str, Any]) -> None:
+        """Post an event that belongs to no record; best effort. `of` makes its id one of its kind."""
+        id, source = f"{dataset}/{of}", f"broker/{dataset.domain}"
+        event = Event(id=id, source=source, type=type, subject=dataset, time=rfc3339(time.time()), data=data)
+        try:
+            self._index.tell(dataset, event.model_dump_json(), self._settings.history_seconds)
+        except Transient as error:
+            log.warning("%s: %s was not told: %s", dataset, type, error)
 
     def drop(self, dataset: DatasetId) -> State:
         """Its log stays, its edges are no longer offered; created again it has a new session. Raises NotFound."""

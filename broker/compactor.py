@@ -75,6 +75,17 @@ class Compactor:
                     self._visit(dataset, report)
         return report
 
+    def due(self) -> Iterator[tuple[DatasetId, int]]:
+        """Datasets that are owed something, with the newest record they have; each told once for every move of its head."""
+        for slot in self._index.slots():
+            for dataset, glance in self._index.glance(slot).items():
+                if self._seen.get(dataset) == glance.seq:
+                    continue
+                state = self._catalog.known(dataset)
+                self._seen[dataset] = state.seq
+                if state.exists and next(due(state.edges, self._levels), None):
+                    yield dataset, state.seq
+
     def compact(self, dataset: DatasetId, most: int = MERGES) -> Iterator[Merge]:
         """Do what is due for one dataset, at most `most` merges; each as it is done.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,16 +15,11 @@ import pyarrow as pa
 from broker.changelog import ChangeLog
 from broker.columnar.intake import Intake
 from broker.columnar.types import schema_of
-from broker.errors import (
-    BrokerError,
-    InvalidRequest,
-    NotFound,
-    Reconciling,
-)
+from broker.errors import BrokerError, InvalidRequest, NotFound, Reconciling
 from broker.flights import Order, Submitted
 from broker.fulfilment import completion_at_once
 from broker.handle import Handle
-from broker.model.dataset import DatasetSpec, Schema
+from broker.model.dataset import GUARDS, DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.model.predicate_parser import parse
 from broker.model.request import Completion, Request, Selection, new_id
@@ -33,6 +29,7 @@ from broker.publication import Note, Published
 from broker.received import Received
 from broker.replica import Replica
 from broker.responses import Response, Responses
+from broker.retention import DatasetRetention
 from broker.rules.answering import derivation_of
 from broker.rules.fold import State as DatasetState
 from broker.rules.fold import VersionInfo
@@ -78,9 +75,11 @@ class Broker:
     def dataset(  # noqa: PLR0913 - the fields of DatasetSpec
         self, name: str, *, key: str | Sequence[str] | None = None, order: str | Sequence[str] = (),
         schema: Schema | pa.Schema | None = None, partitions: int = 1, attributes: Mapping[str, str] | None = None,
-        tombstone_seconds: int | None = None,
+        tombstone_seconds: int | None = None, min_rows: int | None = None, max_rows: int | None = None,
+        max_delete_ratio: float | None = None,
     ) -> Dataset:  # fmt: skip
-        """Create a dataset, or open it. Without `key` it must exist. `tombstone_seconds` None: as it is, 7 days for a new one.
+        """Create a dataset, or open it. Without `key` it must exist. What is None stays as it is; for a new one tombstones live
+        7 days, and the guards (min_rows, max_rows, max_delete_ratio) are those of the settings.
 
         One that exists keeps its attributes; a schema from which its own has grown fits.
         Raises NotFound, Conflict (it exists with another spec), InvalidName, Invalid (naming the field), SchemaConflict.
@@ -89,10 +88,13 @@ class Broker:
         if key is None:
             self.parts.catalog.state(dataset)
             return Dataset(self.parts, dataset)
-        limits = {} if tombstone_seconds is None else {"tombstone_seconds": tombstone_seconds}
+        limits = dict(
+            zip(("tombstone_seconds", *GUARDS), (tombstone_seconds, min_rows, max_rows, max_delete_ratio), strict=True)
+        )
         spec = DatasetSpec.of(
             dataset=dataset, key=_names(key), order=_names(order), partitions=partitions, attributes=dict(attributes or {}),
-            columns=schema_of(schema) if isinstance(schema, pa.Schema) else schema, **limits,
+            columns=schema_of(schema) if isinstance(schema, pa.Schema) else schema,
+            **{name: limit for name, limit in limits.items() if limit is not None},
         )  # fmt: skip
         self.parts.catalog.create(spec)
         return Dataset(self.parts, dataset)
@@ -245,13 +247,9 @@ class Dataset:
         return publish(self.id, data, note)
 
     def publish_delta(
-        self,
-        upserts: Intake | None = None,
-        deletes: Intake | None = None,
-        *,
-        attributes: Mapping[str, str] | None = None,
-        position: Any = None,
-    ) -> Published:
+        self, upserts: Intake | None = None, deletes: Intake | None = None, *,
+        attributes: Mapping[str, str] | None = None, position: Any = None,
+    ) -> Published:  # fmt: skip
         """Changed rows, and keys of deleted ones (with the order columns, where the dataset has them). Raises as `publish`."""
         note = _note(attributes, position)
         return self._parts.publication.delta(self.id, upserts, deletes, note)
@@ -287,9 +285,29 @@ class Dataset:
         columns = schema_of(schema) if isinstance(schema, pa.Schema) else schema
         self._parts.catalog.alter(self.id, columns, force)
 
+    def guard(self, **limits: float | None) -> None:
+        """Other guards for versions to come: min_rows, max_rows, max_delete_ratio; None: the settings'. Raises Invalid."""
+        self._parts.catalog.guard(self.id, limits)
+
     def drop(self) -> None:
         """No longer offered; its log stays."""
         self._parts.catalog.drop(self.id)
+
+    @property
+    def retention(self) -> DatasetRetention:
+        """What would be given up and why the rest stays: `plan()`, `explain(file_or_version)`, `apply()`."""
+        return self._parts.retention.of(self.id)
+
+    def hold(self, version: int, until: float | datetime | None = None, why: str = "", name: str | None = None) -> str:
+        """Keep a version readable until a time (seconds since the epoch; None: until `release_hold`). -> the hold's name
+
+        A hold of the same name (None: `v<version>`) is replaced. Raises NotFound (also for a retired version), InvalidName.
+        """
+        return self.retention.hold(version, until.timestamp() if isinstance(until, datetime) else until, why, name)
+
+    def release_hold(self, name: str) -> None:
+        """End a hold. Raises NotFound."""
+        self.retention.release(name)
 
     def verify(self) -> Iterator[Checked]:
         """Re-hash every file offered, then fold the whole log: each object with what is wrong with it, or None."""

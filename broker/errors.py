@@ -23,7 +23,7 @@
         │   ├── NullKey
         │   ├── DuplicateKey
         │   ├── SchemaConflict
-        │   └── Vetoed             a validator refused the version (later: there are no validators yet)
+        │   └── Vetoed             a guard or a validator refused the version: the old one stays
         ├── Fenced                 the lease went to somebody else: stop, write nothing
         ├── Corrupt                bytes differ from their recorded length or SHA-256, or the log is broken
         ├── Unsupported            this server, store or platform cannot do it
@@ -40,7 +40,10 @@ the one module that imports the driver.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Final
+
+_AND: Final = "; "
 
 
 class BrokerError(Exception):
@@ -172,7 +175,22 @@ class SchemaConflict(BadData):
 
 
 class Vetoed(BadData):
+    """`findings`: each a sentence, which `why` joins."""
+
     code = "vetoed"
+
+    @classmethod
+    def by(cls, of: str, findings: Iterable[str]) -> Vetoed:
+        """With all that speaks against the version."""
+        return cls(
+            "the version is refused", of=of, why=_AND.join(text.replace(_AND, ", ") for text in findings),
+            hint="The old version stays. Correct the data, or alter the dataset's guards",
+        )  # fmt: skip
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Read off the text, so that they survive `to_dict` and `from_dict`."""
+        return tuple(self.why.split(_AND))
 
 
 class Fenced(Terminal):

@@ -85,7 +85,8 @@ class Maker:
     def __init__(
         self, catalog: Catalog, engine: Engine, publication: Publication, producers: Producers, on_step: OnStep = nothing
     ) -> None:
-        self._catalog, self._engine, self._publication = catalog, engine, publication
+        self._catalog, self._engine = catalog, engine
+        self._publication = publication.with_validators(producers.validators)
         self._producers, self._on_step = producers, on_step
 
     def produce(self, flight: Flight, since: Since | None) -> Produced:

@@ -101,23 +101,23 @@ class Hands:
         self._publication.verify(written)
         return PartMade(kind=kind, files=written.files, schema_after=written.schema)
 
-    def finalise(self, flight: str, attempt: int) -> None:
+    def finalise(self, flight: str, attempt: int, producers_of: Callable[[str], Producers]) -> None:
         """Put the parts together as one version, under the present fence of the flight. Idempotent by the production id.
 
-        Raises DuplicateKey across parts, Invalid (parts of different kinds), SchemaConflict, Fenced, StaleBase.
+        Raises DuplicateKey across parts, Vetoed, Invalid (parts of different kinds), SchemaConflict, Fenced, StaleBase.
         """
         cut, held = self._cuts.load(flight), self._cuts.flight(flight)
         if cut is None or held is None:
             return
         try:
-            produced = self._published(held, cut)
+            produced = self._published(held, cut, self._publication.with_validators(producers_of(cut.plan.app).validators))
         except BrokerError as error:
             self._cuts.failed(flight, FINALISE, attempt, error)
             raise
         insisted(lambda: self._cuts.done(flight, FINALISE, attempt, produced.model_dump_json()))
         self._on_step("finalised")
 
-    def _published(self, held: Flight, cut: Cut) -> Produced:
+    def _published(self, held: Flight, cut: Cut, publication: Publication) -> Produced:
         plan, made = cut.plan, dict(cut.made())
         state = self._catalog.state(plan.dataset)
         if (version := state.made_by(held.id)) is not None:
@@ -136,11 +136,11 @@ class Hands:
         spec = state.spec.model_copy(update={"columns": schema})
         edge = Edge(base=None if plan.first or kind == "snapshot" else plan.version, version=plan.version + 1, files=files)
         if kind == "snapshot" and state.edges:
-            published = self._publication.difference(plan.dataset, Union(self._engine, spec, edge), note)
+            published = publication.difference(plan.dataset, Union(self._engine, spec, edge), note)
         else:
             self._engine.check_keys(spec, edge)
             written = Written(files, schema, edge.rows)
-            published = self._publication.assembled(plan.dataset, written, note, edge.base, plan.version)
+            published = publication.assembled(plan.dataset, written, note, edge.base, plan.version)
         changed = published.edge is not None
         return Produced(
             version=published.version, changed=changed, confirmed_at=plan.started,

@@ -1,12 +1,14 @@
-"""The janitor: finishes what crashed writers left, seals checkpoints, and sweeps what nobody names. One pass, one report."""
+"""The janitor: finishes what crashed writers left, seals checkpoints, and sweeps what nobody needs. One pass, one report."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Final
 from uuid import uuid4
 
@@ -15,15 +17,19 @@ from broker.backend.keys import duty_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.errors import BrokerError, Busy, Corrupt
-from broker.model.commit import NewEdge, NewVersion, parse_record
 from broker.model.names import DatasetId
 from broker.rules.answering import HOUR
+from broker.rules.naming import Naming, keys_of
 from broker.settings import Settings
 from broker.stores.port import ObjectInfo, ObjectStore
 
 log = logging.getLogger("broker.janitor")
 SWEEP_BATCH: Final = 500
 """Objects deleted by one call."""
+SWEEP_PAGE: Final = 100_000
+"""Objects looked at together: what a sweep remembers of a dataset, in about 20 MB. Each page walks the log."""
+LATE_SECONDS: Final = 3_600.0
+"""A file goes so long after the last answer that may name it has expired: clocks differ, and downloads end late."""
 LOOK_SECONDS: Final = 300.0
 """How often a dataset whose index shows nothing open is compared with the store: one or two reads each."""
 
@@ -48,7 +54,7 @@ class Janitor:
 
     def run_once(self, owner: str, sweep: bool = False) -> JanitorReport:
         """Visit the datasets of every slot whose lease is free. `sweep` visits all of them, and also deletes expired derived
-        files and orphans; without it, those where Redis shows something open, and each every LOOK_SECONDS.
+        files, orphans and what was given up; without it, those where Redis shows something open, each every LOOK_SECONDS.
         """
         report = JanitorReport()
         name, me = duty_lease("sweep" if sweep else "janitor"), f"{owner}/{uuid4().hex[:8]}"
@@ -95,38 +101,58 @@ class Janitor:
         return made is not None
 
     def _sweep(self, dataset: DatasetId, still_mine: Callable[[], None]) -> int:
-        """Delete derived files whose hour is over, and data files no record names that are older than `orphan_seconds`.
+        """Delete derived files whose hour is over, and data files that nobody can be reading any more.
 
         A dropped dataset is swept, too; one without any record is not: its log may only be out of sight.
         """
         if not self._catalog.known(dataset).seq:
             return 0
-        now, named = self._clock(), self._named(dataset)
-        listed = self._store.list(f"{dataset}/data/")
-        orphans = [info for info in listed if info.key not in named and info.modified < now - self._settings.orphan_seconds]
-        # The log is read again behind the listing: a file that was named meanwhile is no orphan.
-        state = self._catalog.known(dataset)
-        fresh = {file.key for edge in state.edges for file in edge.files}
+        now, swept, after = self._clock(), 0, ""
+        while page := list(islice(self._store.list(f"{dataset}/data/", after), SWEEP_PAGE)):
+            after = page[-1].key
+            swept += self._delete(self._over(dataset, page, now), still_mine)
         expired = [info.key for info in self._store.list(f"{dataset}/derived/") if _over(info, now)]
-        return self._delete([info.key for info in orphans if info.key not in fresh] + expired, still_mine)
+        return swept + self._delete(expired, still_mine)
 
     def _clock(self) -> float:
         """The store's own time: age is compared with what the store stamps."""
         return self._store.put("=probe/clock", b"").modified
 
-    def _named(self, dataset: DatasetId) -> set[str]:
-        """Every file key that any sealed record names, retired ones included. Raises Corrupt when the log has a hole."""
-        head, seq, found = self._catalog.known(dataset).seq, 0, set[str]()
-        for seq, data in enumerate(self._catalog.records(dataset), 1):
-            body = parse_record(data, f"{dataset} log {seq}").body
-            if isinstance(body, NewVersion | NewEdge):
-                found |= {file.key for file in body.edge.files}
-        if seq < head:
+    def _over(self, dataset: DatasetId, page: Sequence[ObjectInfo], now: float) -> list[str]:
+        """Keys of the data files among `page` that go: given up so long ago that no answer names them, or never named.
+
+        The walk begins at a checkpoint as old as that: what an older record gave up looks like an orphan, and is as dead.
+        """
+        given_up_before = now - self._settings.result_seconds - LATE_SECONDS
+        naming = self._naming(dataset, given_up_before, {info.key for info in page})
+        gone, offered = naming.gone, naming.offered
+        due = self._sealed_before(dataset, set(gone.values()), given_up_before)
+        orphaned = now - self._settings.orphan_seconds
+        over = [
+            info.key
+            for info in page
+            if info.key not in offered and (gone[info.key] in due if info.key in gone else info.modified < orphaned)
+        ]
+        # The index is read again behind the walk: a file that was named meanwhile is no orphan.
+        fresh = {key for edge in self._catalog.known(dataset).edges for key in keys_of(edge)}
+        return [key for key in over if key not in fresh]
+
+    def _naming(self, dataset: DatasetId, before: float, asked: Container[str]) -> Naming:
+        """The whole log, walked from a fold sealed `before`. Raises Corrupt when it has a hole."""
+        head, naming = self._catalog.known(dataset).seq, Naming(self._catalog.settled(dataset, before), asked)
+        for data in self._catalog.records(dataset, naming.seq + 1):
+            naming.follow(data)
+        if naming.seq < head:
             raise Corrupt(
-                "a record of the log is not there", of=f"{dataset} log {seq + 1}", why=f"the head is at {head}",
+                "a record of the log is not there", of=f"{dataset} log {naming.seq + 1}", why=f"the head is at {head}",
                 hint="Nothing is swept while the log cannot be read to its end",
             )  # fmt: skip
-        return found
+        return naming
+
+    def _sealed_before(self, dataset: DatasetId, seqs: set[int], before: float) -> frozenset[int]:
+        """Those of `seqs` that the store says were sealed before a time. Records are sealed in order: few are looked at."""
+        ordered = sorted(seqs)
+        return frozenset(ordered[: bisect_left(ordered, before, key=lambda seq: self._catalog.sealed_at(dataset, seq))])
 
     def _delete(self, keys: list[str], still_mine: Callable[[], None]) -> int:
         for start in range(0, len(keys), SWEEP_BATCH):

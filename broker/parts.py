@@ -13,9 +13,14 @@ from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.changelog import ChangeLogs
 from broker.columnar.engine import Engine
+from broker.compactor import Compactor
+from broker.cursors import Cursors
 from broker.hands import insisted
 from broker.publication import Publication
 from broker.requests import Requests
+from broker.retention import Retention
+from broker.rules.guards import Guards
+from broker.rules.retention import Floors
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
 from broker.stores.port import ObjectStore
@@ -39,6 +44,9 @@ class Parts:
     requests: Requests
     derived: Derived
     changelogs: ChangeLogs
+    cursors: Cursors
+    compactor: Compactor
+    retention: Retention
     promise: Promise
     on_step: OnStep
 
@@ -86,9 +94,14 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     index, leases = Index(redis, settings.shards), Leases(redis, settings.lease_seconds)
     catalog = Catalog(index, store, settings, on_step)
     engine = Engine(store, settings)
+    guards = Guards(settings.min_rows, settings.max_rows, settings.max_delete_ratio)
+    publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step, guards)
+    cursors = Cursors(redis, index, settings.cursor_seconds)
+    floors = Floors(settings.retain_versions, settings.retain_seconds)
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
-        publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step),
-        requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
-        changelogs=ChangeLogs(redis, catalog, settings), promise=promise, on_step=on_step,
+        publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
+        changelogs=ChangeLogs(redis, catalog, settings), cursors=cursors,
+        compactor=Compactor(index, catalog, engine, publication, leases),
+        retention=Retention(catalog, index, leases, cursors, floors), promise=promise, on_step=on_step,
     )  # fmt: skip

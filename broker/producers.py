@@ -35,6 +35,7 @@ from broker.outcomes import (
     outcome_of,
     resolve_position,
 )
+from broker.producers_validators import Proposed, Validator
 from broker.rules.patterns import pattern_matches, patterns_overlap
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Producer",
     "Producers",
     "ProductionRequest",
+    "Proposed",
     "Since",
     "Snapshot",
     "Unchanged",
@@ -104,6 +106,7 @@ class Producers:
 
     def __init__(self) -> None:
         self._producers: list[Producer] = []
+        self._validators: list[Validator] = []
 
     def __iter__(self) -> Iterator[Producer]:
         return iter(self._producers)
@@ -130,6 +133,23 @@ class Producers:
             return function
 
         return register
+
+    def validator(self, pattern: str) -> Callable[[F], F]:
+        """Decorator: ask `f(proposed)` about every version of datasets that match `pattern` that producers here make.
+
+        What it returns or yields, a sentence each, refuses the version: see `Proposed`. Patterns may overlap: all are asked.
+        Raises InvalidName, Invalid (signature).
+        """
+
+        def register(function: F) -> F:
+            self._validators.append(Validator(pattern, function, name_of(function)))
+            return function
+
+        return register
+
+    @property
+    def validators(self) -> tuple[Validator, ...]:
+        return tuple(self._validators)
 
     def add(self, pattern: str, source: Callable[[ProductionRequest, Since | None], object]) -> None:
         """Serve datasets that match `pattern` by a ready-made source. Raises as `producer` does."""

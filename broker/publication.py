@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
@@ -25,7 +26,10 @@ from broker.model.attributes import check_attributes
 from broker.model.commit import Body, Edge, NewVersion, digest
 from broker.model.event import rfc3339
 from broker.model.names import DatasetId
+from broker.producers_validators import Validator
+from broker.publication_gate import Gate
 from broker.rules.fold import State
+from broker.rules.guards import Guards
 from broker.rules.plan import plan
 from broker.rules.publishing import Lease
 
@@ -70,13 +74,24 @@ class Published:
 
 
 class Publication:
-    """Safe for threads and processes. `trusted`: the store refuses a wrong payload itself, so nothing is read back."""
+    """Safe for threads and processes. `trusted`: the store refuses a wrong payload itself, so nothing is read back.
+
+    A version that a guard or a validator refuses raises Vetoed: nothing is sealed, and the old version stays.
+    """
 
     def __init__(
-        self, catalog: Catalog, engine: Engine, leases: Leases, trusted: bool = False, on_step: OnStep = nothing
-    ) -> None:
+        self, catalog: Catalog, engine: Engine, leases: Leases, trusted: bool = False, on_step: OnStep = nothing,
+        guards: Guards | None = None,
+    ) -> None:  # fmt: skip
         self._catalog, self._engine, self._leases = catalog, engine, leases
         self._trusted, self._on_step = trusted, on_step
+        self._gate = Gate(catalog, engine, guards or Guards())
+
+    def with_validators(self, validators: Sequence[Validator]) -> Publication:
+        """One in which these have their say, too."""
+        other = copy(self)
+        other._gate = self._gate.with_validators(validators)
+        return other
 
     def snapshot(self, dataset: DatasetId, data: Intake, note: Note | None = None) -> Published:
         """A new version that replaces the state. Raises NullKey, DuplicateKey, SchemaConflict, Busy, Fenced, StaleBase."""
@@ -108,7 +123,7 @@ class Publication:
                 raise Invalid("nothing to delete from", of=dataset, why="no version exists yet", hint="Publish rows first")
             return self._replace(dataset, [] if upserts is None else upserts, note, first=True)
         written = self._engine.write_delta(state.spec, upserts, deletes)
-        fitted = self._prepare(state, written, note.lease)
+        fitted = self._prepare(state, written, note, state.version)
         sealing = _Sealing(note, note.lease, fitted, started, uploaded_at)
         return self._seal(dataset, written, state.version if base is None else base, sealing, rebase=base is None)
 
@@ -120,6 +135,7 @@ class Publication:
         started, state = note.started or time.time(), self._catalog.state(dataset)
         if base and not state.offered:
             raise _made_anew(dataset, base)
+        self._gate.admit(state, written, base, note.production)
         fitted = self._fit(state, written, note.lease)
         sealing = _Sealing(note, note.lease, fitted, started, time.monotonic() - (time.time() - started), head)
         return self._seal(dataset, written, base, sealing)
@@ -138,7 +154,7 @@ class Publication:
         started, uploaded_at, state = time.time(), time.monotonic(), self._catalog.state(dataset)
         standing = _standing(state)
         written = self._engine.write_snapshot(state.spec, data, standing)
-        fitted = self._prepare(state, written, note.lease)
+        fitted = self._prepare(state, written, note, None)
         head = state.version if first or standing else None
         return self._seal(dataset, written, None, _Sealing(note, note.lease, fitted, started, uploaded_at, head))
 
@@ -148,7 +164,7 @@ class Publication:
         if not state.offered:
             return self._replace(dataset, data, note, first=True)
         written = self._engine.write_difference(state.spec, data, _whole(state))
-        fitted = self._prepare(state, written, note.lease)
+        fitted = self._prepare(state, written, note, state.version)
         return self._seal(dataset, written, state.version, _Sealing(note, note.lease, fitted, started, uploaded_at))
 
     def _again(self, data: Intake, work: Callable[[], Published]) -> Published:
@@ -165,9 +181,11 @@ class Publication:
         """The dataset's writer lease, so that two do not make the same difference; a flight brings its own."""
         return _Writing(self._leases, self._catalog, dataset, note)
 
-    def _prepare(self, state: State, written: Written, lease: Lease | None) -> State:
+    def _prepare(self, state: State, written: Written, note: Note, base: int | None) -> State:
+        """Complete, admitted, and then the schema: a version that is refused changes nothing."""
         self.verify(written)
-        return self._fit(state, written, lease)
+        self._gate.admit(state, written, base, note.production)
+        return self._fit(state, written, note.lease)
 
     def _fit(self, made_for: State, written: Written, lease: Lease | None) -> State:
         """A state with the schema that the files need. Raises StaleBase when somebody changed it since, Fenced."""

@@ -84,7 +84,7 @@ class Retention:
 
     def apply(self, dataset: DatasetId) -> RetentionPlan | None:
         """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable."""
-        if not self._cursors.standing(dataset).complete(self._cursors.lease_seconds):
+        if self.waits_seconds(dataset):
             return None
         done: list[RetentionPlan] = []
         with self._leases.held(self._catalog.slot(dataset), retention_lease(dataset), uuid4().hex) as lease:
@@ -99,6 +99,10 @@ class Retention:
 
             self._catalog.commit(dataset, body, "retention", lease)
         return next((found for found in reversed(done) if found.retire), done[0])
+
+    def waits_seconds(self, dataset: DatasetId) -> float:
+        """For how long nothing is given up, because a consumer that lives may not have said so yet; 0: all are known."""
+        return max(0.0, self._cursors.lease_seconds - self._cursors.standing(dataset).known_seconds)
 
     def explain(self, dataset: DatasetId, of: str | int) -> str:
         """Why a file (store key) or a version's edges stay, or that they go. Raises NotFound for what is not offered."""
@@ -136,9 +140,12 @@ class Retention:
 
         self._catalog.commit(dataset, body, "hold")
 
+    def of(self, dataset: DatasetId) -> DatasetRetention:
+        return DatasetRetention(self, dataset)
+
     def _plan(self, state: State) -> RetentionPlan:
         dataset, now = DatasetId(state.dataset), time.time()
-        holds = [hold for hold in state.holds.values() if hold.until is None or hold.until > now]
+        holds = [hold for _, hold in sorted(state.holds.items()) if hold.until is None or hold.until > now]
         versions = {**self._pins(dataset), **{f"{HOLD} {hold.name}": [hold.version] for hold in holds}}
         offered = {edge.version for edge in state.edges}
         readers = {
@@ -148,6 +155,43 @@ class Retention:
         }
         times = {info.version: info.time for info in state.versions if info.version in offered}
         return retention(state.edges, Wanted(versions, readers, times), self._floors, now)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRetention:
+    """Retention of one dataset."""
+
+    _retention: Retention
+    _dataset: DatasetId
+
+    def plan(self) -> RetentionPlan:
+        """What would go now (`retire`, `bytes`), and why the rest stays (`kept`). Changes nothing. Raises NotFound."""
+        return self._retention.plan(self._dataset)
+
+    def explain(self, of: str | int) -> str:
+        """Why the edges of a version, or the one that names a file (by store key), stay, or that they go. Raises NotFound."""
+        return self._retention.explain(self._dataset, of)
+
+    def apply(self) -> RetentionPlan | None:
+        """Give up what nobody needs; files go `result_seconds` + 1 h later. None: not before all cursors are known.
+
+        Raises NotFound, Busy (another is at it), Unavailable.
+        """
+        return self._retention.apply(self._dataset)
+
+    def waits_seconds(self) -> float:
+        """For how long nothing is given up, because a consumer that lives may not have said so yet; 0: all are known."""
+        return self._retention.waits_seconds(self._dataset)
+
+    def hold(self, version: int, until: float | None = None, why: str = "", name: str | None = None) -> str:
+        """Keep a version readable until a time (seconds since the epoch). -> the hold's name (None: `v<version>`)."""
+        name = name or f"v{version}"
+        self._retention.hold(self._dataset, name, version, until, why)
+        return name
+
+    def release(self, name: str) -> None:
+        """End a hold. Raises NotFound."""
+        self._retention.release(self._dataset, name)
 
 
 def _named(base: int | None, version: int) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from broker.bell import LIVE, notification, rung
@@ -13,7 +14,7 @@ from broker.errors import BrokerError, Corrupt, InvalidName, NotFound, OutcomeUn
 from broker.model import names
 from broker.model.names import DatasetId
 from broker.rules.fold import TABLES, Checkpoint, State, fold
-from broker.stores.port import ObjectStore
+from broker.stores.port import ObjectInfo, ObjectStore
 
 log = logging.getLogger("broker.sealed")
 NO_BOUND: Final = 1 << 62
@@ -51,6 +52,12 @@ class Sealed:
         """Every dataset that has a log or a checkpoint in the store, as LIST tells, which is a hint."""
         return sorted({dataset for info in self._store.list(prefix) if (dataset := _dataset_of(info.key))})
 
+    def sealed_at(self, dataset: DatasetId, seq: int) -> float:
+        """When a record was sealed, by the store's clock: its own time is its writer's. Raises NotFound."""
+        if (info := self._store.stat(names.log_key(dataset, seq))) is None:
+            raise NotFound("a record of the log is not there", of=f"{dataset} log {seq}")
+        return info.modified
+
     def exists(self, dataset: DatasetId) -> bool:
         """Whether the store has a log of it, whatever Redis says."""
         return self.record(dataset, 1) is not None or self.checkpoint(dataset) is not None
@@ -62,19 +69,19 @@ class Sealed:
         except OutcomeUnknown:
             return
 
-    def checkpoint(self, dataset: DatasetId, below: int = NO_BOUND) -> State | None:
-        """The newest fold sealed for a seq < `below`; None: start at record 1.
+    def checkpoint(self, dataset: DatasetId, below: int = NO_BOUND, before: float = inf) -> State | None:
+        """The newest fold sealed for a seq < `below`, and `before` a time of the store's clock; None: start at record 1.
 
         A damaged one is passed by for an older one or for record 1. Raises Corrupt where the log no longer begins there: the
         records may be gone for which only the damaged one stood.
         """
         damaged: Corrupt | None = None
         found: State | None = None
-        for seq, key in sorted(self._checkpoints(dataset).items(), reverse=True):
-            if seq >= below:
+        for seq, info in sorted(self._checkpoints(dataset).items(), reverse=True):
+            if seq >= below or info.modified >= before:
                 continue
             try:
-                found = self._read_checkpoint(dataset, key, seq)
+                found = self._read_checkpoint(dataset, info.key, seq)
                 break
             except Corrupt as error:
                 log.warning("%s", error)
@@ -104,7 +111,7 @@ class Sealed:
             for data in self.records(dataset, state.seq + 1):
                 state, size = fold(state, data), size + len(data)
                 if state.seq in checkpoints:
-                    yield self._check_checkpoint(checkpoints[state.seq], state)
+                    yield self._check_checkpoint(checkpoints[state.seq].key, state)
                 if state.seq == head.seq:
                     break
             error = _difference(state, head)
@@ -134,10 +141,10 @@ class Sealed:
             key, len(data), Corrupt("the notification is not what the log says", of=key, hint=hint) if wrong else None
         )
 
-    def _checkpoints(self, dataset: DatasetId) -> dict[int, str]:
-        """Keys by seq."""
-        listed = [info.key for info in self._store.list(f"{dataset}/checkpoint/")]
-        return {seq: key for key in listed if (seq := _number(key)) is not None}
+    def _checkpoints(self, dataset: DatasetId) -> dict[int, ObjectInfo]:
+        """Objects by seq."""
+        listed = self._store.list(f"{dataset}/checkpoint/")
+        return {seq: info for info in listed if (seq := _number(info.key)) is not None}
 
     def _read_checkpoint(self, dataset: DatasetId, key: str, seq: int) -> State:
         state = Checkpoint.parse(b"".join(self._store.get(key)), key).state()

@@ -86,6 +86,22 @@ class Settings(BaseSettings):
         128 << 20, ge=1 << 10, description="of one dataset and log slot: append is refused above it until batches catch up"
     )
 
+    # --- what is kept for whom
+    retain_versions: int = Field(10, ge=1, description="deltas to the newest versions stay for who follows without a cursor")
+    retain_seconds: float = Field(
+        86_400.0, ge=0, description="and to younger versions; both only up to the bytes of the newest snapshot"
+    )
+    cursor_seconds: float = Field(
+        7 * 86_400.0, ge=0, description="a silent consumer keeps its road so long; nothing is given up sooner after a rebuild"
+    )
+
+    # --- guards, for datasets that have none of their own
+    min_rows: int = Field(0, ge=0, description="a version with fewer rows is refused")
+    max_rows: int | None = Field(None, ge=0, description="and one with more")
+    max_delete_ratio: float = Field(
+        1.0, ge=0, le=1, description="and one in which a larger part of the rows before is gone; 1: all may go"
+    )
+
     # --- data
     max_file_rows: int = Field(5_000_000, ge=1, description="rows of one canonical file; a snapshot is cut beyond it")
     checkpoint_every: int = Field(1_000, ge=2, description="commit records between sealed checkpoints")

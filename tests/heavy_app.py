@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from broker.outcomes import Delta, Outcome, ProductionRequest, Since, Snapshot, Unchanged
-from broker.producers import Producers
+from broker.producers import Producers, Proposed
 
 FOLDER = "HEAVY_TEST_FOLDER"
 PARTS = tuple(f"m{number}" for number in range(8))
@@ -42,6 +42,13 @@ def merchants(request: ProductionRequest) -> Iterable[str]:
 
 def rows_of(part: object, price: float = 1.0) -> pa.Table:
     return pa.table({"sku": [f"{part}-{number}" for number in range(ROWS)], "price": [price] * ROWS})
+
+
+@app.validator("*/pricing/prices")
+def judged(proposed: Proposed) -> str | None:
+    """Refuses the whole version with the text of the order `veto`."""
+    veto: str | None = orders_of(proposed.dataset).get("veto")
+    return veto and f"{veto} in {proposed.changes.num_rows} rows"
 
 
 @app.producer("*/pricing/prices", partition_by="merchant", values=merchants)

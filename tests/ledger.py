@@ -11,6 +11,7 @@ from broker.backend.client import Entry
 from broker.backend.keys import PRODUCERS, Slot
 from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.engine import Engine
+from broker.compactor import Compactor
 from broker.errors import BrokerError
 from broker.flights import Claimed, Flight
 from broker.fulfilment import Answered, Clerk, Maker, Produced
@@ -20,6 +21,8 @@ from broker.outcomes import ProductionRequest, Since, Snapshot
 from broker.parts import Parts, open_parts
 from broker.producers import Producers
 from broker.publication import Publication
+from broker.retention import Retention
+from broker.rules.retention import Floors
 from broker.settings import load
 from broker.stores.port import ObjectStore
 
@@ -111,7 +114,11 @@ def broker_over(store: ObjectStore, url: str, on_step: OnStep = nothing, **setti
     parts.engine.close()
     catalog, engine = Catalog(parts.index, store, parts.settings, on_step), Engine(store, parts.settings)
     publication = Publication(catalog, engine, parts.leases, on_step=on_step)
-    return Broker(replace(parts, store=store, catalog=catalog, engine=engine, publication=publication))
+    compactor = Compactor(parts.index, catalog, engine, publication, parts.leases)
+    floors = Floors(parts.settings.retain_versions, parts.settings.retain_seconds)
+    retention = Retention(catalog, parts.index, parts.leases, parts.cursors, floors)
+    made = replace(parts, store=store, catalog=catalog, engine=engine, publication=publication)
+    return Broker(replace(made, compactor=compactor, retention=retention))
 
 
 def let_lapse(parts: Parts, id: str) -> None:

@@ -20,6 +20,7 @@ from broker.settings import CONFIG_FILE, find_upwards
 from workers.batching import serve_batches
 from workers.child import producers_of
 from workers.loop import DRAIN_SECONDS, Loop
+from workers.maintenance import add_maintenance, serve_maintenance
 from workers.producing import Producing
 from workers.roles import RQ_SECONDS, Drained, Presence, add_janitor, add_producing, serve_parts
 from workers.rq_pool import RqPool, pool_for
@@ -35,6 +36,7 @@ log = logging.getLogger("broker.worker")
     broker worker --burst
     broker worker my_module:app --role parts --processes 8
     broker worker --role microbatch
+    broker worker --role compact
     broker worker sources/broker.toml
     """,
     answer="Nothing on stdout; the log on stderr, a line for each event: {time, level, event, counts, patterns, error}",
@@ -48,9 +50,9 @@ log = logging.getLogger("broker.worker")
     help="Attempts that run at once, each in a child process.",
 )
 @click.option(
-    "--role", type=click.Choice(["all", "lead", "parts", "microbatch"]), default="all", show_default=True,
+    "--role", type=click.Choice(["all", "lead", "parts", "microbatch", "compact"]), default="all", show_default=True,
     help="lead: requests only; parts: only RQ workers, --processes for parts of heavy productions and one that joins them; "
-    "microbatch: versions from change logs, without an APP; start one a core.",
+    "microbatch: versions from change logs, start one a core; compact: compaction and retention. Both without an APP.",
 )  # fmt: skip
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do for these producers.")
 @click.option("--name", help="Name in status and logs. Default: host, pid and a random part.")
@@ -73,6 +75,9 @@ def worker(
     if role == "microbatch":
         serve_batches(face.settings(), check_name(name, "worker") if name else None, burst)
         return
+    if role == "compact":
+        serve_maintenance(face.settings(), check_name(name, "worker") if name else None, burst)
+        return
     target = app or config_here()
     producers = checked_app(target)
     if role == "parts":
@@ -81,7 +86,7 @@ def worker(
     parts = insisted_parts(face.settings())
     try:
         pool = pool_for(parts.settings, target, producers, processes) if role == "all" else None
-        options = Options(name, processes, burst, drain_seconds)
+        options = Options(name, processes, burst, drain_seconds, leads=role == "lead")
         run(parts, producers, Supervisor(parts.settings, target, processes), options, pool)
     finally:
         parts.close()
@@ -90,9 +95,9 @@ def worker(
 class Options:
     """What the command line says about one run."""
 
-    def __init__(self, name: str | None, processes: int, burst: bool, drain_seconds: float) -> None:
+    def __init__(self, name: str | None, processes: int, burst: bool, drain_seconds: float, leads: bool = False) -> None:
         self.name = check_name(name, "worker") if name else None
-        self.processes, self.burst, self.drain_seconds = processes, burst, drain_seconds
+        self.processes, self.burst, self.drain_seconds, self.leads = processes, burst, drain_seconds, leads
 
 
 def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Options, pool: RqPool | None = None) -> None:
@@ -104,6 +109,8 @@ def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Opt
     loop.handle_signals()
     add_producing(loop, role, parts.settings.lease_seconds)
     add_janitor(loop, parts, role.name, sweeps=not options.burst)
+    if not options.burst:
+        add_maintenance(loop, parts, elsewhere=options.leads)
     loop.every("presence", parts.settings.lease_seconds / 3, presence.renew, drains=True)
     if pool is not None:
         loop.every("rq", RQ_SECONDS, pool.inspect, drains=True)

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
@@ -24,9 +24,10 @@ from broker.backend.client import RedisClient
 from broker.backend.jobs import PARTS, Jobs, connect
 from broker.catalog import nothing
 from broker.cuts import FINALISE, Cuts
-from broker.errors import AttemptFailed, BrokerError
+from broker.errors import AttemptFailed, BrokerError, Busy, NotFound
 from broker.hands import Hands
-from broker.heavy import enqueue
+from broker.heavy import RUN_FINALISER, RUN_PART, enqueue
+from broker.model.names import DatasetId
 from broker.parts import Parts, insisted_parts, redis_url, rq_url
 from broker.settings import Settings, load
 from workers.bounds import overrun, resident_bytes
@@ -65,7 +66,20 @@ def run_part(flight: str, part: str, attempt: int) -> None:
 def finalise(flight: str, attempt: int) -> None:
     """Make one version of all parts of a flight."""
     with _opened() as (_, hands):
-        hands.finalise(flight, attempt)
+        hands.finalise(flight, attempt, producers_of)
+
+
+def compact(dataset: str) -> None:
+    """Merge what is due for a dataset. Another that is at it does the same."""
+    with _opened() as (parts, _), suppress(Busy, NotFound):
+        for work in parts.compactor.compact(DatasetId(dataset)):
+            log.info("%s: merged %d edges up to version %d", dataset, len(work.edges), work.version)
+
+
+def retain(dataset: str) -> None:
+    """Give up what nobody needs of a dataset."""
+    with _opened() as (parts, _), suppress(Busy, NotFound):
+        parts.retention.apply(DatasetId(dataset))
 
 
 @contextmanager
@@ -96,7 +110,10 @@ class BoundedWorker(Worker):  # type: ignore[misc]
             self.kill_horse()
 
     def _tell(self, job: Any, why: str) -> None:
-        """Note why, for the flight's leader; RQ knows only the signal."""
+        """Note why, for the flight's leader; RQ knows only the signal. Maintenance has no leader: it is done again."""
+        if job.func_name not in (RUN_PART, RUN_FINALISER):
+            log.warning("%s is killed: %s", job.id, why)
+            return
         flight, task, attempt = job.args if len(job.args) == 3 else (job.args[0], FINALISE, job.args[1])
         try:
             with RedisClient.open(redis_url(self.limits)) as redis:

@@ -49,6 +49,7 @@ class Index:
         self.redis, self._shards = redis, shards
         self._read_head, self._load = redis.script("read_head", writes=False), redis.script("load", writes=False)
         self._reserve, self._publish, self._install = map(redis.script, ("reserve", "publish", "install"))
+        self._tell = redis.script("tell")
 
     def slot(self, dataset: DatasetId) -> Slot:
         return Slot(slot_for(dataset, self._shards))
@@ -132,6 +133,11 @@ class Index:
         except OutcomeUnknown:
             return PublishAnswer("behind")  # walking the log again publishes it, or finds it published
         return PublishAnswer(reply.decode())
+
+    def tell(self, dataset: DatasetId, event: str, history_seconds: float) -> None:
+        """Add an event (JSON) that belongs to no record."""
+        slot = self.slot(dataset)
+        self.redis.call(self._tell, [slot.meta, slot.events], [event, int(history_seconds * 1000)])
 
     def install(self, dataset: DatasetId, state: State, adopt: str) -> None:
         slot = self.slot(dataset)

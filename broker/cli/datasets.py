@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -12,9 +13,43 @@ from broker.cli.face import Face, Group, columns, fields_of, joined, names, pair
 from broker.cli.words import bytes_text, span_text
 from broker.connect import Dataset
 from broker.errors import Invalid, InvalidRequest
-from broker.model.dataset import Column, DatasetSpec, Schema
+from broker.model.dataset import GUARDS, Column, DatasetSpec, Schema
 
+F = TypeVar("F", bound=Callable[..., Any])
+NO_LIMIT: Final = -1.0
 NEVER_NULL: Final = re.compile(r"\s+NOT\s+NULL\s*$", re.IGNORECASE)
+
+
+def limit(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], float | None]:
+    """A callback: a number, or `none`, which is NO_LIMIT."""
+
+    def parsed(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        del ctx
+        try:
+            return None if value is None else NO_LIMIT if value == "none" else kind(value)
+        except ValueError:
+            raise Invalid("not a limit", of=f"--{param.name}", why=value or "", hint="Write a number, or none") from None
+
+    return parsed
+
+
+def guard_options(command: F) -> F:
+    """--min-rows, --max-rows, --max-delete-ratio."""
+    helps = {
+        "min_rows": (int, "ROWS", "Refuse versions with fewer rows."),
+        "max_rows": (int, "ROWS", "Refuse versions with more rows."),
+        "max_delete_ratio": (float, "RATIO", "Refuse versions that lack more of the rows before: 0.2 is a fifth."),
+    }
+    for name, (kind, metavar, text) in reversed(helps.items()):
+        ending = " none: as the settings say."
+        option = click.option(f"--{name.replace('_', '-')}", name, metavar=metavar, callback=limit(kind), help=text + ending)
+        command = option(command)
+    return command
+
+
+def guards_given(**limits: float | None) -> dict[str, Any]:
+    """Those that were given; `none` is None."""
+    return {name: None if value == NO_LIMIT else value for name, value in limits.items() if value is not None}
 
 
 @click.group("dataset", cls=Group, examples="broker dataset create shop/catalog/offers --key sku\nbroker dataset list --json")
@@ -46,15 +81,18 @@ def dataset() -> None:
     help="With --order: how long a delete is remembered against older rows that come late. Default: 7 days.",
 )
 @click.option("--attribute", "attributes", multiple=True, metavar="K=V", help="Free text for people; kept with the dataset.")
+@guard_options
 @pass_face
 def create(
     face: Face,
+    /,
     name: str,
     key: tuple[str, ...],
     order: tuple[str, ...],
     column_texts: tuple[str, ...],
     tombstone_seconds: int | None,
     attributes: tuple[str, ...],
+    **limits: float | None,
 ) -> None:
     """Create a dataset; an equal one that exists is no error."""
     columns_given = tuple(parse_column(text) for text in column_texts)
@@ -67,6 +105,7 @@ def create(
             schema=schema,
             tombstone_seconds=tombstone_seconds,
             attributes=pairs(attributes),
+            **guards_given(**limits),
         )
         _emit_dataset(face, made)
 
@@ -97,18 +136,28 @@ def show(face: Face, name: str) -> None:
 
 @dataset.command(
     "alter",
-    examples='broker dataset alter shop/catalog/offers --column "colour VARCHAR"',
+    examples="""
+    broker dataset alter shop/catalog/offers --column "colour VARCHAR"
+    broker dataset alter shop/catalog/offers --min-rows 1000 --max-delete-ratio 0.2
+    """,
     answer="{dataset, version, key, versions, bytes, session, spec}",
 )
 @click.argument("name")
-@click.option("--column", "column_texts", multiple=True, required=True, help='A new column or another type: "price DOUBLE".')
+@click.option("--column", "column_texts", multiple=True, help='A new column or another type: "price DOUBLE".')
 @click.option("--force", is_flag=True, help="Also a change with loss: it begins a new session, and replicas reset.")
+@guard_options
 @pass_face
-def alter(face: Face, name: str, column_texts: tuple[str, ...], force: bool) -> None:
-    """Add columns or change their types."""
+def alter(face: Face, /, name: str, column_texts: tuple[str, ...], force: bool, **limits: float | None) -> None:
+    """Add columns or change their types; set the guards that refuse a version."""
+    guards = guards_given(**limits)
+    if not column_texts and not guards:
+        raise InvalidRequest("nothing to alter", of=name, hint='Give --column "price DOUBLE", or a guard: --min-rows 1000')
     with face.connect() as broker:
         found = broker.dataset(name)
-        found.alter(altered(found.spec, [parse_column(text) for text in column_texts]), force)
+        if column_texts:
+            found.alter(altered(found.spec, [parse_column(text) for text in column_texts]), force)
+        if guards:
+            found.guard(**guards)
         _emit_dataset(face, found)
 
 
@@ -166,6 +215,7 @@ def _emit_dataset(face: Face, found: Dataset) -> None:
             "tombstones": span_text(spec.tombstone_seconds) if spec.order else None,
             "bytes": bytes_text(value["bytes"]),
             "session": value["session"],
+            "guards": joined({name: f"{getattr(spec, name)}" for name in GUARDS if getattr(spec, name) is not None}),
             "attributes": joined(spec.attributes),
         }
     )

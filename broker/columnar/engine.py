@@ -219,6 +219,15 @@ class Engine:
             if found := plan.session.rows(duplicates_sql(spec.key, f"({keys})")):
                 raise duplicate_key(spec.key, found, str(spec.dataset))
 
+    def compare_keys(self, spec: DatasetSpec, before: Sequence[Edge], after: Sequence[Edge]) -> tuple[int, int, int]:
+        """Rows that stand after each of two plans from nothing, and how many keys of the first the second lacks."""
+        keys = Selection(columns=spec.key)
+        with self._plan(spec, before) as old, self._plan(spec, after) as new:
+            one, other = (rows_result(spec, keys, plan.sources(schema_of_spec(spec))).sql for plan in (old, new))
+            count = new.session.number
+            gone = f"SELECT count(*) FROM ({one}) ANTI JOIN ({other}) USING ({listed(spec.key)})"
+            return count(f"SELECT count(*) FROM ({one})"), count(f"SELECT count(*) FROM ({other})"), count(gone)
+
     def fetch(self, file: File) -> Path:
         """A verified local copy, to be opened at once: a later fetch may drop it. Raises Corrupt, NotFound, Unavailable."""
         return self._fetcher.fetch(file)

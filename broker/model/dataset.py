@@ -114,6 +114,10 @@ class Schema(Frozen):
         )  # fmt: skip
 
 
+GUARDS: Final = ("min_rows", "max_rows", "max_delete_ratio")
+"""Fields of a spec that say which versions are refused; None: as the settings say."""
+
+
 class DatasetSpec(Frozen):
     """The contract of one dataset. Two specs are the same dataset only if they are equal."""
 
@@ -123,6 +127,9 @@ class DatasetSpec(Frozen):
     columns: Schema | None = None
     partitions: int = Field(1, ge=1, le=1024)
     tombstone_seconds: int = Field(7 * 86400, ge=0)
+    min_rows: int | None = Field(None, ge=0)
+    max_rows: int | None = Field(None, ge=0)
+    max_delete_ratio: float | None = Field(None, ge=0, le=1)
     attributes: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
@@ -163,11 +170,12 @@ class DatasetSpec(Frozen):
     def differences(self, asked: DatasetSpec) -> list[str]:
         """In words, what keeps `asked` from opening this dataset: nothing when it is equal, or was before the schema grew.
 
-        Attributes do not count; `tombstone_seconds` does where it was given.
+        Attributes do not count; `tombstone_seconds` and guards do where they were given.
         """
         mine, theirs = dict(self.shape), dict(asked.shape)
-        if "tombstone_seconds" in asked.model_fields_set:
-            mine["tombstone_seconds"], theirs["tombstone_seconds"] = self.tombstone_seconds, asked.tombstone_seconds
+        for name in ("tombstone_seconds", *GUARDS):
+            if name in asked.model_fields_set:
+                mine[name], theirs[name] = getattr(self, name), getattr(asked, name)
         if self.columns and asked.columns and not self.columns.grew_from(asked.columns, self.order):
             mine["columns"], theirs["columns"] = str(self.columns), str(asked.columns)
         return [f"its {name} is {mine[name]}, asked for {theirs[name]}" for name in mine if mine[name] != theirs[name]]

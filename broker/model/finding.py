@@ -13,3 +13,10 @@ class Finding(NamedTuple):
 
     verdict: Verdict
     text: str
+
+
+class Objection(NamedTuple):
+    """Why a version is refused: `rule` is the guard's name, or the validator's; `text` is for people."""
+
+    rule: str
+    text: str

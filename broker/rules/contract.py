@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from broker.errors import Conflict, SchemaConflict, Unsupported
+from collections.abc import Mapping
+
+from broker.errors import Conflict, Invalid, SchemaConflict, Unsupported
 from broker.model.attributes import check_attributes
 from broker.model.commit import Alter, Create
-from broker.model.dataset import DatasetSpec, Schema
+from broker.model.dataset import GUARDS, DatasetSpec, Schema
 from broker.rules.fold import State
 
 
@@ -53,6 +55,17 @@ def altered(state: State, schema: Schema, session: str | None) -> Alter | None:
             hint="Force it: that begins a new session, and replicas reset",
         )  # fmt: skip
     return Alter(spec=grown, session=session)
+
+
+def guarded(state: State, limits: Mapping[str, float | None]) -> Alter | None:
+    """The record that gives the dataset other guards, in the same session; None where they are so already.
+
+    `limits`: those of GUARDS that change; None takes the settings' one. Raises NotFound, Invalid that names the field.
+    """
+    if unknown := limits.keys() - set(GUARDS):
+        raise Invalid("no such guard", of=", ".join(sorted(unknown)), hint=f"There are {', '.join(GUARDS)}")
+    spec = DatasetSpec.of(**dict(state.spec) | dict(limits))
+    return None if spec == state.spec else Alter(spec=spec)
 
 
 def keyed(spec: DatasetSpec, schema: Schema) -> Schema:

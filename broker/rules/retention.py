@@ -5,12 +5,13 @@ What stays, in this order:
     the newest version      its cheapest road from nothing
     channels                a road from nothing to what each names now, and to the last versions it named: a rollback's target
     holds                   a road from nothing to each version held
-    cursors                 a road from where each live one stands to the newest version and to every channel's
     floors                  the edges between the newest versions and the young ones, for who follows without a cursor
+    cursors                 a road from where each live one stands to the newest version and to every channel's
 
-The floors give way to the byte rule: edges kept for them alone never hold more than the snapshot on the newest version's road,
-the oldest go first.
-A cursor never gives way: its lease does, by lapsing.
+The byte rule bounds the last two, each by the bytes of the snapshot on the newest version's road: what is kept for floors
+alone, the oldest going first; and deltas and roll-ups for cursors, together with those of the newest version's road. Those
+that stand nearest are served first. Who stands so far behind that its road does not fit takes the snapshot: a plan with a
+typed reset, never a gap. It is named (`resets`); where others keep its road anyway it loses nothing.
 """
 
 from __future__ import annotations
@@ -51,11 +52,12 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
     """`kept`: edge -> the first reason why. `retire`: what nobody needs, by version. `until`: no edge left touches a version
-    up to this one, so these fold into a range."""
+    up to this one, so these fold into a range. `resets`: cursors whose road did not fit, so that a snapshot is theirs."""
 
     kept: Mapping[Pair, str]
     retire: tuple[Edge, ...]
     until: int
+    resets: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -72,7 +74,7 @@ def pair(edge: Edge) -> Pair:
 
 
 def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float) -> RetentionPlan:
-    """What may go of `edges` (of one session, by version) at `now`. O(edges x (versions wanted + cursors))."""
+    """What may go of `edges` (of one session, by version) at `now`. O(edges x (versions wanted + versions read from))."""
     if not edges:
         return RetentionPlan({}, (), 0)
     kept = dict[Pair, str]()
@@ -87,22 +89,44 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
     for why, versions in wanted.versions.items():
         for version in versions:
             keep(cheapest(edges, None, version), why)
-    targets = {newest, *(versions[0] for versions in wanted.versions.values() if versions)}
-    for name, at in wanted.readers.items():
-        for target in targets:
-            if at < target:
-                keep(cheapest(edges, at, target), f"cursor {name}")
+    snapshot = whole[0].bytes if whole else 0
     young = (version for version, time in wanted.times.items() if time >= now - floors.seconds)
-    _keep_floor(edges, min((newest - floors.versions + 1, *young)), whole[0].bytes if whole else 0, kept)
+    _keep_floor(edges, min((newest - floors.versions + 1, *young)), snapshot, kept)
+    targets = sorted({newest, *(versions[0] for versions in wanted.versions.values() if versions)})
+    budget = max(0, snapshot - sum(edge.bytes for edge in whole[1:])) if whole else 0
+    passed_by = _keep_roads(edges, wanted.readers, targets, budget, kept)
+    resets = tuple(name for name, at in wanted.readers.items() if at in passed_by)
     retire = tuple(edge for edge in edges if pair(edge) not in kept)
     least = min((version if base is None else base for base, version in kept), default=newest)
-    return RetentionPlan(kept, retire, least - 1)
+    return RetentionPlan(kept, retire, least - 1, resets)
+
+
+def _keep_roads(
+    edges: Sequence[Edge], readers: Mapping[str, int], targets: Sequence[int], budget: int, kept: dict[Pair, str]
+) -> set[int]:
+    """Roads from where readers stand, the nearest first, at most `budget` bytes that nobody else keeps.
+
+    -> the versions from where a road did not fit: whoever stands there starts anew.
+    """
+    stands, passed_by = dict[int, str](), set[int]()
+    for name, at in readers.items():
+        stands.setdefault(at, name)  # one name for all that stand alike
+    for at in sorted(stands, reverse=True):
+        for target in targets:
+            road = (cheapest(edges, at, target) or ()) if at < target else ()
+            wanted = [edge for edge in road if pair(edge) not in kept]
+            if (size := sum(edge.bytes for edge in wanted)) > budget:
+                passed_by.add(at)
+                continue
+            budget -= size
+            kept.update((pair(edge), f"cursor {stands[at]}") for edge in wanted)
+    return passed_by
 
 
 def _keep_floor(edges: Sequence[Edge], first: int, budget: int, kept: dict[Pair, str]) -> None:
     """Edges between the versions from `first` on, the newest first, at most `budget` bytes of them."""
     for edge in reversed(edges):
-        start = edge.version if edge.base is None else edge.base
+        start = edge.version - 1 if edge.base is None else edge.base
         if start < first - 1 or pair(edge) in kept:
             continue
         budget -= edge.bytes

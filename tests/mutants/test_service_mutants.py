@@ -26,6 +26,12 @@ NAMED: Final = (
     ),
     ("sealed_marks_off", "faults/test_changelog_faults.py::test_after_a_total_loss_the_sealed_marks_count"),
     (
+        "retention_cursors_off",
+        "parts/test_retention_consumers.py::test_nobody_who_lives_loses_a_road_and_the_store_stays_small",
+    ),
+    ("sweep_wait_off", "parts/test_sweep.py::test_a_retired_file_goes_when_no_answer_can_name_it_and_not_before"),
+    ("gate_off", "parts/test_guards.py::test_a_version_that_takes_too_much_away_is_refused_and_the_old_one_stays[snapshot]"),
+    (
         "source_compare_off",
         "rules/test_batching.py::test_whatever_waits_and_whoever_commits_ranges_have_neither_gap_nor_overlap",
     ),

@@ -222,6 +222,15 @@ def test_a_key_in_two_parts_fails_the_request_and_nothing_is_visible(shops: Plac
     assert shop.dataset.versions() == ()
 
 
+def test_a_version_of_all_parts_is_judged_as_a_whole(shops: Place) -> None:
+    shop = shops.dataset()
+    shop.order(veto="too cheap")
+    with pytest.raises(RequestFailed, match=f"too cheap in {len(ALL_KEYS)} rows"):
+        shop.done()
+    assert shop.dataset.state.version == 0
+    assert shop.runs() == dict.fromkeys(MERCHANTS, 1)
+
+
 def test_a_key_in_two_parts_is_found_in_a_difference_too(shops: Place) -> None:
     shop = shops.dataset()
     shop.done()

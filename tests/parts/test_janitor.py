@@ -150,8 +150,8 @@ def test_a_dataset_that_is_broken_or_dropped_does_not_keep_the_janitor_from_the_
     assert list(report.failed) == ["aaa/catalog/broken"]
 
 
-def test_what_a_dropped_dataset_left_is_swept_and_its_history_is_not(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
-    kept = {file.key for edge in b.dataset(OFFERS).state.edges for file in edge.files}
+def test_what_a_dropped_dataset_left_is_swept_and_its_log_is_not(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
+    files = [file.key for edge in b.dataset(OFFERS).state.edges for file in edge.files]
     b.dataset(OFFERS).drop()
     left = [names.data_key(OFFERS), names.derived_key(OFFERS, 0, "f", "csv")]
     for key in left:
@@ -160,8 +160,9 @@ def test_what_a_dropped_dataset_left_is_swept_and_its_history_is_not(b: Broker, 
     assert isinstance(inner, MemoryStore)
     clock = inner.clock
     inner.clock = lambda: clock() + 30 * DAY
-    assert janitor.run_once("janitor", sweep=True).swept == len(left)
-    assert kept == {info.key for info in store.list(f"{OFFERS}/data/")}
+    assert janitor.run_once("janitor", sweep=True).swept == len(left) + len(files)
+    assert list(store.list(f"{OFFERS}/data/")) == []
+    assert [info.key for info in store.list(f"{OFFERS}/log/")] == [names.log_key(OFFERS, seq) for seq in (1, 2, 3, 4)]
 
 
 def test_a_pass_over_datasets_at_rest_asks_the_store_nothing(b: Broker, janitor: Janitor, store: FaultyStore) -> None:

@@ -61,9 +61,24 @@ def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_b
     for versions in wanted.versions.values():
         for version in versions:
             assert cheapest(left, None, version) == cheapest(edges, None, version)
-    for at in wanted.readers.values():
-        if at < newest:
+    for name, at in wanted.readers.items():
+        if at < newest and name not in plan.resets:
             assert cheapest(left, at, newest) == cheapest(edges, at, newest)
+        assert cheapest(left, at, newest) is not None
+
+
+@given(situations())
+def test_what_is_kept_for_cursors_alone_and_the_deltas_of_the_newest_road_hold_no_more_than_its_snapshot(
+    situation: tuple[list[Edge], Wanted, Floors],
+) -> None:
+    edges, wanted, floors = situation
+    newest = edges[-1].version
+    plan = retention(edges, wanted, floors, now=float(newest))
+    whole = cheapest(edges, None, newest)
+    assert whole is not None
+    read = sum(edge.bytes for edge in edges if (plan.why(edge.base, edge.version) or "").startswith("cursor"))
+    deltas = sum(edge.bytes for edge in whole[1:])
+    assert read + deltas <= max(whole[0].bytes, deltas)
 
 
 @given(situations())
@@ -110,6 +125,23 @@ def test_a_reader_far_behind_keeps_its_road_and_its_name_is_told() -> None:
     assert plan.why(2, 3) is None
 
 
+def test_those_too_far_behind_give_way_to_the_nearer_ones_and_are_named() -> None:
+    edges = chain(30, edge(None, 30, 100), edge(21, 30, 60))
+    readers = {"far": 21, "near": 24, "nearer": 28, "there": 30}
+    plan = retention(edges, Wanted(readers=readers), NONE, now=100)
+    assert plan.resets == ("far",)
+    assert plan.why(21, 30) is None
+    assert [plan.why(version, version + 1) for version in (23, 24, 27, 28)] == [
+        None, "cursor near", "cursor near", "cursor nearer",
+    ]  # fmt: skip
+
+
+def test_who_walks_where_others_walk_anyway_costs_nothing_and_is_not_passed_by() -> None:
+    edges = chain(30)  # no younger snapshot: the newest version's own road is all of it
+    plan = retention(edges, Wanted(readers={"far": 2, "near": 29}), NONE, now=100)
+    assert (plan.resets, plan.retire) == ((), ())
+
+
 def test_a_channel_keeps_what_it_may_be_rolled_back_to() -> None:
     edges = chain(10, edge(None, 5, 40), edge(None, 9, 40))
     plan = retention(edges, Wanted(versions={"channel production": [9, 5]}), NONE, now=100)
@@ -121,6 +153,13 @@ def test_the_floor_keeps_the_roads_between_the_newest_versions() -> None:
     edges = chain(20, edge(None, 20, 100))
     plan = retention(edges, Wanted(), Floors(versions=4, seconds=0), now=100)
     assert [plan.why(version - 1, version) for version in (16, 17, 18, 19, 20)] == [None, *[FLOOR] * 4]
+
+
+def test_a_floor_of_one_version_keeps_no_snapshot_before_it() -> None:
+    edges = [edge(None, version) for version in range(1, 5)]
+    plan = retention(edges, Wanted(), NONE, now=100)
+    assert [pair(edge) for edge in plan.retire] == [(None, 1), (None, 2), (None, 3)]
+    assert plan.until == 3
 
 
 def test_young_versions_stay_whatever_their_number() -> None:

@@ -1,0 +1,199 @@
+"""P10 under a crowd: consumers that are live, slow, dead or expired, on a real Redis. Nobody who lives loses a road, the store
+stays small, and the dead pin nothing for ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal
+
+import pytest
+
+import broker
+from broker.compactor import Compactor
+from broker.cursors import Cursors, LiveCursor
+from broker.janitor import LATE_SECONDS, Janitor
+from broker.model.names import DatasetId
+from broker.retention import Retention
+from broker.rules.fold import State
+from broker.rules.levels import Levels
+from broker.rules.plan import cheapest
+from broker.rules.retention import Floors
+from broker.sinks.memory import Memory
+from broker.stores.memory import MemoryStore
+from tests.ledger import broker_over
+
+OFFERS = DatasetId("shop/catalog/offers")
+CONSUMERS = int(os.environ.get("BROKER_TEST_CONSUMERS", "1000"))
+ROUNDS = int(os.environ.get("BROKER_TEST_ROUNDS", "40"))
+KEYS, REPLICAS, FLOOR_VERSIONS = 10_000, 8, 3
+Kind = Literal["live", "slow", "dead", "expired"]
+KINDS: tuple[Kind, ...] = ("live", "slow", "dead", "expired")
+CHANCE: dict[Kind, float] = {"live": 0.3, "slow": 0.03, "dead": 0.3, "expired": 0.3}
+"""Of a sync in a round."""
+
+
+@dataclass
+class Consumer:
+    """`leaves`: the round from which on it is silent. An expired one comes back later, a dead one never."""
+
+    name: str
+    kind: Kind
+    leaves: int
+    version: int = 0
+    lives: bool = True
+    replica: broker.Replica | None = None
+    sink: Memory | None = None
+
+
+@dataclass
+class Crowd:
+    """The parts under test, and everybody who reads."""
+
+    b: broker.Broker
+    random: Random
+    consumers: list[Consumer] = field(default_factory=list)
+
+    def cursors(self, lease_seconds: float) -> Cursors:
+        return Cursors(self.b.parts.redis, self.b.parts.index, lease_seconds)
+
+    @property
+    def state(self) -> State:
+        return self.b.parts.catalog.state(OFFERS)
+
+    def sync(self, consumer: Consumer) -> None:
+        """Up to the newest version, and said so."""
+        state = self.state
+        if consumer.replica is not None:
+            report = consumer.replica.sync()
+            assert report.version == state.version
+        consumer.version, consumer.lives = state.version, True
+        self.report(consumer, 3600.0)
+
+    def report(self, consumer: Consumer, lease_seconds: float) -> None:
+        """A lease of no time: it has lapsed."""
+        cursor = LiveCursor(name=consumer.name, version=consumer.version, session=self.state.session)
+        self.cursors(lease_seconds).report(OFFERS, cursor)
+
+    def act(self, round: int) -> None:
+        for consumer in self.consumers:
+            if consumer.kind in ("dead", "expired") and round >= consumer.leaves:
+                if consumer.lives:
+                    consumer.lives = False
+                    self.report(consumer, 0.0)
+                if consumer.kind == "expired" and round == consumer.leaves + 12:
+                    self.sync(consumer)
+                    consumer.leaves = ROUNDS
+            elif self.random.random() < CHANCE[consumer.kind]:
+                self.sync(consumer)
+
+    def live(self) -> list[Consumer]:
+        return [consumer for consumer in self.consumers if consumer.lives]
+
+
+@pytest.fixture
+def crowd(redis_url: str) -> Iterator[Crowd]:
+    with broker_over(MemoryStore(), redis_url) as b:
+        b.dataset(OFFERS, key=["sku"]).publish([{"sku": f"s{number}", "price": 0.5 + number} for number in range(KEYS)])
+        made = Crowd(b, Random(11))
+        for number in range(CONSUMERS):
+            kind = KINDS[number % len(KINDS)]
+            consumer = Consumer(f"{kind}-{number}", kind, leaves=made.random.randint(2, ROUNDS // 2))
+            if number < REPLICAS:
+                consumer.sink = Memory()
+                consumer.replica = b.replica(OFFERS, name=consumer.name, sink=consumer.sink)
+            made.consumers.append(consumer)
+            made.sync(consumer)
+        yield made
+
+
+def change(crowd: Crowd) -> None:
+    """A delta of up to two per cent."""
+    keys = crowd.random.sample(range(KEYS), crowd.random.randint(1, KEYS // 50))
+    upserts = [{"sku": f"s{key}", "price": crowd.random.random()} for key in keys[1:]]
+    crowd.b.dataset(OFFERS).publish_delta(upserts, [{"sku": f"s{keys[0]}"}])
+
+
+def roads(state: State, consumers: list[Consumer]) -> dict[str, tuple[tuple[int | None, int], ...]]:
+    """From where each stands to the newest version; nothing leads there: a KeyError in whoever compares."""
+    known = {version: cheapest(state.edges, version, state.version) for version in {one.version for one in consumers}}
+    return {
+        one.name: tuple((edge.base, edge.version) for edge in road)
+        for one in consumers
+        if (road := known[one.version]) is not None
+    }
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow(30)
+def test_nobody_who_lives_loses_a_road_and_the_store_stays_small(crowd: Crowd) -> None:
+    parts = crowd.b.parts
+    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels())
+    retention = Retention(parts.catalog, parts.index, parts.leases, crowd.cursors(0), Floors(FLOOR_VERSIONS, 0))
+    retired = passed_by = 0
+    for round in range(ROUNDS):
+        change(crowd)
+        crowd.act(round)
+        assert compactor.run_once().failed == {}
+        before = crowd.state
+        plan = retention.apply(OFFERS)
+        assert plan is not None
+        retired += len(plan.retire)
+        after, live = crowd.state, crowd.live()
+        asked, given = roads(before, live), roads(after, live)
+        assert given.keys() == {consumer.name for consumer in live}
+        assert {name: given[name] for name in given if name not in plan.resets} == {
+            name: road for name, road in asked.items() if name not in plan.resets
+        }
+        anew = cheapest(after.edges, None, after.version)
+        assert anew is not None
+        passed_by += len(plan.resets)
+        assert all(_bytes(after, given[name]) <= sum(edge.bytes for edge in anew) for name in plan.resets)
+        whole = max(edge.bytes for edge in after.edges if edge.base is None)
+        assert sum(edge.bytes for edge in after.edges) <= 2 * whole + floor_bytes(after)
+        assert not [why for why in plan.kept.values() if why.startswith("cursor dead") and _silent(crowd, why)]
+    assert retired > ROUNDS // 2
+    assert passed_by < ROUNDS * CONSUMERS // 20
+    _the_dead_come_back(crowd)
+    _what_is_offered_is_all_that_is_stored(crowd)
+
+
+def _bytes(state: State, road: tuple[tuple[int | None, int], ...]) -> int:
+    return sum(edge.bytes for pair in road if (edge := state.edge(*pair)))
+
+
+def floor_bytes(state: State) -> int:
+    """What leads from one of the newest versions to the next, whoever else needs it."""
+    first = state.version - FLOOR_VERSIONS
+    return sum(edge.bytes for edge in state.edges if edge.base is not None and edge.base >= first)
+
+
+def _silent(crowd: Crowd, why: str) -> bool:
+    name = why.removeprefix("cursor ")
+    return next(not consumer.lives for consumer in crowd.consumers if consumer.name == name)
+
+
+def _the_dead_come_back(crowd: Crowd) -> None:
+    """With a typed reset or without one: equal in the end."""
+    truth = {row["sku"]: row["price"] for row in crowd.b.dataset(OFFERS).read().to_pylist()}
+    for consumer in crowd.consumers[:REPLICAS]:
+        assert consumer.replica is not None
+        assert consumer.sink is not None
+        report = consumer.replica.sync()
+        assert report.reset in (None, "replaced", "too-old")
+        assert {row["sku"]: row["price"] for row in consumer.sink.read().to_pylist()} == truth
+
+
+def _what_is_offered_is_all_that_is_stored(crowd: Crowd) -> None:
+    """Once no answer can name the rest."""
+    parts = crowd.b.parts
+    store = parts.store
+    assert isinstance(store, MemoryStore)
+    clock = store.clock
+    store.clock = lambda: clock() + parts.settings.result_seconds + LATE_SECONDS + 60
+    janitor = Janitor(parts.index, parts.catalog, store, parts.leases, parts.settings)
+    assert janitor.run_once("janitor", sweep=True).failed == {}
+    offered = {file.key for edge in crowd.state.edges for file in edge.files}
+    assert {info.key for info in store.list(f"{OFFERS}/data/")} == offered
