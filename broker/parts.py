@@ -12,6 +12,7 @@ from broker.backend.index import Index
 from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.changelog import ChangeLogs
+from broker.channels import Channels
 from broker.columnar.engine import Engine
 from broker.publication import Publication
 from broker.requests import Requests
@@ -38,6 +39,7 @@ class Parts:
     requests: Requests
     derived: Derived
     changelogs: ChangeLogs
+    channels: Channels
     promise: Promise
     on_step: OnStep
 
@@ -84,5 +86,6 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step),
         requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
-        changelogs=ChangeLogs(redis, catalog, settings), promise=promise, on_step=on_step,
+        changelogs=ChangeLogs(redis, catalog, settings), channels=Channels(catalog, index, leases), promise=promise,
+        on_step=on_step,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from broker import Broker
 from broker.backend.client import Entry
 from broker.backend.keys import PRODUCERS, Slot
 from broker.catalog import Catalog, OnStep, nothing
+from broker.channels import Channels
 from broker.columnar.engine import Engine
 from broker.errors import BrokerError
 from broker.flights import Claimed, Flight
@@ -111,7 +112,8 @@ def broker_over(store: ObjectStore, url: str, on_step: OnStep = nothing, **setti
     parts.engine.close()
     catalog, engine = Catalog(parts.index, store, parts.settings, on_step), Engine(store, parts.settings)
     publication = Publication(catalog, engine, parts.leases, on_step=on_step)
-    return Broker(replace(parts, store=store, catalog=catalog, engine=engine, publication=publication))
+    channels = Channels(catalog, parts.index, parts.leases)
+    return Broker(replace(parts, store=store, catalog=catalog, engine=engine, publication=publication, channels=channels))
 
 
 def let_lapse(parts: Parts, id: str) -> None:
