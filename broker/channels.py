@@ -20,7 +20,7 @@ from broker.backend.keys import retention_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.errors import Busy, InvalidName, InvalidRequest, NotFound, OutcomeUnknown, Transient
-from broker.model.commit import Announce, Body, Point, parse_record
+from broker.model.commit import Announce, Body, Point, Why, parse_record
 from broker.model.names import LIVE, ChannelsId, DatasetId, check_name
 from broker.rules.announcing import Wish, moved, moved_back, standing_of
 from broker.rules.fold import Named, State
@@ -29,6 +29,8 @@ from broker.rules.publishing import Lease
 
 WAIT_SECONDS: Final = 0.002
 """Between two tries for the lease: who holds it needs a few round trips."""
+Datasets = Mapping[str, State]
+"""By name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Channels:
         Raises Conflict (it is elsewhere), NotFound (no such version, or no road leads to it), InvalidName, Busy, Fenced.
         """
         expected = {} if expect is None else {dataset.name: expect}
-        return self._move(ChannelsId.of(dataset), {dataset.name: version}, Wish(_movable(to), {}, expected))
+        return self._move(ChannelsId.of(dataset), {dataset.name: version}, (_movable(to), "promoted"), expected)
 
     def release(
         self, domain: str, versions: Mapping[str, int], to: str, expect: Mapping[str, int] | None = None
@@ -101,7 +103,7 @@ class Channels:
         if not versions or unknown:
             why = f"expected and not released: {', '.join(unknown)}" if unknown else "no dataset is named"
             raise InvalidRequest("not a release", of=domain, why=why, hint="Name each dataset with its version")
-        return self._move(ChannelsId(domain), versions, Wish(_movable(to), {}, dict(expect or {}), "released"))
+        return self._move(ChannelsId(domain), versions, (_movable(to), "released"), expect or {})
 
     def rollback(self, dataset: DatasetId, channel: str, expect: int | None = None) -> int:
         """Make a channel name again what it named before; the number of the announcement. Again: what it named before that.
@@ -112,7 +114,9 @@ class Channels:
         log, channel = ChannelsId.of(dataset), _movable(channel)
         start = self._start(log, dataset.name, channel, expect)
         try:
-            return self._announce(log, channel, [dataset.name], lambda state: moved_back(state, dataset.name, channel, start))
+            return self._announce(
+                log, channel, [dataset.name], lambda state, _: moved_back(state, dataset.name, channel, start)
+            )
         except OutcomeUnknown as error:
             hint = f"Do the same again with expect={start.version}: it finds out"
             raise OutcomeUnknown(error.what, of=error.of, why=error.why, hint=hint) from error
@@ -124,30 +128,37 @@ class Channels:
             return standing.left
         return standing.point if expect is None else Point(expect, standing.session)
 
-    def _move(self, log: ChannelsId, versions: Mapping[str, int], wish: Wish) -> int:
-        sessions = {name: self._catalog.state(log.dataset(name)).session for name in versions}
-        targets = {name: Point(version, sessions[name]) for name, version in versions.items()}
-        wish = Wish(wish.channel, targets, wish.expect, wish.why)
-        return self._announce(log, wish.channel, list(versions), lambda state: moved(state, wish))
+    def _move(
+        self, log: ChannelsId, versions: Mapping[str, int], how: tuple[str, Why], expect: Mapping[str, int]
+    ) -> int:  # fmt: skip
+        channel, why = how
 
-    def _announce(self, log: ChannelsId, channel: str, named: Sequence[str], decide: Callable[[State], Announce | None]) -> int:
+        def decide(state: State, datasets: Datasets) -> Announce | None:
+            targets = {name: Point(version, datasets[name].session) for name, version in versions.items()}
+            return moved(state, Wish(channel, targets, expect, why))
+
+        return self._announce(log, channel, list(versions), decide)
+
+    def _announce(
+        self, log: ChannelsId, channel: str, of: Sequence[str], decide: Callable[[State, Datasets], Announce | None]
+    ) -> int:  # fmt: skip
         """Commit what `decide` answers for the head. -> number of the announcement: its own, or the one that stands."""
         offered: list[tuple[int, Announce]] = []
 
         def body(state: State) -> Body | None:
             if offered and self._landed(log, state, *offered[-1]):
                 return None
-            found = decide(state)
+            datasets = {name: self._catalog.state(log.dataset(name)) for name in of}
+            found = decide(state, datasets)
             if found is not None:
-                self._check(log, found)
+                for name, move in found.moves.items():
+                    check_offered(datasets[name], move.point)
                 offered.append((state.seq + 1, found))
             return found
 
-        state = self._catalog.known(log)
-        if decide(state) is not None:
-            with self._alone(log) as lease:
-                state = self._catalog.commit(log, body, "channels", lease)
-        return offered[-1][0] if offered else max(state.channels[name, channel].seq for name in named)
+        with self._alone(log) as lease:
+            state = self._catalog.commit(log, body, "channels", lease)
+        return offered[-1][0] if offered else max(state.channels[name, channel].seq for name in of)
 
     def _landed(self, log: ChannelsId, state: State, seq: int, body: Announce) -> bool:
         """Whether the log holds what was offered for `seq`, though somebody may have moved the channel since."""
@@ -158,24 +169,6 @@ class Channels:
             return True
         data = next(iter(self._catalog.records(log, seq)), None)
         return data is not None and parse_record(data, f"{log} log {seq}").body == body
-
-    def _check(self, log: ChannelsId, body: Announce) -> None:
-        """Every version is there, in its dataset's present session, and can be reached from nothing. Raises NotFound."""
-        for name, move in body.moves.items():
-            state = self._catalog.state(log.dataset(name))
-            state.info(move.version)
-            if move.session != state.session:
-                raise NotFound(
-                    "the version is of a session that is over", of=f"{state.dataset} version {move.version}",
-                    why="the dataset was made anew, or its schema broke", hint="Promote a version of the present session",
-                )  # fmt: skip
-            try:
-                plan_for(state, None, EVERYTHING, move.version)
-            except NotFound:
-                raise NotFound(
-                    "no road leads to this version", of=f"{state.dataset} version {move.version}", why="its edges are retired",
-                    hint="Promote a newer one",
-                ) from None  # fmt: skip
 
     @contextmanager
     def _alone(self, log: ChannelsId) -> Iterator[Lease]:
@@ -195,6 +188,21 @@ class Channels:
         finally:
             with suppress(Transient):  # it lapses by itself
                 self._leases.release(slot, lease)
+
+
+def check_offered(state: State, point: Point) -> None:
+    """Raises NotFound unless the version is there, in its dataset's present session, and can be reached from nothing."""
+    of = f"{state.dataset} version {point.version}"
+    state.info(point.version)
+    if point.session != state.session:
+        raise NotFound(
+            "the version is of a session that is over", of=of, why="the dataset was made anew, or its schema broke",
+            hint="Promote a version of the present session",
+        )  # fmt: skip
+    try:
+        plan_for(state, None, EVERYTHING, point.version)
+    except NotFound as error:
+        raise NotFound(error.what, of=of, why=error.why, hint="Promote a newer one") from None
 
 
 def _movable(channel: str) -> str:

@@ -270,7 +270,10 @@ class State:
         """Raises NotFound."""
         text = self.tables["versions"].get(str(version))
         if text is None:
-            raise NotFound("no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}")
+            raise NotFound(
+                "no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}",
+                hint=f"See them: broker versions list {self.dataset}",
+            )  # fmt: skip
         return VersionInfo.model_validate_json(text)
 
     def edge(self, base: int | None, version: int) -> Edge | None:
