@@ -9,7 +9,16 @@ from importlib import import_module
 
 from benchmarks.common import HEADER
 
-CLAIMS = ("start", "requests_at_submit", "requests_through_stream", "productions", "snapshots", "differences", "replicas")
+CLAIMS = (
+    "start",
+    "requests_at_submit",
+    "requests_through_stream",
+    "productions",
+    "snapshots",
+    "differences",
+    "replicas",
+    "promotions",
+)
 
 
 def main(names: list[str]) -> int:

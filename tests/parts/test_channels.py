@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Barrier
 from typing import Any
 
@@ -25,6 +26,7 @@ from broker.rules.publishing import STEPS
 from broker.rules.retention import Floors
 from broker.sinks.memory import Memory
 from broker.stores.memory import MemoryStore
+from broker.stores.port import ObjectInfo
 from tests.faulty_store import FaultyStore
 from tests.ledger import broker_over
 from tests.servers import RedisServer
@@ -408,6 +410,24 @@ def test_a_road_through_a_roll_up_is_told_where_a_delta_is_gone(b: Broker, offer
     told = notified(b)
     assert told["snapshot"]["version"] == 1
     assert [(edge["base"], edge["version"]) for edge in told["deltas"]] == [(1, 3), (3, 4)]
+
+
+def test_a_file_is_written_again_when_its_channel_moved_under_the_pen(
+    b: Broker, offers: Dataset, fuse: Fuse, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By somebody who died before ringing: nobody else will write the file before the janitor comes."""
+    moves, put = iter([3]), store.put
+
+    def moving(key: str, data: bytes) -> ObjectInfo:
+        for version in moves if key.endswith("production.json") else ():
+            fuse.step = "publish"
+            with suppress(Crash):
+                offers.promote(version, to="production")
+        return put(key, data)
+
+    monkeypatch.setattr(store, "put", moving)
+    offers.promote(2, to="production")
+    assert (notified(b)["version"], notified(b)["announced"]) == (3, 2)
 
 
 def test_a_file_that_a_slow_writer_wrote_over_is_found_by_the_janitor(b: Broker, offers: Dataset, store: FaultyStore) -> None:
