@@ -73,10 +73,12 @@ class Notices:
             anew = False
 
     def _write(self, state: State, channel: str, named: Named, anew: bool = False) -> None:
-        """Unless it is there already: a new version moves no channel, and must not cost a write for each of them."""
+        """Unless it is there already, as this process remembers, or (`anew`) as the store says: a new version moves no channel,
+        and must not cost a write for each of them."""
         key, data = names.notify_key(DatasetId(state.dataset), channel), notification(state, channel, named)
         told = _told(data)
-        if anew or self._written.get(key) != told:
+        known = _told(self._get(key)) if anew else self._written.get(key)
+        if known != told:
             self._store.put(key, data)
         if len(self._written) >= KNOWN:
             self._written.clear()
