@@ -51,8 +51,9 @@ class Notices:
     def _ring_dataset(self, dataset: DatasetId) -> None:
         """`live`, and the channels: their roads change when edges are retired or added."""
         for _ in range(ROUNDS):
-            state, channels = self._look(dataset), self._look(ChannelsId.of(dataset))
+            state = self._look(dataset)
             self._store.put(names.notify_key(dataset, LIVE), notification(state))
+            channels = self._look(ChannelsId.of(dataset))
             for channel, named in of_dataset(channels, dataset).items():
                 self._write(state, channel, named)
             self._index.mark_notified(dataset, state.seq)
