@@ -1,4 +1,4 @@
-"""The bell: notify/<channel>.json, enough to follow a dataset with GET alone, and the event of a new version.
+"""The bell: notify/<channel>.json, enough to follow a dataset with GET alone, and the events of records.
 
 It is rung behind the commit, by one thread, once for many commits of a dataset: who waits for an answer does not wait for it.
 A crash before it rang is made up for by the janitor, which compares the head with what was last rung.
@@ -18,16 +18,19 @@ from typing import Final
 from weakref import WeakSet
 
 from broker.errors import BrokerError
-from broker.model.commit import Edge, NewVersion, Record
-from broker.model.event import Event, rfc3339
-from broker.model.names import DatasetId
-from broker.rules.fold import State
+from broker.model.commit import Announce, Edge, Move, NewVersion, Record, Why
+from broker.model.event import Event, EventType, rfc3339
+from broker.model.names import LIVE, ChannelsId, DatasetId
+from broker.rules.fold import Named, State
+from broker.rules.plan import cheapest
 
 log = logging.getLogger("broker.bell")
 NOTIFY_FORMAT: Final = 1
 NOTIFY_DELTAS: Final = 100
 """About a hundred kilobytes of JSON."""
-LIVE: Final = "live"
+CHANNEL_EVENTS: Final[dict[Why, EventType]] = {
+    "promoted": "broker.channel.promoted", "rolled-back": "broker.channel.rolled-back", "released": "broker.channel.released",
+}  # fmt: skip
 PAUSE_SECONDS: Final = 0.01
 """Between asking and ringing: the commit's own answer goes first, and commits of so short a while ring once."""
 
@@ -112,25 +115,37 @@ os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
 
 
-def notification(state: State, channel: str = LIVE) -> bytes:
-    """The bytes of notify/<channel>.json: session, seq, version, the newest snapshot and the deltas behind it, with SHA-256.
+def notification(state: State, channel: str = LIVE, named: Named | None = None) -> bytes:
+    """The bytes of notify/<channel>.json: session, seq, version, a snapshot and the deltas behind it, with SHA-256.
+
+    `live`: the newest version. Another channel: the one that it names, with `announced`, the number of the announcement; who
+    follows it ignores a lower one. Where its session is over nothing leads there: neither snapshot nor deltas.
 
     At most NOTIFY_DELTAS deltas, the newest, so that a commit costs the same however many versions there are. Who holds less
     than the first one's base takes the snapshot if that is newer, and else reads the commit log.
     """
-    snapshot, at, chain = state.snapshot, state.version, list[Edge]()
-    oldest = max(snapshot.version if snapshot else 0, at - NOTIFY_DELTAS)
+    version, session = named.point if named else (state.version, state.session)
+    snapshot, chain = _road(state, version) if session == state.session else (None, [])
+    spec = state.spec if state.exists else None
+    fields = {
+        "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": session, "seq": state.seq,
+        "version": version, "key": spec.key if spec else (), "order": spec.order if spec else (),
+        "snapshot": snapshot.model_dump(mode="json") if snapshot else None,
+        "deltas": [edge.model_dump(mode="json") for edge in chain],
+    } | ({"announced": named.seq} if named else {})  # fmt: skip
+    return json.dumps(fields).encode()
+
+
+def _road(state: State, version: int) -> tuple[Edge | None, list[Edge]]:
+    """The newest snapshot up to `version`, and the deltas behind it; where one of them is gone, the cheapest road."""
+    snapshot, at, chain = state.snapshot_at(version), version, list[Edge]()
+    oldest = max(snapshot.version if snapshot else 0, version - NOTIFY_DELTAS)
     while at > oldest and (delta := state.edge(at - 1, at)) is not None:
         chain.insert(0, delta)
         at -= 1
-    spec = state.spec if state.exists else None
-    fields = {
-        "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": state.session, "seq": state.seq,
-        "version": state.version, "key": spec.key if spec else (), "order": spec.order if spec else (),
-        "snapshot": snapshot.model_dump(mode="json") if snapshot else None,
-        "deltas": [edge.model_dump(mode="json") for edge in chain],
-    }  # fmt: skip
-    return json.dumps(fields).encode()
+    if at > oldest and (road := cheapest(state.edges, None, version)):
+        return road[0], list(road[1:])
+    return snapshot, chain
 
 
 def rung(data: bytes) -> int:
@@ -141,16 +156,36 @@ def rung(data: bytes) -> int:
         return 0
 
 
-def published(dataset: DatasetId, record: Record) -> str:
-    """The event of a new version, as JSON; '' for other records."""
-    if not isinstance(record.body, NewVersion):
-        return ""
-    edge = record.body.edge
+def events_of(log: DatasetId, record: Record) -> list[str]:
+    """The events of a record, as JSON: one of a new version, one for each dataset that a channel was moved for."""
+    match record.body:
+        case NewVersion() as body:
+            return [_published(log, record, body)]
+        case Announce(channel=channel, moves=moves, why=why):
+            return [_moved(ChannelsId(log), record, (channel, name, why), move) for name, move in moves.items()]
+    return []
+
+
+def _published(dataset: DatasetId, record: Record, body: NewVersion) -> str:
+    edge = body.edge
     data = {
         "version": edge.version, "kind": edge.kind, "rows": edge.rows, "bytes": edge.bytes,
-        "system": record.body.system, "custom": record.body.custom,
+        "system": body.system, "custom": body.custom,
     }  # fmt: skip
     return Event(
         id=f"{dataset}/{record.seq}", source=f"broker/{dataset.domain}", type="broker.dataset.published", subject=dataset,
-        time=rfc3339(record.time), correlationid=record.body.production, data=data,
+        time=rfc3339(record.time), correlationid=body.production, data=data,
+    ).model_dump_json()  # fmt: skip
+
+
+def _moved(log: ChannelsId, record: Record, of: tuple[str, str, Why], move: Move) -> str:
+    channel, name, why = of
+    before = move.left or next(iter(move.past), None)
+    data = {
+        "channel": channel, "version": move.version, "session": move.session, "announced": record.seq,
+        "before": before.version if before else 0,
+    }  # fmt: skip
+    return Event(
+        id=f"{log}/{record.seq}/{name}", source=f"broker/{log.domain}", type=CHANNEL_EVENTS[why], subject=log.dataset(name),
+        time=rfc3339(record.time), correlationid=f"{log}/{record.seq}", data=data,
     ).model_dump_json()  # fmt: skip

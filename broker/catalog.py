@@ -16,14 +16,14 @@ from uuid import uuid4
 
 from broker.backend.index import Index
 from broker.backend.keys import Slot
-from broker.bell import LIVE, Bell, notification, published, rung
+from broker.bell import Bell, events_of
+from broker.bell_notices import Notices
 from broker.columnar.types import canonical
-from broker.errors import BrokerError, Corrupt, NotFound, OutcomeUnknown, Reconciling, Transient
-from broker.model import names
+from broker.errors import BrokerError, Corrupt, OutcomeUnknown, Reconciling, Transient
 from broker.model.commit import Body, Drop, digest, parse_record
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.event import Event, EventType, rfc3339
-from broker.model.names import DatasetId
+from broker.model.names import ChannelsId, DatasetId, log_id
 from broker.rules import publishing as protocol
 from broker.rules.contract import altered, guarded, opened
 from broker.rules.fold import State, fold, patch_of
@@ -36,7 +36,6 @@ log = logging.getLogger("broker.catalog")
 T = TypeVar("T")
 FOLLOW_RECORDS: Final = 8
 """A cached state this few records behind follows the log; further behind it is read anew from Redis."""
-NOTIFY_ROUNDS: Final = 8
 
 
 OnStep = Callable[[str], None]
@@ -53,6 +52,7 @@ class Catalog:
         self._index, self._store, self._settings, self._on_step = index, store, settings, on_step
         self._cache: dict[DatasetId, State] = {}
         self._lock, self._bell, self._sealed = Lock(), Bell(self._notify), Sealed(store)
+        self._notices = Notices(index, store, lambda log: self._head(log).state, self.known)
 
     def slot(self, dataset: DatasetId) -> Slot:
         return self._index.slot(dataset)
@@ -74,9 +74,10 @@ class Catalog:
         return state
 
     def known(self, dataset: DatasetId) -> State:
-        """As `state`, also of a dataset that was dropped or never created."""
+        """As `state`, also of a dataset that was dropped or never created, and of a log of announcements."""
         view = self._head(dataset)
-        if not view.current and (view.state.exists or self._sealed.exists(dataset)):
+        # An empty log of announcements is adopted by that: it is asked for again and again.
+        if not view.current and (view.state.seq or isinstance(dataset, ChannelsId) or self._sealed.exists(dataset)):
             self.reconcile(dataset)
             view = self._head(dataset)
         return view.state
@@ -180,29 +181,29 @@ class Catalog:
         """
         view = self._head(dataset)
         if not view.current:
-            if view.state.exists:
+            if view.state.seq:
                 self.reconcile(dataset)
-            return view.state.exists
+            return bool(view.state.seq)
         if view.reservation is not None and self._index.head(dataset).reserved_seconds >= older_than_seconds:
             self._drive(dataset, protocol.settle(*view.reservation))
             return True
         unpublished = self._sealed.record(dataset, view.state.seq + 1) if look or view.reservation is not None else None
         if unpublished is not None:
             self._drive(dataset, protocol.publish(view.state.seq + 1, unpublished))
-        if unpublished is not None or self._notified(dataset, look) < self._head(dataset).state.seq:
-            self._notify(dataset)
+        if unpublished is not None or self._notices.noted(dataset, look) < self._head(dataset).state.seq:
+            self._notify(dataset, anew=look)
         return unpublished is not None
 
     def rebuild(self, prefix: str = "", told: Callable[[int], object] = lambda _: None) -> dict[DatasetId, State | BrokerError]:
-        """Restore the index of every dataset found in the store, from the store alone: its state, or why it is not restored.
+        """Restore the index of every log found in the store, from the store alone: its state, or why it is not restored.
 
         One that fails does not keep the others from it. `told(1)` is called behind each.
         """
         found = dict[DatasetId, State | BrokerError]()
-        for dataset in self._sealed.datasets(prefix):
+        for dataset in self._sealed.logs(prefix):
             try:
                 self.reconcile(dataset)
-                self._notify(dataset)
+                self._notify(dataset, anew=True)
                 found[dataset] = self._head(dataset).state
             except BrokerError as error:
                 found[dataset] = error
@@ -291,9 +292,9 @@ class Catalog:
 
     def _remember(self, state: State) -> State:
         with self._lock:
-            known = self._cache.get(DatasetId(state.dataset))
+            known = self._cache.get(id := log_id(state.dataset))
             if known is None or known.seq <= state.seq or known.session != state.session:
-                self._cache[DatasetId(state.dataset)] = state
+                self._cache[id] = state
         return state
 
     def _do_publish(self, dataset: DatasetId, seq: int, data: bytes) -> PublishAnswer:
@@ -301,8 +302,8 @@ class Catalog:
         if record.seq != seq:
             raise Corrupt("a commit record lies under another number", of=f"{dataset} log {seq}", why=f"it says {record.seq}")
         barrier = record.body.run_id if record.body.kind == "barrier" else ""
-        patch, event = patch_of(record, digest(data)), (published(dataset, record), self._settings.history_seconds * 1000)
-        answer = self._index.publish(dataset, (seq, record.previous), patch, barrier, event)
+        patch, events = patch_of(record, digest(data)), (events_of(dataset, record), self._settings.history_seconds * 1000)
+        answer = self._index.publish(dataset, (seq, record.previous), patch, barrier, events)
         known = self._cache.get(dataset)
         if answer.kind == "published" and known is not None and known.sha == record.previous and known.seq == seq - 1:
             self._remember(fold(known, data))
@@ -310,21 +311,6 @@ class Catalog:
 
     # --- the bell for those who read without Redis
 
-    def _notify(self, dataset: DatasetId) -> None:
-        """Write notify/<channel>.json until the head stands still."""
+    def _notify(self, dataset: DatasetId, anew: bool = False) -> None:
         self._on_step("notify")
-        for _ in range(NOTIFY_ROUNDS):
-            state = self._head(dataset).state
-            self._store.put(names.notify_key(dataset, LIVE), notification(state))
-            self._index.mark_notified(dataset, state.seq)
-            if self._head(dataset).state.seq == state.seq:
-                return
-
-    def _notified(self, dataset: DatasetId, look: bool) -> int:
-        """The record last rung for, as noted in Redis, or as it stands in the store."""
-        if not look:
-            return int(self._index.fields(dataset, "notified")[0] or 0)
-        try:
-            return rung(b"".join(self._store.get(names.notify_key(dataset, LIVE))))
-        except NotFound:
-            return 0
+        self._notices.ring(dataset, anew)

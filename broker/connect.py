@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
-from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 from weakref import WeakSet
 
 import pyarrow as pa
 
+from broker.asking import Asking, selection_of
 from broker.changelog import ChangeLog
 from broker.columnar.intake import Intake
 from broker.columnar.types import schema_of
-from broker.errors import BrokerError, InvalidRequest, NotFound, Reconciling
-from broker.flights import Order, Submitted
-from broker.fulfilment import completion_at_once
+from broker.errors import BrokerError, NotFound
 from broker.handle import Handle
 from broker.model.dataset import GUARDS, DatasetSpec, Schema
-from broker.model.names import DatasetId
-from broker.model.predicate_parser import parse
-from broker.model.request import Completion, Request, Selection, new_id
+from broker.model.names import LIVE, DatasetId, check_name
+from broker.model.request import Completion, Request, Selection
 from broker.outcomes import checked_position
 from broker.parts import Parts, open_parts
 from broker.publication import Note, Published
 from broker.received import Received
-from broker.replica import Replica
+from broker.replica import Following, Replica
 from broker.responses import Response, Responses
 from broker.retention import DatasetRetention
-from broker.rules.answering import derivation_of
+from broker.rules.fold import Named, VersionInfo
 from broker.rules.fold import State as DatasetState
-from broker.rules.fold import VersionInfo
 from broker.rules.plan import Plan, plan
 from broker.sealed import Checked
 from broker.settings import load
 from broker.sinks.port import Sink
-
-SELECTIONS: Final = 1_024
-"""Checked selections a connection remembers."""
-SUBMIT_BATCH: Final = 64
-"""Requests of one round trip: four runs of the script, so that Redis works on the first while the last is on its way."""
 
 
 def connect(redis: str | None = None, store: str | None = None, **settings: Any) -> Broker:
@@ -58,7 +48,7 @@ class Broker:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._readers = WeakSet[Responses]()
-        self._selections: dict[tuple[DatasetId, int, str | None, tuple[str, ...] | None], Selection] = {}
+        self._asking = Asking(parts)
 
     def __enter__(self) -> Self:
         return self
@@ -120,9 +110,7 @@ class Broker:
         Several share a round trip, which is what makes thousands a second out of one process. Raises what makes a request
         malformed (InvalidRequest, InvalidPredicate); what refuses a good one stands in its place.
         """
-        checked = (self._checked(Request.of(fields)) for fields in asked)
-        while batch := list(islice(checked, SUBMIT_BATCH)):
-            yield from self._submit(batch)
+        return self._asking.submit(Request.of(fields) for fields in asked)
 
     def submitted(self, id: str) -> Handle:
         """The handle of a request made elsewhere. Raises NotFound, RequestLost."""
@@ -141,78 +129,29 @@ class Broker:
 
     def replica(
         self, dataset: str, *, name: str, sink: Sink, where: str | None = None, columns: Sequence[str] | None = None,
-        channel: str = "live",
+        channel: str = LIVE,
     ) -> Replica:  # fmt: skip
-        """An exact copy in `sink`, kept by `sync()`. Raises NotFound, InvalidPredicate."""
-        if channel != "live":
-            raise InvalidRequest("no such channel", of=channel, why="only 'live' exists so far")
-        id = DatasetId(dataset)
-        parts = self.parts
+        """An exact copy in `sink`, kept by `sync()`: of the newest version, or of what `channel` names.
+
+        Raises NotFound, InvalidPredicate, InvalidName.
+        """
+        id, parts = DatasetId(dataset), self.parts
+        following = Following(parts.catalog, parts.channels, id, check_name(channel, "channel"))
         selection = Dataset(parts, id).selection(where, columns)
-        return Replica((parts.catalog, parts.engine, parts.leases), id, name, sink, selection, parts.on_step)
+        return Replica((parts.engine, parts.leases), following, name, sink, selection, parts.on_step)
 
-    def _checked(self, request: Request) -> Request:
-        """The request in canonical form, checked against the dataset's columns where they are known."""
-        if request.mode == "delta" and request.since is None:
-            raise InvalidRequest("mode='delta' needs since=", of=request.dataset, hint="Give the version or cursor you hold")
-        if request.where is None and request.columns is None:
-            return request
-        selection = self._selection(request)
-        return request.model_copy(update={"where": selection.where, "columns": selection.columns})
+    def release(
+        self, domain: str, versions: Mapping[str, int], *, to: str, expect: Mapping[str, int] | None = None
+    ) -> int:  # fmt: skip
+        """Let channel `to` name versions of several datasets of `tenant/domain` at one moment, all or nothing.
 
-    def _selection(self, request: Request) -> Selection:
-        """Canonical and checked, once for all that ask alike of the dataset as this process last saw it."""
-        seen = self.parts.catalog.cached(request.dataset) or self.parts.catalog.state(request.dataset)
-        alike = (request.dataset, seen.seq, request.where, request.columns)
-        found = self._selections.get(alike)
-        if found is None:
-            found = Dataset(self.parts, request.dataset).selection(request.where, request.columns)
-            if len(self._selections) >= SELECTIONS:
-                self._selections.clear()
-            self._selections[alike] = found
-        return found
+        `expect`: versions it must name until then (0: none). Returns and raises as `Dataset.promote`.
+        """
+        return self.parts.channels.release(domain, versions, to, expect)
 
-    def _submit(self, requests: Sequence[Request]) -> list[Handle | BrokerError]:
-        orders = [self._order(request) for request in requests]
-        results = self.parts.requests.submit(orders)
-        for index, result in enumerate(results):
-            if isinstance(result, Reconciling):
-                results[index] = self._submit_again(requests[index])
-        self._catch_up(orders, results)
-        return [
-            result if isinstance(result, BrokerError) else Handle(self.parts, result.id, order.request.target)
-            for order, result in zip(orders, results, strict=True)
-        ]
-
-    def _submit_again(self, request: Request) -> Submitted | BrokerError:
-        """After a restart of Redis: bring the dataset's index up, then ask again."""
-        try:
-            self.parts.catalog.state(request.dataset)
-            self.parts.catalog.reconcile(request.dataset)
-            return self.parts.requests.submit([self._order(request)])[0]
-        except BrokerError as error:
-            return error
-
-    def _order(self, request: Request) -> Order:
-        """With the answer at once, where the request allows one that is not quite fresh."""
-        parts, slot = self.parts, self.parts.index.slot(request.dataset)
-        id, derivation = new_id(slot.name), derivation_of(request)
-        if request.max_staleness is None:
-            return Order(id, slot, request, derivation)
-        state = parts.catalog.cached(request.dataset) or parts.catalog.state(request.dataset)
-        answer = completion_at_once(id, request, state, parts.derived, parts.settings)
-        return Order(id, slot, request, derivation, answer, state.seq)
-
-    def _catch_up(self, orders: Sequence[Order], results: Sequence[Submitted | BrokerError]) -> None:
-        """Where a head had moved, look at it, so that the next request is answered from it at once."""
-        moved = {
-            order.request.dataset
-            for order, result in zip(orders, results, strict=True)
-            if isinstance(result, Submitted) and order.seq and result.seq != order.seq
-        }
-        for dataset in moved:
-            with suppress(BrokerError):  # these requests are accepted: what a look brings is for the next ones
-                self.parts.catalog.state(dataset)
+    def released(self, domain: str, channel: str) -> dict[str, int]:
+        """What a channel names of the datasets of `tenant/domain`, at one moment: dataset name -> version."""
+        return self.parts.channels.released(domain, channel)
 
 
 class Dataset:
@@ -280,6 +219,24 @@ class Dataset:
         state = self.state
         return plan(state.edges, since, _wanted(state, version))
 
+    def promote(self, version: int, *, to: str, expect: int | None = None) -> int:
+        """Let channel `to` name a version: one announcement, one event, no data copied. -> number of the announcement.
+
+        `expect`: the version it must name until then (0: none). Raises Conflict (it moved), NotFound, InvalidName.
+        """
+        return self._parts.channels.promote(self.id, version, to, expect)
+
+    def rollback(self, channel: str, *, expect: int | None = None) -> int:
+        """Let a channel name again what it named before; once more: what it named before that.
+
+        `expect`: the version to leave, so that the same call, repeated, leaves it once. Returns and raises as `promote`.
+        """
+        return self._parts.channels.rollback(self.id, channel, expect)
+
+    def channels(self) -> dict[str, Named]:
+        """What each channel names; `live`, the newest version, is not among them."""
+        return self._parts.channels.named(self.id)
+
     def alter(self, schema: Schema | pa.Schema, force: bool = False) -> None:
         """New nullable columns and lossless widening; anything else only with `force`: a new session, and replicas reset."""
         columns = schema_of(schema) if isinstance(schema, pa.Schema) else schema
@@ -321,14 +278,7 @@ class Dataset:
 
     def selection(self, where: str | None, columns: Sequence[str] | None) -> Selection:
         """Canonical and checked. Raises InvalidPredicate, InvalidRequest for an unknown column."""
-        spec = self.spec
-        types = spec.columns.types if spec.columns else None
-        names = None if columns is None else _names(columns)
-        unknown = [name for name in names or () if types is not None and name not in types]
-        if unknown:
-            raise InvalidRequest("no such columns", of=self.id, why=", ".join(unknown), hint=f"It has {', '.join(types or ())}")
-        text = None if where is None else parse(where, types).canonical
-        return Selection(where=text, columns=names)
+        return selection_of(self.spec, where, None if columns is None else _names(columns))
 
 
 def _wanted(state: DatasetState, version: int | None) -> int:

@@ -17,7 +17,7 @@ from broker.backend.keys import duty_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.errors import BrokerError, Busy, Corrupt
-from broker.model.names import DatasetId
+from broker.model.names import ChannelsId, DatasetId
 from broker.rules.answering import HOUR
 from broker.rules.naming import Naming, keys_of
 from broker.settings import Settings
@@ -53,7 +53,7 @@ class Janitor:
         self._looked, self._sealed, self._failing = dict[DatasetId, float](), dict[DatasetId, int](), dict[DatasetId, str]()
 
     def run_once(self, owner: str, sweep: bool = False) -> JanitorReport:
-        """Visit the datasets of every slot whose lease is free. `sweep` visits all of them, and also deletes expired derived
+        """Visit the logs of every slot whose lease is free. `sweep` visits all of them, and also deletes expired derived
         files, orphans and what was given up; without it, those where Redis shows something open, each every LOOK_SECONDS.
         """
         report = JanitorReport()
@@ -61,7 +61,7 @@ class Janitor:
         for slot in self._index.slots():
             try:
                 with self._leases.held(slot, name, me) as lease:
-                    for dataset, glance in self._index.glance(slot).items():
+                    for dataset, glance in self._index.glance(slot, self._index.logs(slot)).items():
                         if sweep or self._wanted(dataset, glance):
                             self._visit(dataset, report, partial(self._leases.renew, slot, lease) if sweep else None)
             except Busy:
@@ -85,7 +85,7 @@ class Janitor:
             if look:
                 self._looked[dataset] = time.monotonic()
             report.checkpoints += self._checkpoint(dataset)
-            if sweep is not None:
+            if sweep is not None and not isinstance(dataset, ChannelsId):
                 report.swept += self._sweep(dataset, sweep)
         except BrokerError as error:  # also a broken log: one dataset's harm must not end the care for the others
             report.failed[dataset] = str(error)

@@ -12,6 +12,7 @@ from broker.backend.index import Index
 from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.changelog import ChangeLogs
+from broker.channels import Channels
 from broker.columnar.engine import Engine
 from broker.compactor import Compactor
 from broker.cursors import Cursors
@@ -44,6 +45,7 @@ class Parts:
     requests: Requests
     derived: Derived
     changelogs: ChangeLogs
+    channels: Channels
     cursors: Cursors
     compactor: Compactor
     retention: Retention
@@ -97,11 +99,11 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     guards = Guards(settings.min_rows, settings.max_rows, settings.max_delete_ratio)
     publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step, guards)
     cursors = Cursors(redis, index, settings.cursor_seconds)
-    floors = Floors(settings.retain_versions, settings.retain_seconds)
+    floors, channels = Floors(settings.retain_versions, settings.retain_seconds), Channels(catalog, index, leases)
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
-        changelogs=ChangeLogs(redis, catalog, settings), cursors=cursors,
+        changelogs=ChangeLogs(redis, catalog, settings), channels=channels, cursors=cursors,
         compactor=Compactor(index, catalog, engine, publication, leases),
-        retention=Retention(catalog, index, leases, cursors, floors), promise=promise, on_step=on_step,
+        retention=Retention(catalog, index, leases, cursors, floors, channels.pins), promise=promise, on_step=on_step,
     )  # fmt: skip

@@ -12,10 +12,11 @@ from uuid import uuid4
 from broker.backend.keys import replica_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
+from broker.channels import Channels
 from broker.columnar.engine import Engine
 from broker.columnar.types import schema_of
 from broker.errors import Corrupt, NotFound
-from broker.model.names import DatasetId, check_name
+from broker.model.names import LIVE, DatasetId, check_name
 from broker.model.request import Cursor, ResetReason, Selection
 from broker.rules.fold import State
 from broker.rules.plan import Plan, plan, plan_for
@@ -42,15 +43,46 @@ class Report:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What a replica follows: a dataset, and the channel that says at which version it shall be."""
+
+    catalog: Catalog
+    channels: Channels
+    dataset: DatasetId
+    channel: str = LIVE
+
+    def look(self) -> tuple[State, int]:
+        """The present state, and the version wanted; 0 for none: nothing was published, or is named, in its session."""
+        named = None if self.channel == LIVE else self.channels.at(self.dataset, self.channel)
+        state = self.catalog.state(self.dataset)  # behind the announcement: so it knows the version named
+        if self.channel == LIVE:
+            return state, state.offered
+        return state, named.version if named and named.session == state.session else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Preloaded:
+    """What lies ready on this machine: the road to `version` (0: the channel names none)."""
+
+    channel: str
+    version: int
+    edges: int = 0
+    files: int = 0
+    bytes: int = 0
+
+
 class Replica:
     """An exact copy of a dataset, or of a selection of it. Of two processes with one name one has the lease, one Busy."""
 
     def __init__(
-        self, parts: tuple[Catalog, Engine, Leases], dataset: DatasetId, name: str, sink: Sink, selection: Selection,
+        self, parts: tuple[Engine, Leases], following: Following, name: str, sink: Sink, selection: Selection,
         on_step: OnStep = nothing,
     ) -> None:  # fmt: skip
-        self._catalog, self._engine, self._leases = parts
-        self.dataset, self.name, self.sink, self.selection = dataset, check_name(name, "replica"), sink, selection
+        self._engine, self._leases = parts
+        self._following, self._catalog = following, following.catalog
+        self.dataset, self.channel = following.dataset, following.channel
+        self.name, self.sink, self.selection = check_name(name, "replica"), sink, selection
         self._owner, self._on_step, self._woken = uuid4().hex, on_step, Event()
 
     @property
@@ -59,16 +91,18 @@ class Replica:
         return self.sink.cursor(self.name)
 
     def sync(self, timeout: float = 0.0) -> Report:
-        """Bring the sink to the newest version: plan, fetch, verify, apply. Waits up to `timeout` seconds for something new.
+        """Bring the sink to the newest version, or to what its channel names: plan, fetch, verify, apply.
+
+        Waits up to `timeout` seconds for something new. A channel that went back is a reset, `rolled-back`.
 
         A damaged file is fetched once more, then left aside for another road, with a reset `corrupt` where that starts anew.
         Raises Busy (held by another process, or the sink is locked), Fenced, Corrupt, Unavailable; the sink is whole always.
         """
         begun = time.monotonic()
         held = self.sink.cursor(self.name)
-        state = self._wait(held, begun + timeout)
-        if not self._behind(state, held):
-            mode = "up-to-date" if state.edges else "nothing-yet"
+        state, want = self._wait(held, begun + timeout)
+        if not self._behind(state, want, held):
+            mode = "up-to-date" if want else "nothing-yet"
             return Report(mode, held.version if held else 0, seconds=time.monotonic() - begun)
         with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
             return self._apply(lease, begun)
@@ -77,28 +111,45 @@ class Replica:
         """Let a `sync` that waits in another thread look at once: an event said that there is something new."""
         self._woken.set()
 
-    def _wait(self, held: SinkCursor | None, until: float) -> State:
-        """The newest state: one that `held` is behind of, if it comes before `until` (monotonic seconds)."""
+    def preload(self, channel: str) -> Preloaded:
+        """Fetch and verify what leads from here to what another channel names, so that the switch needs the store no more.
+
+        `live`: the newest version. The files stay on this machine's disk for as long as this process lives, up to the bound of
+        its cache. Raises Corrupt, NotFound, InvalidName, Unavailable.
+        """
+        state, want = replace(self._following, channel=check_name(channel, "channel")).look()
+        if not want:
+            return Preloaded(channel, 0)
+        found = plan_for(state, _cursor_of(self.sink.cursor(self.name)), self.selection, want)
+        files = [file for edge in found.edges for file in edge.files]
+        for file in files:
+            self._engine.fetch(file)
+        return Preloaded(channel, want, len(found.edges), len(files), found.bytes)
+
+    def _wait(self, held: SinkCursor | None, until: float) -> tuple[State, int]:
+        """The state and the version wanted: one that `held` is not at, if it comes before `until` (monotonic seconds)."""
         while True:
-            state, left = self._catalog.state(self.dataset), until - time.monotonic()
-            if left <= 0 or self._behind(state, held):
-                return state
+            (state, want), left = self._following.look(), until - time.monotonic()
+            if left <= 0 or self._behind(state, want, held):
+                return state, want
             self._woken.wait(min(POLL_SECONDS, left))
             self._woken.clear()
 
-    def _behind(self, state: State, held: SinkCursor | None) -> bool:
+    def _behind(self, state: State, want: int, held: SinkCursor | None) -> bool:
         """Whether there is something to apply. A session without a version has nothing yet, whatever an older one had."""
-        if held is None or not state.edges:
-            return bool(state.edges)
-        wanted = (state.version, state.session, self.selection.fingerprint)
+        if held is None or not want:
+            return bool(want)
+        wanted = (want, state.session, self.selection.fingerprint)
         return (held.version, held.session, held.selection) != wanted
 
     def _apply(self, lease: Lease, begun: float) -> Report:
         fence = (lease.fence.epoch, lease.fence.counter)
         held = self.sink.cursor(self.name)
         self.sink.take(self.name, held, fence)
-        state = self._catalog.state(self.dataset)
-        found = plan_for(state, _cursor_of(held), self.selection)
+        state, want = self._following.look()
+        if not want:  # the session ended meanwhile
+            return Report("nothing-yet", held.version if held else 0, seconds=time.monotonic() - begun)
+        found = plan_for(state, _cursor_of(held), self.selection, want)
         self._on_step("planned")
         if found.mode == "unchanged":  # another process was quicker
             return Report("up-to-date", found.version, seconds=time.monotonic() - begun)

@@ -10,6 +10,7 @@ from broker import Broker
 from broker.backend.client import Entry
 from broker.backend.keys import PRODUCERS, Slot
 from broker.catalog import Catalog, OnStep, nothing
+from broker.channels import Channels
 from broker.columnar.engine import Engine
 from broker.compactor import Compactor
 from broker.errors import BrokerError
@@ -114,10 +115,11 @@ def broker_over(store: ObjectStore, url: str, on_step: OnStep = nothing, **setti
     parts.engine.close()
     catalog, engine = Catalog(parts.index, store, parts.settings, on_step), Engine(store, parts.settings)
     publication = Publication(catalog, engine, parts.leases, on_step=on_step)
+    channels = Channels(catalog, parts.index, parts.leases)
     compactor = Compactor(parts.index, catalog, engine, publication, parts.leases)
     floors = Floors(parts.settings.retain_versions, parts.settings.retain_seconds)
-    retention = Retention(catalog, parts.index, parts.leases, parts.cursors, floors)
-    made = replace(parts, store=store, catalog=catalog, engine=engine, publication=publication)
+    retention = Retention(catalog, parts.index, parts.leases, parts.cursors, floors, channels.pins)
+    made = replace(parts, store=store, catalog=catalog, engine=engine, publication=publication, channels=channels)
     return Broker(replace(made, compactor=compactor, retention=retention))
 
 

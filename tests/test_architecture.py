@@ -25,7 +25,7 @@ FLOORS: Final = tuple(
         "bell sealed catalog flights requests responses inquiry cuts channels changelog events cursors",
         "outcomes producers sinks sources publication received replica",
         "fulfilment hands heavy microbatcher compactor retention janitor rebuild pipeline",
-        "parts handle connect .",
+        "parts handle asking connect .",
         "testing demo cli",
         "workers",
     )

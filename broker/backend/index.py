@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +11,7 @@ from broker.backend.client import RedisClient
 from broker.backend.keys import SLOTS, Slot, slot_for
 from broker.backend.lanes import Argument
 from broker.errors import OutcomeUnknown
-from broker.model.names import DatasetId
+from broker.model.names import ChannelsId, DatasetId
 from broker.rules.fold import TABLES, Patch, State
 from broker.rules.publishing import PublishAnswer, Reserve, ReserveAnswer
 
@@ -65,6 +66,14 @@ class Index:
     def datasets(self, slot: Slot) -> list[DatasetId]:
         return sorted(DatasetId(name.decode()) for name in self.redis.run("SMEMBERS", slot.datasets, writes=False))
 
+    def announced(self, slot: Slot) -> list[ChannelsId]:
+        """Logs of announcements."""
+        return sorted(ChannelsId(name.decode()) for name in self.redis.run("SMEMBERS", slot.announced, writes=False))
+
+    def logs(self, slot: Slot) -> list[DatasetId]:
+        """Every log: those of datasets, and those of announcements."""
+        return [*self.announced(slot), *self.datasets(slot)]
+
     def head(self, dataset: DatasetId) -> Head:
         slot = self.slot(dataset)
         reply = self.redis.call(self._read_head, [slot.meta, slot.head(dataset)])
@@ -85,17 +94,17 @@ class Index:
         """Fields of the head hash, read at one moment."""
         return cast(list[bytes | None], self.redis.run("HMGET", self.slot(dataset).head(dataset), *names, writes=False))
 
-    def glance(self, slot: Slot) -> dict[DatasetId, Glance]:
-        """All heads of a slot, in three round trips however many there are."""
-        datasets = self.datasets(slot)
-        if not datasets:
+    def glance(self, slot: Slot, logs: Sequence[DatasetId] | None = None) -> dict[DatasetId, Glance]:
+        """Heads of a slot (None: of all its datasets), in two round trips however many there are."""
+        logs = self.datasets(slot) if logs is None else logs
+        if not logs:
             return {}
-        run_id = self.redis.call(self._read_head, [slot.meta, slot.head(datasets[0])])[0]
-        commands = [("HMGET", slot.head(dataset), "seq", "run_id", "notified", "reserved_seq") for dataset in datasets]
+        run_id = self.redis.call(self._read_head, [slot.meta, slot.head(logs[0])])[0]
+        commands = [("HMGET", slot.head(log), "seq", "run_id", "notified", "reserved_seq") for log in logs]
         found = dict[DatasetId, Glance]()
-        for dataset, reply in zip(datasets, self.redis.replies(commands, slot.name, writes=False), strict=True):
+        for log, reply in zip(logs, self.redis.replies(commands, slot.name, writes=False), strict=True):
             seq, notified, reserved = int(reply[0] or 0), int(reply[2] or 0), int(reply[3] or 0)
-            found[dataset] = Glance(seq, reply[1] != run_id or notified < seq or reserved > seq)
+            found[log] = Glance(seq, reply[1] != run_id or notified < seq or reserved > seq)
         return found
 
     def mark_notified(self, dataset: DatasetId, seq: int) -> None:
@@ -123,13 +132,13 @@ class Index:
         return ReserveAnswer(reply.decode())
 
     def publish(
-        self, dataset: DatasetId, link: tuple[int, str], patch: Patch, barrier_run_id: str, event: tuple[str, int]
+        self, dataset: DatasetId, link: tuple[int, str], patch: Patch, barrier_run_id: str, events: tuple[Sequence[str], int]
     ) -> PublishAnswer:
-        """Move the head to `link` = (seq, SHA-256 of the record before). `event`: JSON ('' none), history kept (ms)."""
-        slot = self.slot(dataset)
-        args: list[Argument] = [*link, patch.to_json(), barrier_run_id, dataset, *event]
+        """Move the head to `link` = (seq, SHA-256 of the record before). `events`: each as JSON, history kept (ms)."""
+        slot, (texts, history_ms) = self.slot(dataset), events
+        args: list[Argument] = [*link, patch.to_json(), barrier_run_id, dataset, history_ms, *texts]
         try:
-            reply = self.redis.call(self._publish, [slot.meta, *slot.tables(dataset)], args)
+            reply = self.redis.call(self._publish, self._projection(slot, dataset), args)
         except OutcomeUnknown:
             return PublishAnswer("behind")  # walking the log again publishes it, or finds it published
         return PublishAnswer(reply.decode())
@@ -142,4 +151,8 @@ class Index:
     def install(self, dataset: DatasetId, state: State, adopt: str) -> None:
         slot = self.slot(dataset)
         args: list[Argument] = [state.seq, json.dumps(state.tables), adopt, dataset]
-        self.redis.call(self._install, [slot.meta, *slot.tables(dataset)], args)
+        self.redis.call(self._install, self._projection(slot, dataset), args)
+
+    @staticmethod
+    def _projection(slot: Slot, dataset: DatasetId) -> list[bytes]:
+        return [slot.meta, slot.listed(dataset), *slot.tables(dataset)]

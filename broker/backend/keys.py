@@ -4,7 +4,8 @@ Inside one slot:
 
     meta                        hash   run_id, epoch, born, counter of fences; submits, full, inflight_cap (submit), parked_at
     datasets                    set    dataset ids
-    head|versions|edges|productions|holds:<tenant>/<name>   hashes: the projection (rules/fold.py)
+    announced                   set    ids of logs of announcements: <tenant>/<domain>/=channels
+    head|versions|edges|productions|holds|channels:<tenant>/<name>   hashes: the projection (rules/fold.py) of a log
     lease:<name>                hash   owner, epoch, counter, until; names: writer:<tenant>/<dataset>, janitor, replica:...
     requests:<name>:<priority>  stream of request ids, group `producers`: a bell, the promise is the request's hash
     request:<id>                hash   body, state, attempts, flight, done, entry (its id in the response stream), ...
@@ -42,7 +43,7 @@ from __future__ import annotations
 from typing import Final
 from zlib import crc32
 
-from broker.model.names import DatasetId
+from broker.model.names import ChannelsId, DatasetId
 from broker.rules.fold import TABLES
 
 LOG_SLOT: Final = "p"
@@ -85,6 +86,14 @@ class Slot:
         return self.key("datasets")
 
     @property
+    def announced(self) -> bytes:
+        return self.key("announced")
+
+    def listed(self, log: DatasetId) -> bytes:
+        """The set that a log's id is a member of."""
+        return self.announced if isinstance(log, ChannelsId) else self.datasets
+
+    @property
     def events(self) -> bytes:
         return self.key("events")
 
@@ -97,7 +106,7 @@ class Slot:
         return self.key("workers")
 
     def tables(self, dataset: DatasetId) -> list[bytes]:
-        """The projection's five hashes, in the order of TABLES."""
+        """The projection's hashes, in the order of TABLES."""
         return [self.key(f"{table}:{dataset.tenant}/{dataset.name}") for table in TABLES]
 
     def head(self, dataset: DatasetId) -> bytes:
@@ -171,8 +180,9 @@ def compact_lease(dataset: DatasetId) -> str:
 
 
 def retention_lease(dataset: DatasetId) -> str:
-    """Name of the lease under which one process at a time retires edges of a dataset."""
-    return f"lease:retention:{dataset.tenant}/{dataset.name}"
+    """Name of the lease under which one process at a time says which versions of a tenant's domain stay: who retires edges
+    and who makes a channel name a version exclude each other, though they write two logs."""
+    return f"lease:retention:{dataset.tenant}"
 
 
 def duty_lease(duty: str) -> str:

@@ -13,7 +13,7 @@ from broker.connect import Broker
 from broker.errors import BrokerError
 from broker.inquiry import Inquiry
 from broker.model.finding import Verdict
-from broker.model.names import DatasetId
+from broker.model.names import ChannelsId, DatasetId
 from broker.parts import open_parts, redis_url, store_url
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
@@ -41,11 +41,13 @@ def examined(settings: Settings) -> Iterator[Finding]:
         return
     with Broker(open_parts(settings)) as broker:
         yield from _workers(broker)
-        for name in broker.datasets():
+        index = broker.parts.index
+        announced = [log for slot in index.slots() for log in index.announced(slot)]
+        for log in [*map(DatasetId, broker.datasets()), *announced]:
             try:
-                yield from _dataset(broker, DatasetId(name))
+                yield from _log(broker, log)
             except BrokerError as error:
-                yield Finding("broken", name, str(error))
+                yield Finding("broken", log, str(error))
     yield from _guarded("rq", settings, _rq)
 
 
@@ -96,10 +98,10 @@ def _workers(broker: Broker) -> Iterator[Finding]:
                 yield Finding("note", dataset, "no-producer: requests wait and no live worker's patterns match")
 
 
-def _dataset(broker: Broker, dataset: DatasetId) -> Iterator[Finding]:
+def _log(broker: Broker, dataset: DatasetId) -> Iterator[Finding]:
     """Index against log: a record behind the head, a reservation nobody finished."""
     catalog, index, settings = broker.parts.catalog, broker.parts.index, broker.parts.settings
-    state, head = catalog.state(dataset), index.head(dataset)
+    state, head = catalog.known(dataset), index.head(dataset)
     unpublished = next(iter(catalog.records(dataset, state.seq + 1)), None)
     (reserved_at,) = index.fields(dataset, "reserved_at")
     age = time.time() - int(reserved_at) / 1000 if head.reservation and reserved_at else 0.0
@@ -114,7 +116,8 @@ def _dataset(broker: Broker, dataset: DatasetId) -> Iterator[Finding]:
     elif not head.current:
         yield Finding("note", dataset, "Redis is a new incarnation; the next write reconciles")
     else:
-        yield Finding("ok", dataset, f"version {state.version}, {state.seq} record(s), index and log agree")
+        what = f"{len(state.channels)} named by channels" if isinstance(dataset, ChannelsId) else f"version {state.version}"
+        yield Finding("ok", dataset, f"{what}, {state.seq} record(s), index and log agree")
 
 
 def _rq(settings: Settings) -> Iterator[Finding]:

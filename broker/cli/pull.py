@@ -1,4 +1,4 @@
-"""pull: a replica brought up to the newest version, or one file written from it."""
+"""pull: a replica brought up to the newest version or to a channel's, or one file written from it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from broker.cli.words import bytes_text, public_place
 from broker.columnar.formats import SUFFIXES
 from broker.connect import Broker, Dataset
 from broker.errors import InvalidRequest, NotFound
-from broker.replica import Report
+from broker.model.names import LIVE, check_name
+from broker.replica import Following, Report
 from broker.sinks import open_sink
 
 POLL_SECONDS: Final = 0.2
 Chosen = tuple[str | None, tuple[str, ...] | None]
 """`where` and column names."""
+Awaited = tuple[str, float]
+"""The channel that says which version, and how long to wait for it (seconds)."""
 
 
 @click.command(
@@ -47,6 +50,7 @@ Chosen = tuple[str | None, tuple[str, ...] | None]
 @click.option(
     "--name", "replica", help="Name of the replica. Default: from the place, so that the next pull goes on from this one."
 )
+@click.option("--channel", default=LIVE, show_default=True, help="Which version: the newest, or what another channel names.")
 @click.option("--wait", is_flag=True, help="Wait for something newer than PLACE holds; a single file: for the first version.")
 @click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer than this; implies --wait.")
 @pass_face
@@ -58,22 +62,23 @@ def pull(
     column_names: str | None,
     table: str | None,
     replica: str | None,
+    channel: str,
     wait: bool,
     timeout: float | None,
 ) -> None:
-    """Bring PLACE up to the newest version: a replica takes only what changed; a single file is written anew.
+    """Bring PLACE up to the newest version, or a channel's: a replica takes only what changed; a single file is written anew.
 
-    Exit 3 while the dataset has no version.
+    Exit 3 while there is no such version.
     """
     selection = (where, names(column_names))
-    seconds = math.inf if wait and timeout is None else timeout or 0.0
+    awaited = check_name(channel, "channel"), math.inf if wait and timeout is None else timeout or 0.0
     with face.connect() as broker:
         if _is_file(place):
             if table or replica:
                 raise InvalidRequest("a single file has no table and no replica", of=place, hint="Leave out --table and --name")
-            _export(face, broker, name, Path(place), selection, seconds)
+            _export(face, broker, name, Path(place), selection, awaited)
         else:
-            _sync(face, broker, name, (place, table, replica), selection, seconds)
+            _sync(face, broker, name, (place, table, replica), selection, awaited)
 
 
 def _is_file(place: str) -> bool:
@@ -82,26 +87,28 @@ def _is_file(place: str) -> bool:
 
 
 def _sync(
-    face: Face, broker: Broker, name: str, to: tuple[str, str | None, str | None], selection: Chosen, seconds: float
+    face: Face, broker: Broker, name: str, to: tuple[str, str | None, str | None], selection: Chosen, awaited: Awaited
 ) -> None:
     place, table, replica = to
     dataset = broker.dataset(name)
     sink = open_sink(place, table or dataset.id.name, broker.parts.settings.memory_limit_bytes)
     try:
-        where, columns = selection
-        kept = broker.replica(name, name=replica or replica_name(place), sink=sink, where=where, columns=columns)
+        (where, columns), (channel, seconds) = selection, awaited
+        kept = broker.replica(
+            name, name=replica or replica_name(place), sink=sink, where=where, columns=columns, channel=channel
+        )  # fmt: skip
         with face.gauge(f"pull {name}", broker.parts.engine.verified_bytes):
             report = kept.sync(seconds)
     finally:
         sink.close()
     if report.mode == "nothing-yet":
-        raise _nothing_yet(name)
+        raise _nothing_yet(name, awaited[0])
     face.emit({"dataset": name, "to": public_place(place)} | asdict(report), _text(report))
 
 
-def _export(face: Face, broker: Broker, name: str, path: Path, selection: Chosen, seconds: float) -> None:
+def _export(face: Face, broker: Broker, name: str, path: Path, selection: Chosen, awaited: Awaited) -> None:
     dataset = broker.dataset(name)
-    version, form = _first_version(face, dataset, seconds), SUFFIXES[path.suffix.lower()]
+    version, form = _first_version(face, broker, dataset, awaited), SUFFIXES[path.suffix.lower()]
     edges, chosen = dataset.plan(version=version).edges, dataset.selection(*selection)
     with face.progress(f"write {path.name}", unit="rows") as advance:
         rows = broker.parts.engine.write_file(dataset.state.spec, edges, chosen, path, form, advance)
@@ -115,18 +122,22 @@ def _export(face: Face, broker: Broker, name: str, path: Path, selection: Chosen
     face.emit(value, f"{path}: version {version}, {rows} rows, {bytes_text(value['bytes'])}")
 
 
-def _first_version(face: Face, dataset: Dataset, seconds: float) -> int:
-    """The newest version, waiting for the first one if need be. Raises NotFound."""
-    until = time.monotonic() + seconds
+def _first_version(face: Face, broker: Broker, dataset: Dataset, awaited: Awaited) -> int:
+    """The version to write, waiting for the first one if need be. Raises NotFound."""
+    channel, seconds = awaited
+    following, until = Following(broker.parts.catalog, broker.parts.channels, dataset.id, channel), time.monotonic() + seconds
     with face.progress(f"wait for {dataset.id}", unit="versions"):
-        while not (version := dataset.state.offered):
+        while not (version := following.look()[1]):
             if time.monotonic() >= until:
-                raise _nothing_yet(dataset.id)
+                raise _nothing_yet(dataset.id, channel)
             time.sleep(POLL_SECONDS)
     return version
 
 
-def _nothing_yet(name: str) -> NotFound:
+def _nothing_yet(name: str, channel: str) -> NotFound:
+    if channel != LIVE:
+        hint = f"Let it name one: broker promote {name} VERSION --to {channel}"
+        return NotFound("the channel names no version of the dataset yet", of=f"{name} in {channel}", hint=hint)
     hint = f"Publish one: broker publish {name} FILE; or ask its producer: broker request {name} --target me --wait"
     return NotFound("the dataset has no version yet", of=name, hint=hint)
 

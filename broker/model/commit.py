@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from broker.errors import Corrupt
 from broker.model.dataset import DatasetSpec, Frozen
+from broker.model.names import Name
 
 RECORD_FORMAT: Final = 1
 GENESIS: Final = "0" * 64
@@ -17,6 +18,9 @@ GENESIS: Final = "0" * 64
 
 Role = Literal["rows", "upserts", "deletes", "tombstones"]
 EdgeKind = Literal["snapshot", "delta", "roll-up"]
+PAST: Final = 3
+"""Versions a channel named before: so far a rollback goes back, and retention keeps them readable."""
+Why = Literal["promoted", "rolled-back", "released"]
 Position = Annotated[Any, Field(description="opaque JSON from the producer: watermark, LSN")]
 
 
@@ -161,7 +165,39 @@ class Barrier(Frozen):
     epoch: int
 
 
-Body = Annotated[Create | Alter | Drop | NewVersion | NewEdge | Hold | Retire | Barrier, Field(discriminator="kind")]
+class Point(NamedTuple):
+    """A version, and the session in which it is readable."""
+
+    version: int
+    session: str
+
+
+class Move(Frozen):
+    """Where a channel goes for one dataset. `past`: what a rollback from there leads to, the latest first.
+
+    `left`: the version a rollback left. It is no part of `past`: nobody rolls back to what was found bad.
+    """
+
+    version: int = Field(ge=1)
+    session: str
+    past: tuple[Point, ...] = Field((), max_length=PAST)
+    left: Point | None = None
+
+    @property
+    def point(self) -> Point:
+        return Point(self.version, self.session)
+
+
+class Announce(Frozen):
+    """What a channel names from now on, by dataset name: one, or several of a tenant's domain at one moment."""
+
+    kind: Literal["announce"] = "announce"
+    channel: Name
+    moves: dict[Name, Move] = Field(min_length=1)
+    why: Why = "promoted"
+
+
+Body = Annotated[Create | Alter | Drop | NewVersion | NewEdge | Hold | Retire | Barrier | Announce, Field(discriminator="kind")]
 
 
 class Record(Frozen):

@@ -13,6 +13,7 @@ from broker.model.names import DatasetId
 EventType = Literal[
     "broker.request.completed", "broker.request.failed", "broker.request.cancelled", "broker.request.expired",
     "broker.dataset.published", "broker.dataset.refused",
+    "broker.channel.promoted", "broker.channel.rolled-back", "broker.channel.released",
 ]  # fmt: skip
 
 

@@ -14,6 +14,10 @@ from broker.errors import InvalidName
 PART: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 PATTERN_PART: Final = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,62}\Z")
 MAX_COLUMN_BYTES: Final = 255
+CHANNELS: Final = "=channels"
+"""In place of a dataset's name: the log of a tenant's domain that says what its channels name."""
+LIVE: Final = "live"
+"""The channel that follows every version by itself."""
 
 
 class DatasetId(str):
@@ -50,6 +54,38 @@ class DatasetId(str):
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
         del source, handler
         return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
+
+class ChannelsId(DatasetId):
+    """`tenant/domain/=channels`: whose log holds the announcements of all datasets of a tenant's domain. Raises InvalidName.
+
+    An id as a dataset's where logs, their index and their slots are meant; never a dataset, and no DatasetId parses it.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> ChannelsId:
+        parts = text.split("/") if isinstance(text, str) else []
+        if len(parts) == 2 or (len(parts) == 3 and parts[2] == CHANNELS):
+            DatasetId(f"{parts[0]}/{parts[1]}/x")
+            return str.__new__(cls, f"{parts[0]}/{parts[1]}/{CHANNELS}")
+        raise InvalidName(
+            "not a tenant's domain", of=repr(text)[:100], why="it must be tenant/domain", hint="Example: goodstuff_01/catalog"
+        )
+
+    @classmethod
+    def of(cls, dataset: DatasetId) -> ChannelsId:
+        """Where the announcements of a dataset are."""
+        return cls(f"{dataset.tenant}/{dataset.domain}")
+
+    def dataset(self, name: str) -> DatasetId:
+        """A dataset of this tenant's domain. Raises InvalidName."""
+        return DatasetId(f"{self.tenant}/{self.domain}/{name}")
+
+
+def log_id(text: str) -> DatasetId:
+    """Whose log it is: a dataset's id, or a ChannelsId. Raises InvalidName."""
+    return ChannelsId(text) if text.endswith(f"/{CHANNELS}") else DatasetId(text)
 
 
 def _checked(text: str) -> str:

@@ -1,6 +1,6 @@
 """State = fold(records). One function says what a record changes; Redis and memory both apply its answer.
 
-State is five tables of text: that is what Redis hashes hold, what a checkpoint seals and what a rebuild computes, so the
+State is six tables of text: that is what Redis hashes hold, what a checkpoint seals and what a rebuild computes, so the
 three cannot drift apart. `patch_of` reads nothing but the record, so whoever holds the sealed bytes can publish them.
 """
 
@@ -16,22 +16,25 @@ from broker.errors import Corrupt, NotFound
 from broker.model.commit import (
     GENESIS,
     Alter,
+    Announce,
     Barrier,
     Create,
     Drop,
     Edge,
     Hold,
     Mark,
+    Move,
     NewEdge,
     NewVersion,
     Record,
     Retire,
+    Why,
     digest,
     parse_record,
 )
 from broker.model.dataset import DatasetSpec, Frozen
 
-Table = Literal["head", "versions", "edges", "productions", "holds"]
+Table = Literal["head", "versions", "edges", "productions", "holds", "channels"]
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
 Tables = dict[Table, dict[str, str]]
 
@@ -50,6 +53,14 @@ class VersionInfo(Frozen):
     schema_id: str = ""
     system: dict[str, str] = {}  # noqa: RUF012 - pydantic copies defaults
     custom: dict[str, str] = {}  # noqa: RUF012
+
+
+class Named(Move):
+    """What a channel names: the newest move, the number of its announcement and when it was made (seconds since the epoch)."""
+
+    seq: int
+    time: float
+    why: Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,11 @@ def edge_field(base: int | None, version: int) -> str:
     return f"{'' if base is None else base}-{version}"
 
 
+def channel_field(name: str, channel: str) -> str:
+    """Field of the table of channels: a dataset's name, and the channel."""
+    return f"{name}:{channel}"
+
+
 def patch_of(record: Record, sha: str) -> Patch:
     """The change of state that `record` (whose sealed bytes hash to `sha`) means."""
     head = {"seq": str(record.seq), "sha": sha, "time": repr(record.time)}
@@ -107,6 +123,15 @@ def patch_of(record: Record, sha: str) -> Patch:
             return Patch(drop={"edges": tuple(edge_field(*pair) for pair in edges)}, put={"head": head})
         case Barrier(epoch=epoch):
             return Patch(put={"head": head | {"epoch": str(epoch)}})
+        case Announce() as body:
+            return Patch(put={"head": head, "channels": _named(record, body)})
+
+
+def _named(record: Record, body: Announce) -> dict[str, str]:
+    noted = {"seq": record.seq, "time": record.time, "why": body.why}
+    return {
+        channel_field(name, body.channel): Named(**dict(move), **noted).model_dump_json() for name, move in body.moves.items()
+    }
 
 
 def _version_patch(record: Record, body: NewVersion, head: dict[str, str]) -> Patch:
@@ -235,11 +260,20 @@ class State:
         """By name; also those whose time is over."""
         return {name: Hold.model_validate_json(text) for name, text in self.tables["holds"].items()}
 
+    @cached_property
+    def channels(self) -> dict[tuple[str, str], Named]:
+        """Of a tenant's domain: (dataset name, channel) -> what it names."""
+        found = {tuple(field.split(":")): Named.model_validate_json(text) for field, text in self.tables["channels"].items()}
+        return {(name, channel): named for (name, channel), named in sorted(found.items())}
+
     def info(self, version: int) -> VersionInfo:
         """Raises NotFound."""
         text = self.tables["versions"].get(str(version))
         if text is None:
-            raise NotFound("no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}")
+            raise NotFound(
+                "no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}",
+                hint=f"See them: broker versions list {self.dataset}",
+            )  # fmt: skip
         return VersionInfo.model_validate_json(text)
 
     def edge(self, base: int | None, version: int) -> Edge | None:
@@ -250,7 +284,11 @@ class State:
     @property
     def snapshot(self) -> Edge | None:
         """The newest snapshot offered."""
-        found = [int(name[1:]) for name in self.tables["edges"] if name.startswith("-")]
+        return self.snapshot_at(self.version)
+
+    def snapshot_at(self, version: int) -> Edge | None:
+        """The newest snapshot offered of a version up to this one."""
+        found = [at for name in self.tables["edges"] if name.startswith("-") and (at := int(name[1:])) <= version]
         return self.edge(None, max(found)) if found else None
 
     def edge_to(self, version: int) -> Edge | None:

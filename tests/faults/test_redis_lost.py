@@ -34,6 +34,7 @@ def b(server: RedisServer, tmp_path: Path) -> Iterator[broker.Broker]:
             for round_ in range(4):
                 handle.publish([{key: f"k{n}", "price": n * round_} for n in range(round_, round_ + 5)], delta=True)
             connected.parts.catalog.checkpoint(dataset)
+        connected.parts.catalog.close()  # the bell has rung: what it writes is compared, too
         yield connected
 
 

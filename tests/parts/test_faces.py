@@ -73,7 +73,7 @@ def test_an_accepted_request_has_its_handle_also_when_the_look_behind_it_fails(
 ) -> None:
     b.dataset(OFFERS).publish([{"sku": "a"}])
     b.parts.catalog.state(OFFERS)
-    order, state = b._order, b.parts.catalog.state
+    order, state = b._asking._order, b.parts.catalog.state
 
     def stale(request: Request) -> Order:
         return replace(order(request), seq=1)
@@ -83,7 +83,7 @@ def test_an_accepted_request_has_its_handle_also_when_the_look_behind_it_fails(
         raise Unavailable("Redis is gone")
 
     looks = list[DatasetId]()
-    monkeypatch.setattr(b, "_order", stale)
+    monkeypatch.setattr(b._asking, "_order", stale)
     monkeypatch.setattr(b.parts.catalog, "state", gone)
     handle = b.request(OFFERS, target="search", max_staleness=60.0)
     monkeypatch.setattr(b.parts.catalog, "state", state)

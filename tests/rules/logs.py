@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from broker.model.commit import (
     Alter,
+    Announce,
     Barrier,
     Body,
     Create,
@@ -13,8 +14,10 @@ from broker.model.commit import (
     Edge,
     File,
     Hold,
+    Move,
     NewEdge,
     NewVersion,
+    Point,
     Record,
     Retire,
 )
@@ -37,7 +40,9 @@ def bodies(draw: st.DrawFn, state: State) -> Body:
     if not state.exists:
         return Create(session=draw(TEXT.filter(bool)), spec=SPEC)
     kinds = (
-        ["version"] * 4 + ["alter", "alter-session", "drop", "hold", "barrier", "retire"] + ["edge"] * 2 * bool(state.version)
+        ["version"] * 4
+        + ["alter", "alter-session", "drop", "hold", "barrier", "retire", "announce"]
+        + ["edge"] * 2 * bool(state.version)
     )
     size = draw(st.integers(0, 1 << 40))
     match draw(st.sampled_from(kinds)):
@@ -58,6 +63,11 @@ def bodies(draw: st.DrawFn, state: State) -> Body:
         case "retire":
             gone = draw(st.lists(st.sampled_from([(e.base, e.version) for e in state.edges] or [(None, 1)]), max_size=3))
             return Retire(edges=tuple(gone), versions_until=draw(st.integers(0, state.version)))
+        case "announce":
+            past = draw(st.lists(st.builds(Point, st.integers(1, 9), TEXT), max_size=3))
+            move = Move(version=draw(st.integers(1, 9)), session=draw(TEXT), past=tuple(past))
+            names = draw(st.sets(st.sampled_from(["offers", "images"]), min_size=1))
+            return Announce(channel=draw(st.sampled_from(["staging", "production"])), moves=dict.fromkeys(names, move))
         case "barrier":
             return Barrier(run_id=draw(TEXT), epoch=draw(st.integers(1, 9)))
         case "drop":

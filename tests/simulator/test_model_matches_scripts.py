@@ -100,7 +100,7 @@ class Real:
     def publish(self, data: bytes) -> PublishAnswer:
         record = parse_record(data, "test")
         barrier = record.body.run_id if isinstance(record.body, Barrier) else ""
-        return self.index.publish(ID, (record.seq, record.previous), patch_of(record, digest(data)), barrier, ("", 0))
+        return self.index.publish(ID, (record.seq, record.previous), patch_of(record, digest(data)), barrier, ((), 0))
 
     def install(self, state: State, adopt: str | None) -> None:
         self.index.install(ID, state, adopt or "")

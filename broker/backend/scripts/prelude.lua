@@ -5,6 +5,14 @@ local GENESIS = string.rep('0', 64)
 local PRIORITIES = { 'high', 'normal', 'low' }
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
 
+-- The projection of a log, by table: its keys begin at `first`, in the order of rules/fold.py TABLES.
+local TABLES = { 'head', 'versions', 'edges', 'productions', 'holds', 'channels' }
+local function tables_from(first)
+  local tables = {}
+  for i, name in ipairs(TABLES) do tables[name] = KEYS[first + i - 1] end
+  return tables
+end
+
 local function int(number) return string.format('%.0f', number) end
 
 local function now_ms()

@@ -1,14 +1,17 @@
--- Touches: meta, the projection's five hashes (KEYS[2..6], in the order of rules/fold.py TABLES), datasets, events.
--- ARGV: seq, SHA-256 of the record before, patch (JSON), run id of a barrier ('' none), dataset, event ('' none), history of events (ms)
+-- Touches: meta, the set that lists the log (KEYS[2]), the projection's hashes (KEYS[3..8], in the order of rules/fold.py
+-- TABLES), events.
+-- ARGV: seq, SHA-256 of the record before, patch (JSON), run id of a barrier ('' none), the log's id, history of events (ms),
+-- then events
 -- -> 'published' | 'behind' | 'differs'
-local head = redis.call('HMGET', KEYS[2], 'seq', 'sha', 'reserved_seq')
+local HEAD = KEYS[3]
+local head = redis.call('HMGET', HEAD, 'seq', 'sha', 'reserved_seq')
 local seq, want = tonumber(head[1] or '0'), tonumber(ARGV[1])
 if seq >= want then return 'published' end
 if seq < want - 1 then return 'behind' end
 if (head[2] or GENESIS) ~= ARGV[2] then return 'differs' end
 local patch = cjson.decode(ARGV[3])
 local run = ARGV[4] ~= '' and incarnation()
-local tables = { head = KEYS[2], versions = KEYS[3], edges = KEYS[4], productions = KEYS[5], holds = KEYS[6] }
+local tables = tables_from(3)
 
 local put = patch.put.head
 if put and put.confirmed_at then put.confirmed_at = not_ahead(put.confirmed_at) end
@@ -19,12 +22,14 @@ end
 for name, fields in pairs(patch.put) do
   for field, value in pairs(fields) do redis.call('HSET', tables[name], field, value) end
 end
-if head[3] and tonumber(head[3]) <= want then redis.call('HDEL', KEYS[2], 'reserved_seq', 'reserved_data', 'reserved_at') end
+if head[3] and tonumber(head[3]) <= want then redis.call('HDEL', HEAD, 'reserved_seq', 'reserved_data', 'reserved_at') end
 if run and run == ARGV[4] then
-  redis.call('HSET', KEYS[2], 'run_id', run)
+  redis.call('HSET', HEAD, 'run_id', run)
 elseif run then
   outgrow(patch.put.head.epoch)
 end
-redis.call('SADD', prefix .. 'datasets', ARGV[5])
-if ARGV[6] ~= '' then redis.call('XADD', prefix .. 'events', 'MINID', '~', int(now_ms() - ARGV[7]), '*', 'e', ARGV[6]) end
+redis.call('SADD', KEYS[2], ARGV[5])
+for i = 7, #ARGV do
+  redis.call('XADD', prefix .. 'events', 'MINID', '~', int(now_ms() - ARGV[6]), '*', 'e', ARGV[i])
+end
 return 'published'
