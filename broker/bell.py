@@ -1,4 +1,4 @@
-"""The bell: notify/<channel>.json, enough to follow a dataset with GET alone, and the event of a new version.
+"""The bell: notify/<channel>.json, enough to follow a dataset with GET alone, and the events of records.
 
 It is rung behind the commit, by one thread, once for many commits of a dataset: who waits for an answer does not wait for it.
 A crash before it rang is made up for by the janitor, which compares the head with what was last rung.
@@ -18,10 +18,10 @@ from typing import Final
 from weakref import WeakSet
 
 from broker.errors import BrokerError
-from broker.model.commit import Edge, NewVersion, Record
-from broker.model.event import Event, rfc3339
+from broker.model.commit import Edge, Record
 from broker.model.names import DatasetId
 from broker.rules.fold import State
+from broker.rules.news import news_of
 
 log = logging.getLogger("broker.bell")
 NOTIFY_FORMAT: Final = 1
@@ -142,15 +142,6 @@ def rung(data: bytes) -> int:
 
 
 def published(dataset: DatasetId, record: Record) -> str:
-    """The event of a new version, as JSON; '' for other records."""
-    if not isinstance(record.body, NewVersion):
-        return ""
-    edge = record.body.edge
-    data = {
-        "version": edge.version, "kind": edge.kind, "rows": edge.rows, "bytes": edge.bytes,
-        "system": record.body.system, "custom": record.body.custom,
-    }  # fmt: skip
-    return Event(
-        id=f"{dataset}/{record.seq}", source=f"broker/{dataset.domain}", type="broker.dataset.published", subject=dataset,
-        time=rfc3339(record.time), correlationid=record.body.production, data=data,
-    ).model_dump_json()  # fmt: skip
+    """The event of a record, as JSON; '' for records that nobody needs to know of."""
+    news = news_of(dataset, record)
+    return news.model_dump_json() if news else ""

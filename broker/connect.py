@@ -20,6 +20,7 @@ from broker.errors import (
     NotFound,
     Reconciling,
 )
+from broker.events_listening import Listener
 from broker.flights import Order, Submitted
 from broker.fulfilment import completion_at_once
 from broker.handle import Handle
@@ -36,6 +37,7 @@ from broker.responses import Response, Responses
 from broker.rules.answering import derivation_of
 from broker.rules.fold import State as DatasetState
 from broker.rules.fold import VersionInfo
+from broker.rules.hearing import Wanted
 from broker.rules.plan import Plan, plan
 from broker.sealed import Checked
 from broker.settings import load
@@ -131,6 +133,16 @@ class Broker:
         reader = Responses(self.parts.redis, self.parts.index, target)
         self._readers.add(reader)
         return reader
+
+    def events(
+        self, pattern: str = "*", cursor: str | None = None, channel: str | None = None,
+        types: str | Sequence[str] | None = None,
+    ) -> Listener:  # fmt: skip
+        """The events of all datasets that match: `listen(timeout)`. `cursor`: a name under which its position is kept.
+
+        `channel`: of versions and channels only that one's news. Raises InvalidName (pattern, channel, type, cursor).
+        """
+        return Listener(self.parts.events, Wanted.of(pattern, channel, types), cursor)
 
     def received(self, response: Response | Completion) -> Received:
         """The data of a completion."""

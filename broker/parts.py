@@ -13,6 +13,8 @@ from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
 from broker.changelog import ChangeLogs
 from broker.columnar.engine import Engine
+from broker.cursors import Cursors
+from broker.events import Events, Tools
 from broker.publication import Publication
 from broker.requests import Requests
 from broker.settings import Settings, home_folder
@@ -38,6 +40,8 @@ class Parts:
     requests: Requests
     derived: Derived
     changelogs: ChangeLogs
+    events: Events
+    cursors: Cursors
     promise: Promise
     on_step: OnStep
 
@@ -84,5 +88,7 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step),
         requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
-        changelogs=ChangeLogs(redis, catalog, settings), promise=promise, on_step=on_step,
+        changelogs=ChangeLogs(redis, catalog, settings),
+        events=Events(Tools(redis, index, catalog, leases, settings.history_seconds)),
+        cursors=Cursors(redis, index, settings.cursor_seconds), promise=promise, on_step=on_step,
     )  # fmt: skip

@@ -84,6 +84,15 @@ class Settings(BaseSettings):
         128 << 20, ge=1 << 10, description="of one dataset and log slot: append is refused above it until batches catch up"
     )
 
+    # --- consumers
+    cursor_seconds: float = Field(
+        7 * 86400.0, gt=0, description="a consumer silent for so long is no longer waited for: retention may take its road"
+    )
+    lag_seconds: float = Field(3600.0, gt=0, description="a consumer behind for so long is told of as lagging")
+    digest_every: int = Field(
+        100, ge=1, description="a replica proves its content with every snapshot, and after so many deltas: a scan of its rows"
+    )
+
     # --- data
     max_file_rows: int = Field(5_000_000, ge=1, description="rows of one canonical file; a snapshot is cut beyond it")
     checkpoint_every: int = Field(1_000, ge=2, description="commit records between sealed checkpoints")
