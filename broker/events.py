@@ -1,4 +1,4 @@
-"""The ledger of events: the stream of each slot, read as one, and news that no commit carries. The only writer of listeners' keys.
+"""The ledger of events: the streams of all slots, and news that no commit carries. The only writer of listeners' keys.
 
     what happened ──► commit record ──► publish script ──► {domain.shard}:events ──► listeners, each at its own position
                       (or emit) ─────────────────────────►
@@ -145,7 +145,9 @@ class Events:
         for name, position in positions.items():
             args += [name, f"{fingerprint} {position.born} {position.id}"]
         if self.tools.redis.call(self._heard, [slot.meta, slot.lease(LISTENER), slot.heard], args) == b"fenced":
-            raise Fenced("somebody else listens under this name", of=cursor, why="the lease went to another, or Redis restarted")
+            raise Fenced(
+                "somebody else listens under this name", of=cursor, why="the lease went to another, or Redis restarted"
+            )
 
     def _ends(self, slots: Sequence[Slot]) -> list[End]:
         found = []

@@ -83,7 +83,8 @@ class Listener:
         """Events as they come; ends when none came for `timeout` seconds (None: never).
 
         Who has no position hears the present state of each matching dataset first: `present` in their data.
-        Raises Busy (somebody else listens with this cursor), Fenced (it went to somebody else), Unavailable: call it again.
+        Raises Busy (somebody else listens with this cursor), Fenced (it went to somebody else), Unavailable and OutcomeUnknown
+        (Redis is silent): call it again and nothing is lost.
         """
         with ExitStack() as self._stack:
             self._begin()
@@ -148,8 +149,12 @@ class Listener:
         self._lease = self._stack.enter_context(
             self._events.tools.leases.held(listener_slot(cursor), LISTENER, self._owner)
         )  # fmt: skip
-        if any(there[name].born == done.born and newer(there[name], done) for name, done in self._done.items() if name in there):
-            raise Fenced("somebody else listened under this name meanwhile", of=cursor, hint="Listen again: it goes on from there")
+        if any(
+            there[name].born == done.born and newer(there[name], done) for name, done in self._done.items() if name in there
+        ):
+            raise Fenced(
+                "somebody else listened under this name meanwhile", of=cursor, hint="Listen again: it goes on from there"
+            )
 
     def _save_at_end(self) -> None:
         try:

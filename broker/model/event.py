@@ -185,7 +185,7 @@ class Event(Frozen):
     subject: DatasetId
     time: str
     datacontenttype: Literal["application/json"] = "application/json"
-    dataschema: Annotated[str, Field(default_factory=lambda known: schema_name(known["type"]))]
+    dataschema: str = Field(default_factory=lambda known: schema_name(known["type"]))
     correlationid: str | None = None
     data: Annotated[dict[str, Any], Field(default_factory=dict)]
 
