@@ -159,7 +159,7 @@ class Broker:
         id = DatasetId(dataset)
         parts = self.parts
         selection = Dataset(parts, id).selection(where, columns)
-        return Replica((parts.catalog, parts.engine, parts.leases), id, name, sink, selection, parts.on_step)
+        return Replica(parts.means, id, name, sink, selection, parts.on_step)
 
     def _checked(self, request: Request) -> Request:
         """The request in canonical form, checked against the dataset's columns where they are known."""

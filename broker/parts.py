@@ -16,6 +16,7 @@ from broker.columnar.engine import Engine
 from broker.cursors import Cursors
 from broker.events import Events, Tools
 from broker.publication import Publication
+from broker.replica import Means
 from broker.requests import Requests
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
@@ -44,6 +45,11 @@ class Parts:
     cursors: Cursors
     promise: Promise
     on_step: OnStep
+
+    @property
+    def means(self) -> Means:
+        """What replicas work with."""
+        return Means(self.catalog, self.engine, self.leases, self.events, self.cursors, self.settings.digest_every)
 
     def caveats(self) -> list[str]:
         """What cannot be promised with this Redis and this store, in words; empty when all is well."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any, Final
@@ -12,16 +13,26 @@ from uuid import uuid4
 from broker.backend.keys import replica_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog, OnStep, nothing
+from broker.columnar.digest import ContentDigest
 from broker.columnar.engine import Engine
 from broker.columnar.types import schema_of
-from broker.errors import Corrupt, NotFound
+from broker.cursors import Cursors, LiveCursor, Receipt
+from broker.errors import Corrupt, NotFound, Transient
+from broker.events import Events
+from broker.model.event import ReplicaReset
 from broker.model.names import DatasetId, check_name
 from broker.model.request import Cursor, ResetReason, Selection
+from broker.receipts import content_of, receipt_of
+from broker.replica_following import Follower, Following
+from broker.replica_following import nothing as unheard
 from broker.rules.fold import State
-from broker.rules.plan import Plan, plan, plan_for
+from broker.rules.following import Lag, Latest, Policy, lacking_since, next_version, proof_due
+from broker.rules.plan import Plan, plan, plan_for, reset_of
 from broker.rules.publishing import Lease
 from broker.sinks.port import Batch, Sink, SinkCursor, taken
 
+log = logging.getLogger("broker.replica")
+LATEST: Final = Latest()
 STEPS: Final = ("planned", "fetched", "applied")
 """The named steps of a sync, in order: tests crash at each. A sink has its own inside `applied`."""
 POLL_SECONDS: Final = 0.05
@@ -42,14 +53,26 @@ class Report:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Means:
+    """What replicas work with."""
+
+    catalog: Catalog
+    engine: Engine
+    leases: Leases
+    events: Events
+    cursors: Cursors
+    digest_every: int
+
+
 class Replica:
     """An exact copy of a dataset, or of a selection of it. Of two processes with one name one has the lease, one Busy."""
 
     def __init__(
-        self, parts: tuple[Catalog, Engine, Leases], dataset: DatasetId, name: str, sink: Sink, selection: Selection,
-        on_step: OnStep = nothing,
-    ) -> None:  # fmt: skip
-        self._catalog, self._engine, self._leases = parts
+        self, means: Means, dataset: DatasetId, name: str, sink: Sink, selection: Selection, on_step: OnStep = nothing
+    ) -> None:
+        self._means = means
+        self._catalog, self._engine, self._leases = means.catalog, means.engine, means.leases
         self.dataset, self.name, self.sink, self.selection = dataset, check_name(name, "replica"), sink, selection
         self._owner, self._on_step, self._woken = uuid4().hex, on_step, Event()
 
@@ -64,14 +87,39 @@ class Replica:
         A damaged file is fetched once more, then left aside for another road, with a reset `corrupt` where that starts anew.
         Raises Busy (held by another process, or the sink is locked), Fenced, Corrupt, Unavailable; the sink is whole always.
         """
+        return self._sync(timeout, Latest())
+
+    def follow(self, policy: Policy = LATEST, told: Callable[[Report], object] = unheard, stop: Event | None = None) -> None:
+        """Sync whenever an event tells of something new, until `stop` is set, or SIGINT or SIGTERM comes (in the main thread).
+
+        `told` gets each sync that applied something. What passes by itself (Redis or the store silent, the replica held by
+        another process) is waited for; what does not is raised: Corrupt, Conflict, ... The sync under way ends first.
+        """
+        followed = Follower(self._means.events, self.dataset, lambda: self._sync(0.0, policy), self.name)
+        followed.run(policy, told, stop or Event())
+
+    def following(self, policy: Policy = LATEST, told: Callable[[Report], object] = unheard) -> Following:
+        """As `follow`, in a thread of its own: stop it by the handle, also a context manager."""
+        return Following(lambda stop: self.follow(policy, told, stop), f"replica {self.name}")
+
+    def lag(self) -> Lag:
+        """How far the sink is behind the newest version. Raises NotFound, Unavailable."""
+        return self._lag(self._catalog.state(self.dataset), self.sink.cursor(self.name))
+
+    def digest(self) -> ContentDigest:
+        """The content digest of the sink's rows. Raises NotFound before the first sync."""
+        return content_of(self._engine, self.sink, self._catalog.state(self.dataset).spec.key)
+
+    def _sync(self, timeout: float, policy: Policy) -> Report:
         begun = time.monotonic()
         held = self.sink.cursor(self.name)
         state = self._wait(held, begun + timeout)
         if not self._behind(state, held):
             mode = "up-to-date" if state.edges else "nothing-yet"
+            self._renew(held)
             return Report(mode, held.version if held else 0, seconds=time.monotonic() - begun)
         with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
-            return self._apply(lease, begun)
+            return self._apply(lease, begun, policy)
 
     def wake(self) -> None:
         """Let a `sync` that waits in another thread look at once: an event said that there is something new."""
@@ -93,12 +141,12 @@ class Replica:
         wanted = (state.version, state.session, self.selection.fingerprint)
         return (held.version, held.session, held.selection) != wanted
 
-    def _apply(self, lease: Lease, begun: float) -> Report:
+    def _apply(self, lease: Lease, begun: float, policy: Policy) -> Report:
         fence = (lease.fence.epoch, lease.fence.counter)
         held = self.sink.cursor(self.name)
         self.sink.take(self.name, held, fence)
         state = self._catalog.state(self.dataset)
-        found = plan_for(state, _cursor_of(held), self.selection)
+        found = self._plan(state, held, policy)
         self._on_step("planned")
         if found.mode == "unchanged":  # another process was quicker
             return Report("up-to-date", found.version, seconds=time.monotonic() - begun)
@@ -107,10 +155,59 @@ class Replica:
         to = SinkCursor(self.dataset, found.version, state.session, self.selection.fingerprint, fence)
         applied = self.sink.apply(self.name, batch, expect=taken(held, fence), to=to)
         self._on_step("applied")
+        self._tell(held, to, found)
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
             found.reset, time.monotonic() - begun,
         )  # fmt: skip
+
+    def _plan(self, state: State, held: SinkCursor | None, policy: Policy) -> Plan:
+        cursor = _cursor_of(held)
+        want = next_version(
+            policy, state, None if reset_of(state, cursor, self.selection) or cursor is None else cursor.version
+        )
+        try:
+            return plan_for(state, cursor, self.selection, want)
+        except NotFound:  # no road leads to the one that was next: the newest always has one
+            return plan_for(state, cursor, self.selection)
+
+    # --- what the broker is told behind a sync: it decides nothing here, so its silence harms nothing
+
+    def _tell(self, before: SinkCursor | None, to: SinkCursor, found: Plan) -> None:
+        held = before.version if before is not None and before.version and found.reset is None else None
+        try:
+            receipt = None
+            if proof_due(held, to.version, self._means.digest_every, snapshot=found.base is None):
+                receipt = receipt_of(self.digest(), to.version)
+            self._means.cursors.report(self.dataset, self._cursor(to, receipt))
+            if found.reset and before is not None:
+                data = ReplicaReset(replica=self.name, reason=found.reset, held=before.version, version=to.version)
+                self._means.events.emit(self.dataset, "broker.replica.reset", data)
+        except Transient as error:
+            log.warning("%s: replica %s at version %d is not reported: %s", self.dataset, self.name, to.version, error)
+
+    def _renew(self, held: SinkCursor | None) -> None:
+        if held is None or not held.version:
+            return
+        try:
+            if not self._means.cursors.renew(self.dataset, self.name, held.version):
+                self._means.cursors.report(self.dataset, self._cursor(held, None))
+        except Transient as error:
+            log.debug("%s: the cursor of replica %s is not renewed: %s", self.dataset, self.name, error)
+
+    def _cursor(self, at: SinkCursor, receipt: Receipt | None) -> LiveCursor:
+        return LiveCursor(
+            name=self.name, version=at.version, session=at.session, selection=at.selection, where=self.selection.where,
+            columns=self.selection.columns, receipt=receipt,
+        )  # fmt: skip
+
+    def _lag(self, state: State, held: SinkCursor | None) -> Lag:
+        if not self._behind(state, held):
+            return Lag(0, 0, 0.0)
+        found, at = plan_for(state, _cursor_of(held), self.selection), held.version if held else 0
+        since = lacking_since(state, at)
+        missing = sum(info.version > at for info in state.versions)
+        return Lag(max(1, missing), found.bytes, max(0.0, time.time() - since) if since else 0.0)
 
     def _fetched(self, state: State, found: Plan) -> tuple[Plan, Batch]:
         """Verified data, and the plan it follows: another one where files of this one are damaged or gone."""

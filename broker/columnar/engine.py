@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from broker.columnar import feed
 from broker.columnar.database import Database, Session
+from broker.columnar.digest import ContentDigest, buckets_sql, digest_of
 from broker.columnar.fetch import Fetcher
 from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rendered
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
@@ -37,7 +38,7 @@ from broker.columnar.scratch import PrivateFolder, appearing
 from broker.columnar.spool import Spool
 from broker.columnar.sql import listed, text_literal
 from broker.columnar.tombstones import Burial, Standing
-from broker.columnar.types import arrow_schema
+from broker.columnar.types import arrow_schema, schema_of
 from broker.model.commit import Edge, File, Role
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import data_key
@@ -46,6 +47,7 @@ from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
 EVERYTHING = Selection()
+DIGESTED = "broker_digested"
 Advance: TypeAlias = Callable[[float], object]
 
 
@@ -205,6 +207,13 @@ class Engine:
             results = [make(spec, selection, sources) for make in makers if spec.order or make is not guards_result]
             files = self._write(spec, plan.session, results, format, partial(key_of, format))
         return Edge(base=edges[0].base, version=edges[-1].version, files=files)
+
+    def digest(self, key: Sequence[str], rows: pa.RecordBatchReader | pa.Table) -> ContentDigest:
+        """The content digest of these rows, by key bucket. A reader is consumed. Raises as `read`."""
+        schema = schema_of(rows.schema)
+        with self._database.session("digest") as session:
+            session.bind(DIGESTED, rows)
+            return digest_of(schema, session.rows(buckets_sql(schema, key, f"SELECT * FROM {DIGESTED}")))
 
     def verify(self, file: File) -> None:
         """Re-read an object. Raises Corrupt when its length or SHA-256 differ, NotFound."""

@@ -18,10 +18,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
+from broker.columnar.digest import ContentDigest
 from broker.errors import Conflict, Fenced, InvalidSettings, NotFound, StaleBase
 from broker.model.dataset import DatasetSpec, Schema
 
@@ -99,6 +100,15 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release connections. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Digesting(Protocol):
+    """A sink that can digest its rows where they lie, so that they need not come into memory for it."""
+
+    def digest(self) -> ContentDigest:
+        """The content digest of the rows `read` gives."""
         ...
 
 

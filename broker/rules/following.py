@@ -1,0 +1,68 @@
+"""How a replica follows: which version is next, and when. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from broker.errors import Invalid
+from broker.rules.fold import State
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The newest version, as soon as it is there; versions that come while one is applied are taken together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Version by version, none left out while a road to it is offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtMostEvery:
+    """The newest version, and `seconds` of rest behind each."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise Invalid("not a time to rest", of=f"seconds={self.seconds!r}", hint="Give a number above 0")
+
+
+Policy: TypeAlias = Latest | Every | AtMostEvery
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a replica is behind: versions it lacks, bytes of the road to the newest, age of the oldest version it lacks."""
+
+    versions: int
+    bytes: int
+    seconds: float
+
+    @property
+    def none(self) -> bool:
+        return self.versions == 0
+
+
+def next_version(policy: Policy, state: State, held: int | None) -> int:
+    """The version to go to from `held` (None: nothing, or nothing that counts)."""
+    if not isinstance(policy, Every) or held is None or held >= state.version:
+        return state.version
+    return min((edge.version for edge in state.edges if edge.version > held), default=state.version)
+
+
+def rest_seconds(policy: Policy, since_seconds: float) -> float:
+    """How long to rest before the next version, `since_seconds` after the last one."""
+    return max(0.0, policy.seconds - since_seconds) if isinstance(policy, AtMostEvery) else 0.0
+
+
+def proof_due(held: int | None, version: int, every: int, *, snapshot: bool) -> bool:
+    """Whether a replica that went from `held` to `version` proves its content: a snapshot always, deltas once in so many."""
+    return snapshot or held is None or version // every > held // every
+
+
+def lacking_since(state: State, held: int) -> float:
+    """When the oldest version that `held` lacks was committed (seconds since the epoch); 0.0 where it lacks none."""
+    return min((info.time for info in state.versions if info.version > held), default=0.0)
