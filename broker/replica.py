@@ -26,7 +26,7 @@ from broker.receipts import content_of, receipt_of
 from broker.replica_following import Follower, Following
 from broker.replica_following import nothing as unheard
 from broker.rules.fold import State
-from broker.rules.following import Lag, Latest, Policy, lacking_since, next_version, proof_due
+from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
 from broker.rules.plan import Plan, plan, plan_for, reset_of
 from broker.rules.publishing import Lease
 from broker.sinks.port import Batch, Sink, SinkCursor, taken
@@ -104,7 +104,9 @@ class Replica:
 
     def lag(self) -> Lag:
         """How far the sink is behind the newest version. Raises NotFound, Unavailable."""
-        return self._lag(self._catalog.state(self.dataset), self.sink.cursor(self.name))
+        state, held = self._catalog.state(self.dataset), self.sink.cursor(self.name)
+        fits = held is not None and reset_of(state, _cursor_of(held), self.selection) is None
+        return lag_of(state, held.version if held and fits else 0, state.session, time.time())
 
     def digest(self) -> ContentDigest:
         """The content digest of the sink's rows. Raises NotFound before the first sync."""
@@ -200,14 +202,6 @@ class Replica:
             name=self.name, version=at.version, session=at.session, selection=at.selection, where=self.selection.where,
             columns=self.selection.columns, receipt=receipt,
         )  # fmt: skip
-
-    def _lag(self, state: State, held: SinkCursor | None) -> Lag:
-        if not self._behind(state, held):
-            return Lag(0, 0, 0.0)
-        found, at = plan_for(state, _cursor_of(held), self.selection), held.version if held else 0
-        since = lacking_since(state, at)
-        missing = sum(info.version > at for info in state.versions)
-        return Lag(max(1, missing), found.bytes, max(0.0, time.time() - since) if since else 0.0)
 
     def _fetched(self, state: State, found: Plan) -> tuple[Plan, Batch]:
         """Verified data, and the plan it follows: another one where files of this one are damaged or gone."""

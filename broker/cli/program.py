@@ -26,6 +26,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "requests": ("broker.cli.requests:requests", "List, show, watch, cancel and retry requests."),
     "responses": ("broker.cli.responses:responses", "Read a target's completions."),
     "pull": ("broker.cli.pull:pull", "Bring a replica or a file up to the newest version."),
+    "listen": ("broker.cli.listen:listen", "Events as they come, one line each."),
+    "subs": ("broker.cli.subs:subs", "Who reads a dataset, and how far behind."),
     "versions": ("broker.cli.versions:versions", "List, show and verify versions."),
     "explain": ("broker.cli.explain:explain", "Why a request waits, how a version came about."),
     "worker": ("workers.__main__:worker", "Run producers of an application, or of broker.toml."),

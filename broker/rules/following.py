@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from broker.errors import Invalid
 from broker.rules.fold import State
+from broker.rules.plan import cheapest
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +67,14 @@ def proof_due(held: int | None, version: int, every: int, *, snapshot: bool) -> 
 def lacking_since(state: State, held: int) -> float:
     """When the oldest version that `held` lacks was committed (seconds since the epoch); 0.0 where it lacks none."""
     return min((info.time for info in state.versions if info.version > held), default=0.0)
+
+
+def lag_of(state: State, held: int, session: str, now: float) -> Lag:
+    """How far a cursor at version `held` of a session is behind at `now` (seconds). One of another session needs everything."""
+    at = held if session == state.session else 0
+    if not state.offered or at >= state.version:
+        return Lag(0, 0, 0.0)
+    road = cheapest(state.edges, at or None, state.version) or ()
+    since = lacking_since(state, at)
+    missing = sum(info.version > at for info in state.versions)
+    return Lag(max(1, missing), sum(edge.bytes for edge in road), max(0.0, now - since) if since else 0.0)

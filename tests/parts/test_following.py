@@ -134,7 +134,7 @@ def test_at_most_every_rests_between_versions(b: broker.Broker) -> None:
     with one.following(AtMostEvery(0.5), lambda _: times.put(time.monotonic())):
         first = times.get(timeout=SECONDS)
         for price in (2, 3):
-        change(b, price)
+            change(b, price)
         assert times.get(timeout=SECONDS) - first >= 0.45
     assert one.cursor is not None
     assert one.cursor.version == 3
