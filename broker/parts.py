@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from broker.audits import Audits
 from broker.backend import embedded, health
 from broker.backend.client import RedisClient
 from broker.backend.deployment import agree_on_shards, known_promise
@@ -50,6 +51,11 @@ class Parts:
     def means(self) -> Means:
         """What replicas work with."""
         return Means(self.catalog, self.engine, self.leases, self.events, self.cursors, self.settings.digest_every)
+
+    @property
+    def audits(self) -> Audits:
+        """The duty that compares receipts, and tells of cursors that lag or end."""
+        return Audits((self.catalog, self.index, self.engine), self.cursors, self.events, self.settings.lag_seconds)
 
     def caveats(self) -> list[str]:
         """What cannot be promised with this Redis and this store, in words; empty when all is well."""

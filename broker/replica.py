@@ -22,14 +22,14 @@ from broker.events import Events
 from broker.model.event import ReplicaReset
 from broker.model.names import DatasetId, check_name
 from broker.model.request import Cursor, ResetReason, Selection
-from broker.receipts import content_of, receipt_of
+from broker.receipts import Amends, amends, content_of, digest_of_rows, receipt_of
 from broker.replica_following import Follower, Following
 from broker.replica_following import nothing as unheard
 from broker.rules.fold import State
 from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
 from broker.rules.plan import Plan, plan, plan_for, reset_of
 from broker.rules.publishing import Lease
-from broker.sinks.port import Batch, Sink, SinkCursor, taken
+from broker.sinks.port import Applied, Batch, Sink, SinkCursor, taken
 
 log = logging.getLogger("broker.replica")
 LATEST: Final = Latest()
@@ -51,6 +51,17 @@ class Report:
     bytes: int = 0
     reset: ResetReason | None = None
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What one repair did. `buckets`: key buckets that differed; none: the sink held what it must. `bytes`: of files read."""
+
+    version: int
+    buckets: tuple[int, ...] = ()
+    upserts: int = 0
+    deletes: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,37 @@ class Replica:
     def digest(self) -> ContentDigest:
         """The content digest of the sink's rows. Raises NotFound before the first sync."""
         return content_of(self._engine, self.sink, self._catalog.state(self.dataset).spec.key)
+
+    def repair(self) -> Repaired:
+        """Compare the sink with the version it holds, and bring back the rows that differ, in one transaction.
+
+        Only rows of key buckets whose digests differ are compared and written. Raises NotFound (nothing held that is still
+        readable: sync instead), Busy, Fenced, Corrupt, Unavailable; the sink is whole always.
+        """
+        with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
+            state, held = self._catalog.state(self.dataset), self.sink.cursor(self.name)
+            if held is None or not held.version or reset_of(state, _cursor_of(held), self.selection):
+                raise NotFound("nothing to repair", of=f"{self.dataset}: {self.name}", why="a sync starts anew", hint="Sync it")
+            edges, key = plan(state.edges, None, held.version).edges, state.spec.key
+            right = digest_of_rows(self._engine, key, self._engine.read(state.spec, edges, self.selection))
+            found = content_of(self._engine, self.sink, key)
+            wrong = found.differing(right)
+            done = Applied()
+            if wrong:
+                rows = self._engine.read(state.spec, edges, self.selection)
+                mended = amends(self._engine, state.spec, self.sink.read(), rows, wrong)
+                done = self._mend(lease, state, held, mended)
+            self._report(held, receipt_of(self.digest() if wrong else found, held.version))
+            return Repaired(held.version, wrong, done.upserts, done.deletes, sum(edge.bytes for edge in edges))
+
+    def _mend(self, lease: Lease, state: State, held: SinkCursor, mended: Amends) -> Applied:
+        fence = (lease.fence.epoch, lease.fence.counter)
+        self.sink.take(self.name, held, fence)
+        batch = Batch(
+            spec=state.spec, schema=schema_of(mended.upserts.schema), replace=False, upserts=mended.upserts.to_reader(),
+            deletes=mended.deletes.to_reader(), repair=True,
+        )  # fmt: skip
+        return self.sink.apply(self.name, batch, expect=taken(held, fence), to=replace(held, fence=fence))
 
     def _sync(self, timeout: float, policy: Policy) -> Report:
         begun = time.monotonic()
@@ -181,7 +223,7 @@ class Replica:
             receipt = None
             if proof_due(held, to.version, self._means.digest_every, snapshot=found.base is None):
                 receipt = receipt_of(self.digest(), to.version)
-            self._means.cursors.report(self.dataset, self._cursor(to, receipt))
+            self._report(to, receipt)
             if found.reset and before is not None:
                 data = ReplicaReset(replica=self.name, reason=found.reset, held=before.version, version=to.version)
                 self._means.events.emit(self.dataset, "broker.replica.reset", data)
@@ -193,15 +235,17 @@ class Replica:
             return
         try:
             if not self._means.cursors.renew(self.dataset, self.name, held.version):
-                self._means.cursors.report(self.dataset, self._cursor(held, None))
+                self._report(held, None)
         except Transient as error:
             log.debug("%s: the cursor of replica %s is not renewed: %s", self.dataset, self.name, error)
 
-    def _cursor(self, at: SinkCursor, receipt: Receipt | None) -> LiveCursor:
-        return LiveCursor(
-            name=self.name, version=at.version, session=at.session, selection=at.selection, where=self.selection.where,
-            columns=self.selection.columns, receipt=receipt,
+    def _report(self, at: SinkCursor, receipt: Receipt | None) -> None:
+        seen, known = self.selection, (at.version, at.session, at.selection)
+        cursor = LiveCursor(
+            name=self.name, version=known[0], session=known[1], selection=known[2], where=seen.where, columns=seen.columns,
+            receipt=receipt,
         )  # fmt: skip
+        self._means.cursors.report(self.dataset, cursor)
 
     def _fetched(self, state: State, found: Plan) -> tuple[Plan, Batch]:
         """Verified data, and the plan it follows: another one where files of this one are damaged or gone."""

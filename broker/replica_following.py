@@ -72,7 +72,7 @@ class Follower(Generic[R]):
         if report.mode != "applied":
             return self._wait(stop, begun + RENEW_SECONDS)
         told(report)
-        stop.wait(rest_seconds(policy, time.monotonic() - begun))
+        stop.wait(rest_seconds(policy))
         return None
 
     def _wait(self, stop: threading.Event, until: float) -> None:

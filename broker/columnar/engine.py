@@ -6,7 +6,7 @@ Nothing a method wrote is visible when it raises. A producer's own exception pas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from broker.columnar import feed
 from broker.columnar.database import Database, Session
-from broker.columnar.digest import ContentDigest, buckets_sql, digest_of
 from broker.columnar.fetch import Fetcher
 from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rendered
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
@@ -38,7 +37,7 @@ from broker.columnar.scratch import PrivateFolder, appearing
 from broker.columnar.spool import Spool
 from broker.columnar.sql import listed, text_literal
 from broker.columnar.tombstones import Burial, Standing
-from broker.columnar.types import arrow_schema, schema_of
+from broker.columnar.types import arrow_schema
 from broker.model.commit import Edge, File, Role
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import data_key
@@ -47,7 +46,6 @@ from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
 EVERYTHING = Selection()
-DIGESTED = "broker_digested"
 Advance: TypeAlias = Callable[[float], object]
 
 
@@ -208,12 +206,9 @@ class Engine:
             files = self._write(spec, plan.session, results, format, partial(key_of, format))
         return Edge(base=edges[0].base, version=edges[-1].version, files=files)
 
-    def digest(self, key: Sequence[str], rows: pa.RecordBatchReader | pa.Table) -> ContentDigest:
-        """The content digest of these rows, by key bucket. A reader is consumed. Raises as `read`."""
-        schema = schema_of(rows.schema)
-        with self._database.session("digest") as session:
-            session.bind(DIGESTED, rows)
-            return digest_of(schema, session.rows(buckets_sql(schema, key, f"SELECT * FROM {DIGESTED}")))
+    def session(self, of: str) -> AbstractContextManager[Session]:
+        """A cursor on this process' DuckDB, for work on what `read` gives. Errors name `of`."""
+        return self._database.session(of)
 
     def verify(self, file: File) -> None:
         """Re-read an object. Raises Corrupt when its length or SHA-256 differ, NotFound."""

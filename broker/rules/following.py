@@ -54,9 +54,9 @@ def next_version(policy: Policy, state: State, held: int | None) -> int:
     return min((edge.version for edge in state.edges if edge.version > held), default=state.version)
 
 
-def rest_seconds(policy: Policy, since_seconds: float) -> float:
-    """How long to rest before the next version, `since_seconds` after the last one."""
-    return max(0.0, policy.seconds - since_seconds) if isinstance(policy, AtMostEvery) else 0.0
+def rest_seconds(policy: Policy) -> float:
+    """How long to rest behind a version that was applied."""
+    return policy.seconds if isinstance(policy, AtMostEvery) else 0.0
 
 
 def proof_due(held: int | None, version: int, every: int, *, snapshot: bool) -> bool:

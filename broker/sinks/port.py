@@ -51,7 +51,8 @@ class Batch:
 
     `schema`: the delivered columns, key and order among them; readers may lack nullable ones and hold narrower types. `deletes`
     and `tombstones` hold key and order columns. `files`: the same rows as plain, verified Parquet files, which a sink that can
-    read those takes instead of `rows`. Readers are consumed.
+    read those takes instead of `rows`. `repair`: the changes are right whatever order is held, and leave no tombstones. Readers
+    are consumed.
     """
 
     spec: DatasetSpec
@@ -62,6 +63,7 @@ class Batch:
     upserts: pa.RecordBatchReader | None = None
     deletes: pa.RecordBatchReader | None = None
     files: Sequence[Path] = ()
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
