@@ -47,8 +47,8 @@ _WHERE: Final = {
 
 __all__ = [
     "AtMostEvery", "Broker", "Column", "Completion", "Dataset", "Delta", "Event", "Every", "Handle", "Heard", "Lag", "Latest",
-    "Listener", "Producers", "ProductionRequest", "Published", "Received", "Replica", "Report", "Response", "Responses", "Schema",
-    "Settings", "Since", "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
+    "Listener", "Producers", "ProductionRequest", "Published", "Received", "Replica", "Report", "Response", "Responses",
+    "Schema", "Settings", "Since", "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
 ]  # fmt: skip
 
 

@@ -15,8 +15,8 @@ import broker
 
 PUBLIC: Final = [
     "AtMostEvery", "Broker", "Column", "Completion", "Dataset", "Delta", "Event", "Every", "Handle", "Heard", "Lag", "Latest",
-    "Listener", "Producers", "ProductionRequest", "Published", "Received", "Replica", "Report", "Response", "Responses", "Schema",
-    "Settings", "Since", "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
+    "Listener", "Producers", "ProductionRequest", "Published", "Received", "Replica", "Report", "Response", "Responses",
+    "Schema", "Settings", "Since", "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
 ]  # fmt: skip
 HEAVY: Final = ("duckdb", "pyarrow", "redis", "minio", "sqlglot", "rq", "click", "rich", "pydantic")
 
