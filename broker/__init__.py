@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from broker import errors, sinks, sources
     from broker.changelog import Ack, ChangeLog
     from broker.connect import Broker, Dataset, connect
+    from broker.events_listening import Heard, Listener
     from broker.handle import Handle
     from broker.model.dataset import Column, Schema
     from broker.model.event import Event
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from broker.received import Received
     from broker.replica import Replica, Report
     from broker.responses import Response, Responses
+    from broker.rules.following import AtMostEvery, Every, Lag, Latest
     from broker.settings import Settings
 
 __version__: Final = "0.1.0"
@@ -37,15 +39,18 @@ _WHERE: Final = {
     "Snapshot": "broker.outcomes", "Unchanged": "broker.outcomes",
     "Producers": "broker.producers", "Published": "broker.publication", "Received": "broker.received",
     "Replica": "broker.replica", "Report": "broker.replica",
+    "Heard": "broker.events_listening", "Listener": "broker.events_listening",
+    "AtMostEvery": "broker.rules.following", "Every": "broker.rules.following", "Lag": "broker.rules.following",
+    "Latest": "broker.rules.following",
     "Response": "broker.responses", "Responses": "broker.responses", "Settings": "broker.settings",
     "errors": "", "sinks": "", "sources": "",
 }  # fmt: skip
 """Public name -> module that defines it; '' for a submodule."""
 
 __all__ = [
-    "Ack", "Broker", "ChangeLog", "Column", "Completion", "Dataset", "Delta", "Event", "Handle", "Producers",
-    "ProductionRequest", "Published", "Received", "Replica", "Report", "Response", "Responses", "Schema", "Settings", "Since",
-    "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
+    "Ack", "AtMostEvery", "Broker", "ChangeLog", "Column", "Completion", "Dataset", "Delta", "Event", "Every", "Handle",
+    "Heard", "Lag", "Latest", "Listener", "Producers", "ProductionRequest", "Published", "Received", "Replica", "Report",
+    "Response", "Responses", "Schema", "Settings", "Since", "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
 ]  # fmt: skip
 
 

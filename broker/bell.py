@@ -18,10 +18,11 @@ from typing import Final
 from weakref import WeakSet
 
 from broker.errors import BrokerError
-from broker.model.commit import Announce, Edge, Move, NewVersion, Record, Why
-from broker.model.event import Event, EventType, rfc3339
+from broker.model.commit import Announce, Edge, Move, Record, Why
+from broker.model.event import Event, EventType, Moved, rfc3339
 from broker.model.names import LIVE, ChannelsId, DatasetId
 from broker.rules.fold import Named, State
+from broker.rules.news import news_of
 from broker.rules.plan import cheapest
 
 log = logging.getLogger("broker.bell")
@@ -157,35 +158,22 @@ def rung(data: bytes) -> int:
 
 
 def events_of(log: DatasetId, record: Record) -> list[str]:
-    """The events of a record, as JSON: one of a new version, one for each dataset that a channel was moved for."""
+    """The events of a record, as JSON: what it tells of its dataset, or one for each dataset that a channel was moved for."""
     match record.body:
-        case NewVersion() as body:
-            return [_published(log, record, body)]
         case Announce(channel=channel, moves=moves, why=why):
             return [_moved(ChannelsId(log), record, (channel, name, why), move) for name, move in moves.items()]
-    return []
-
-
-def _published(dataset: DatasetId, record: Record, body: NewVersion) -> str:
-    edge = body.edge
-    data = {
-        "version": edge.version, "kind": edge.kind, "rows": edge.rows, "bytes": edge.bytes,
-        "system": body.system, "custom": body.custom,
-    }  # fmt: skip
-    return Event(
-        id=f"{dataset}/{record.seq}", source=f"broker/{dataset.domain}", type="broker.dataset.published", subject=dataset,
-        time=rfc3339(record.time), correlationid=body.production, data=data,
-    ).model_dump_json()  # fmt: skip
+    news = news_of(log, record)
+    return [news.model_dump_json()] if news else []
 
 
 def _moved(log: ChannelsId, record: Record, of: tuple[str, str, Why], move: Move) -> str:
     channel, name, why = of
     before = move.left or next(iter(move.past), None)
-    data = {
-        "channel": channel, "version": move.version, "session": move.session, "announced": record.seq,
-        "before": before.version if before else 0,
-    }  # fmt: skip
+    data = Moved(
+        channel=channel, version=move.version, session=move.session, announced=record.seq,
+        before=before.version if before else 0,
+    )  # fmt: skip
     return Event(
         id=f"{log}/{record.seq}/{name}", source=f"broker/{log.domain}", type=CHANNEL_EVENTS[why], subject=log.dataset(name),
-        time=rfc3339(record.time), correlationid=f"{log}/{record.seq}", data=data,
+        time=rfc3339(record.time), correlationid=f"{log}/{record.seq}", data=data.model_dump(mode="json", exclude_unset=True),
     ).model_dump_json()  # fmt: skip

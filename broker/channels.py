@@ -24,6 +24,7 @@ from broker.model.commit import Announce, Body, Point, Why, parse_record
 from broker.model.names import LIVE, ChannelsId, DatasetId, check_name
 from broker.rules.announcing import Wish, moved, moved_back, standing_of
 from broker.rules.fold import Named, State
+from broker.rules.hearing import Pointer as Present
 from broker.rules.plan import EVERYTHING, plan_for
 from broker.rules.publishing import Lease
 
@@ -54,6 +55,11 @@ class Channels:
         """What each channel names of a dataset; `live`, which follows every version, is not among them."""
         channels = self._catalog.known(ChannelsId.of(dataset)).channels
         return {channel: named for (name, channel), named in channels.items() if name == dataset.name}
+
+    def pointers(self, dataset: DatasetId) -> dict[str, Present]:
+        """As `named`, for those who listen."""
+        named = self.named(dataset)
+        return {channel: Present(at.version, at.session, at.seq, at.time) for channel, at in named.items()}
 
     def at(self, dataset: DatasetId, channel: str) -> Named | None:
         """What a channel names of a dataset; None: nothing yet."""

@@ -15,6 +15,7 @@ from broker.changelog import ChangeLog
 from broker.columnar.intake import Intake
 from broker.columnar.types import schema_of
 from broker.errors import BrokerError, NotFound
+from broker.events_listening import Listener
 from broker.handle import Handle
 from broker.model.dataset import GUARDS, DatasetSpec, Schema
 from broker.model.names import LIVE, DatasetId, check_name
@@ -23,11 +24,13 @@ from broker.outcomes import checked_position
 from broker.parts import Parts, open_parts
 from broker.publication import Note, Published
 from broker.received import Received
-from broker.replica import Following, Replica
+from broker.replica import Replica
+from broker.replica_followed import Followed
 from broker.responses import Response, Responses
 from broker.retention import DatasetRetention
 from broker.rules.fold import Named, VersionInfo
 from broker.rules.fold import State as DatasetState
+from broker.rules.hearing import Wanted
 from broker.rules.plan import Plan, plan
 from broker.sealed import Checked
 from broker.settings import load
@@ -122,6 +125,16 @@ class Broker:
         self._readers.add(reader)
         return reader
 
+    def events(
+        self, pattern: str = "*", cursor: str | None = None, channel: str | None = None,
+        types: str | Sequence[str] | None = None,
+    ) -> Listener:  # fmt: skip
+        """The events of all datasets that match: `listen(timeout)`. `cursor`: a name under which its position is kept.
+
+        `channel`: of versions and channels only that one's news. Raises InvalidName (pattern, channel, type, cursor).
+        """
+        return Listener(self.parts.events, Wanted.of(pattern, channel, types), cursor)
+
     def received(self, response: Response | Completion) -> Received:
         """The data of a completion."""
         completion = response.completion if isinstance(response, Response) else response
@@ -136,9 +149,9 @@ class Broker:
         Raises NotFound, InvalidPredicate, InvalidName.
         """
         id, parts = DatasetId(dataset), self.parts
-        following = Following(parts.catalog, parts.channels, id, check_name(channel, "channel"))
+        followed = Followed(parts.catalog, parts.channels, id, check_name(channel, "channel"))
         selection = Dataset(parts, id).selection(where, columns)
-        return Replica((parts.engine, parts.leases), following, name, sink, selection, parts.on_step)
+        return Replica(parts.means, followed, name, sink, selection, parts.on_step)
 
     def release(
         self, domain: str, versions: Mapping[str, int], *, to: str, expect: Mapping[str, int] | None = None

@@ -14,27 +14,37 @@ from broker.backend.index import Index
 from broker.backend.lanes import Argument
 from broker.model.dataset import Frozen
 from broker.model.names import DatasetId
+from broker.model.request import Selection
 
 GRACE: Final = 4
 """Leases after whose end a cursor is forgotten altogether; until then it is shown as lapsed."""
 
 
 class Receipt(Frozen):
-    """What a replica proved that it holds: rows and content digest at its version."""
+    """What a replica proved that it held at a version: rows and digest, of columns with this id (columnar/digest.py)."""
 
     rows: int
     digest: str
+    version: int = 0
+    schema_id: str = ""
 
 
 class LiveCursor(Frozen):
-    """Where a consumer stands. `selection` is the fingerprint of what it sees; `channel` what it follows."""
+    """Where a consumer stands. `selection` is the fingerprint of what it sees, `where` and `columns` say it; `channel` what it
+    follows. `receipt`: its last one, perhaps of an older version."""
 
     name: str
     version: int
     session: str
     selection: str = "all"
     channel: str = "live"
+    where: str | None = None
+    columns: tuple[str, ...] | None = None
     receipt: Receipt | None = None
+
+    @property
+    def seen(self) -> Selection:
+        return Selection(where=self.where, columns=self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,11 @@ class Cursors:
             int(self.lease_seconds * 1000),
         ]
         self._redis.call(self._script, self._keys(dataset), args)
+
+    def renew(self, dataset: DatasetId, name: str, version: int) -> bool:
+        """Begin its lease anew, if it is known to stand at this version. False: it must be reported."""
+        args: list[Argument] = ["renew", name, version, int(self.lease_seconds * 1000)]
+        return bool(self._redis.call(self._script, self._keys(dataset), args))
 
     def standing(self, dataset: DatasetId) -> Standing:
         """Who reads the dataset."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from broker.audits import Audits
 from broker.backend import embedded, health
 from broker.backend.client import RedisClient
 from broker.backend.deployment import agree_on_shards, known_promise
@@ -16,8 +17,10 @@ from broker.channels import Channels
 from broker.columnar.engine import Engine
 from broker.compactor import Compactor
 from broker.cursors import Cursors
+from broker.events import Events, Tools
 from broker.hands import insisted
 from broker.publication import Publication
+from broker.replica_followed import Means
 from broker.requests import Requests
 from broker.retention import Retention
 from broker.rules.guards import Guards
@@ -46,11 +49,22 @@ class Parts:
     derived: Derived
     changelogs: ChangeLogs
     channels: Channels
+    events: Events
     cursors: Cursors
     compactor: Compactor
     retention: Retention
     promise: Promise
     on_step: OnStep
+
+    @property
+    def means(self) -> Means:
+        """What replicas work with."""
+        return Means(self.catalog, self.engine, self.leases, self.events, self.cursors, self.settings.digest_every)
+
+    @property
+    def audits(self) -> Audits:
+        """The duty that compares receipts, and tells of cursors that lag or end."""
+        return Audits((self.catalog, self.index, self.engine), self.cursors, self.events, self.settings.lag_seconds)
 
     def caveats(self) -> list[str]:
         """What cannot be promised with this Redis and this store, in words; empty when all is well."""
@@ -104,6 +118,7 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
         changelogs=ChangeLogs(redis, catalog, settings), channels=channels, cursors=cursors,
+        events=Events(Tools(redis, index, catalog, leases, settings.history_seconds, channels.pointers)),
         compactor=Compactor(index, catalog, engine, publication, leases),
         retention=Retention(catalog, index, leases, cursors, floors, channels.pins), promise=promise, on_step=on_step,
     )  # fmt: skip

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any, Final
 from uuid import uuid4
 
 from broker.backend.keys import replica_lease
-from broker.backend.leases import Leases
-from broker.catalog import Catalog, OnStep, nothing
-from broker.channels import Channels
-from broker.columnar.engine import Engine
+from broker.catalog import OnStep, nothing
+from broker.columnar.digest import ContentDigest
 from broker.columnar.types import schema_of
-from broker.errors import Corrupt, NotFound
-from broker.model.names import LIVE, DatasetId, check_name
+from broker.cursors import LiveCursor, Receipt
+from broker.errors import Corrupt, NotFound, Transient
+from broker.model.event import ReplicaReset
+from broker.model.names import check_name
 from broker.model.request import Cursor, ResetReason, Selection
+from broker.receipts import Amends, amends, content_of, digest_of_rows, receipt_of
+from broker.replica_followed import Followed, Means
+from broker.replica_following import Follower, Following
+from broker.replica_following import nothing as unheard
 from broker.rules.fold import State
-from broker.rules.plan import Plan, plan, plan_for
+from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
+from broker.rules.plan import Plan, plan, plan_for, reset_of
 from broker.rules.publishing import Lease
-from broker.sinks.port import Batch, Sink, SinkCursor, taken
+from broker.sinks.port import Applied, Batch, Sink, SinkCursor, taken
 
+log = logging.getLogger("broker.replica")
+LATEST: Final = Latest()
 STEPS: Final = ("planned", "fetched", "applied")
 """The named steps of a sync, in order: tests crash at each. A sink has its own inside `applied`."""
 POLL_SECONDS: Final = 0.05
@@ -44,21 +52,14 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
-    """What a replica follows: a dataset, and the channel that says at which version it shall be."""
+class Repaired:
+    """What one repair did. `buckets`: key buckets that differed; none: the sink held what it must. `bytes`: of files read."""
 
-    catalog: Catalog
-    channels: Channels
-    dataset: DatasetId
-    channel: str = LIVE
-
-    def look(self) -> tuple[State, int]:
-        """The present state, and the version wanted; 0 for none: nothing was published, or is named, in its session."""
-        named = None if self.channel == LIVE else self.channels.at(self.dataset, self.channel)
-        state = self.catalog.state(self.dataset)  # behind the announcement: so it knows the version named
-        if self.channel == LIVE:
-            return state, state.offered
-        return state, named.version if named and named.session == state.session else 0
+    version: int
+    buckets: tuple[int, ...] = ()
+    upserts: int = 0
+    deletes: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,11 @@ class Replica:
     """An exact copy of a dataset, or of a selection of it. Of two processes with one name one has the lease, one Busy."""
 
     def __init__(
-        self, parts: tuple[Engine, Leases], following: Following, name: str, sink: Sink, selection: Selection,
-        on_step: OnStep = nothing,
-    ) -> None:  # fmt: skip
-        self._engine, self._leases = parts
-        self._following, self._catalog = following, following.catalog
-        self.dataset, self.channel = following.dataset, following.channel
+        self, means: Means, followed: Followed, name: str, sink: Sink, selection: Selection, on_step: OnStep = nothing
+    ) -> None:
+        self._means, self._followed = means, followed
+        self._catalog, self._engine, self._leases = means.catalog, means.engine, means.leases
+        self.dataset, self.channel = followed.dataset, followed.channel
         self.name, self.sink, self.selection = check_name(name, "replica"), sink, selection
         self._owner, self._on_step, self._woken = uuid4().hex, on_step, Event()
 
@@ -98,14 +98,72 @@ class Replica:
         A damaged file is fetched once more, then left aside for another road, with a reset `corrupt` where that starts anew.
         Raises Busy (held by another process, or the sink is locked), Fenced, Corrupt, Unavailable; the sink is whole always.
         """
+        return self._sync(timeout, Latest())
+
+    def follow(self, policy: Policy = LATEST, told: Callable[[Report], object] = unheard, stop: Event | None = None) -> None:
+        """Sync whenever an event tells of something new, until `stop` is set, or SIGINT or SIGTERM comes (in the main thread).
+
+        `told` gets each sync that applied something. What passes by itself (Redis or the store silent, the replica held by
+        another process) is waited for; what does not is raised: Corrupt, Conflict, ... The sync under way ends first.
+        """
+        followed = Follower(self._means.events, self.dataset, lambda: self._sync(0.0, policy), self.name)
+        followed.run(policy, told, stop or Event())
+
+    def following(self, policy: Policy = LATEST, told: Callable[[Report], object] = unheard) -> Following:
+        """As `follow`, in a thread of its own: stop it by the handle, also a context manager."""
+        return Following(lambda stop: self.follow(policy, told, stop), f"replica {self.name}")
+
+    def lag(self) -> Lag:
+        """How far the sink is behind the newest version. Raises NotFound, Unavailable."""
+        state, held = self._catalog.state(self.dataset), self.sink.cursor(self.name)
+        fits = held is not None and reset_of(state, _cursor_of(held), self.selection) is None
+        return lag_of(state, held.version if held and fits else 0, state.session, time.time())
+
+    def digest(self) -> ContentDigest:
+        """The content digest of the sink's rows. Raises NotFound before the first sync."""
+        return content_of(self._engine, self.sink, self._catalog.state(self.dataset).spec.key)
+
+    def repair(self) -> Repaired:
+        """Compare the sink with the version it holds, and bring back the rows that differ, in one transaction.
+
+        Only rows of key buckets whose digests differ are compared and written. Raises NotFound (nothing held that is still
+        readable: sync instead), Busy, Fenced, Corrupt, Unavailable; the sink is whole always.
+        """
+        with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
+            state, held = self._catalog.state(self.dataset), self.sink.cursor(self.name)
+            if held is None or not held.version or reset_of(state, _cursor_of(held), self.selection):
+                raise NotFound("nothing to repair", of=f"{self.dataset}: {self.name}", why="a sync starts anew", hint="Sync it")
+            edges, key = plan(state.edges, None, held.version).edges, state.spec.key
+            right = digest_of_rows(self._engine, key, self._engine.read(state.spec, edges, self.selection))
+            found = content_of(self._engine, self.sink, key)
+            wrong = found.differing(right)
+            done = Applied()
+            if wrong:
+                rows = self._engine.read(state.spec, edges, self.selection)
+                mended = amends(self._engine, state.spec, self.sink.read(), rows, wrong)
+                done = self._mend(lease, state, held, mended)
+            self._report(held, receipt_of(self.digest() if wrong else found, held.version))
+            return Repaired(held.version, wrong, done.upserts, done.deletes, sum(edge.bytes for edge in edges))
+
+    def _mend(self, lease: Lease, state: State, held: SinkCursor, mended: Amends) -> Applied:
+        fence = (lease.fence.epoch, lease.fence.counter)
+        self.sink.take(self.name, held, fence)
+        batch = Batch(
+            spec=state.spec, schema=schema_of(mended.upserts.schema), replace=False, upserts=mended.upserts.to_reader(),
+            deletes=mended.deletes.to_reader(), repair=True,
+        )  # fmt: skip
+        return self.sink.apply(self.name, batch, expect=taken(held, fence), to=replace(held, fence=fence))
+
+    def _sync(self, timeout: float, policy: Policy) -> Report:
         begun = time.monotonic()
         held = self.sink.cursor(self.name)
         state, want = self._wait(held, begun + timeout)
         if not self._behind(state, want, held):
             mode = "up-to-date" if want else "nothing-yet"
+            self._renew(held)
             return Report(mode, held.version if held else 0, seconds=time.monotonic() - begun)
         with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
-            return self._apply(lease, begun)
+            return self._apply(lease, begun, policy)
 
     def wake(self) -> None:
         """Let a `sync` that waits in another thread look at once: an event said that there is something new."""
@@ -117,7 +175,7 @@ class Replica:
         `live`: the newest version. The files stay on this machine's disk for as long as this process lives, up to the bound of
         its cache. Raises Corrupt, NotFound, InvalidName, Unavailable.
         """
-        state, want = replace(self._following, channel=check_name(channel, "channel")).look()
+        state, want = replace(self._followed, channel=check_name(channel, "channel")).look()
         if not want:
             return Preloaded(channel, 0)
         found = plan_for(state, _cursor_of(self.sink.cursor(self.name)), self.selection, want)
@@ -129,7 +187,7 @@ class Replica:
     def _wait(self, held: SinkCursor | None, until: float) -> tuple[State, int]:
         """The state and the version wanted: one that `held` is not at, if it comes before `until` (monotonic seconds)."""
         while True:
-            (state, want), left = self._following.look(), until - time.monotonic()
+            (state, want), left = self._followed.look(), until - time.monotonic()
             if left <= 0 or self._behind(state, want, held):
                 return state, want
             self._woken.wait(min(POLL_SECONDS, left))
@@ -142,14 +200,14 @@ class Replica:
         wanted = (want, state.session, self.selection.fingerprint)
         return (held.version, held.session, held.selection) != wanted
 
-    def _apply(self, lease: Lease, begun: float) -> Report:
+    def _apply(self, lease: Lease, begun: float, policy: Policy) -> Report:
         fence = (lease.fence.epoch, lease.fence.counter)
         held = self.sink.cursor(self.name)
         self.sink.take(self.name, held, fence)
-        state, want = self._following.look()
+        state, want = self._followed.look()
         if not want:  # the session ended meanwhile
             return Report("nothing-yet", held.version if held else 0, seconds=time.monotonic() - begun)
-        found = plan_for(state, _cursor_of(held), self.selection, want)
+        found = self._plan(state, want, held, policy)
         self._on_step("planned")
         if found.mode == "unchanged":  # another process was quicker
             return Report("up-to-date", found.version, seconds=time.monotonic() - begun)
@@ -158,10 +216,55 @@ class Replica:
         to = SinkCursor(self.dataset, found.version, state.session, self.selection.fingerprint, fence)
         applied = self.sink.apply(self.name, batch, expect=taken(held, fence), to=to)
         self._on_step("applied")
+        self._tell(held, to, found)
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
             found.reset, time.monotonic() - begun,
         )  # fmt: skip
+
+    def _plan(self, state: State, want: int, held: SinkCursor | None, policy: Policy) -> Plan:
+        cursor = _cursor_of(held)
+        at = None if reset_of(state, cursor, self.selection) or cursor is None else cursor.version
+        try:
+            return plan_for(state, cursor, self.selection, next_version(policy, state, at, want))
+        except NotFound:  # no road leads to the one that was next: the one wanted has one
+            return plan_for(state, cursor, self.selection, want)
+
+    # --- what the broker is told behind a sync: it decides nothing here, so its silence harms nothing
+
+    def _tell(self, before: SinkCursor | None, to: SinkCursor, found: Plan) -> None:
+        held = before.version if before is not None and before.version and found.reset is None else None
+        try:
+            receipt = None
+            if proof_due(held, to.version, self._means.digest_every, snapshot=found.base is None):
+                receipt = receipt_of(self.digest(), to.version)
+            self._report(to, receipt)
+            if found.reset and before is not None:
+                data = ReplicaReset(
+                    replica=self.name, reason=found.reset, held=before.version, version=to.version, channel=self.channel
+                )
+                    replica=self.name, reason=found.reset, held=before.version, version=to.version, channel=self.channel
+                )
+                self._means.events.emit(self.dataset, "broker.replica.reset", data)
+        except Transient as error:
+            log.warning("%s: replica %s at version %d is not reported: %s", self.dataset, self.name, to.version, error)
+
+    def _renew(self, held: SinkCursor | None) -> None:
+        if held is None or not held.version:
+            return
+        try:
+            if not self._means.cursors.renew(self.dataset, self.name, held.version):
+                self._report(held, None)
+        except Transient as error:
+            log.debug("%s: the cursor of replica %s is not renewed: %s", self.dataset, self.name, error)
+
+    def _report(self, at: SinkCursor, receipt: Receipt | None) -> None:
+        seen, known = self.selection, (at.version, at.session, at.selection)
+        cursor = LiveCursor(
+            name=self.name, version=known[0], session=known[1], selection=known[2], where=seen.where, columns=seen.columns,
+            channel=self.channel, receipt=receipt,
+        )  # fmt: skip
+        self._means.cursors.report(self.dataset, cursor)
 
     def _fetched(self, state: State, found: Plan) -> tuple[Plan, Batch]:
         """Verified data, and the plan it follows: another one where files of this one are damaged or gone."""

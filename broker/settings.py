@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         1.0, ge=0, le=1, description="and one in which a larger part of the rows before is gone; 1: all may go"
     )
 
+    # --- consumers
+    lag_seconds: float = Field(3600.0, gt=0, description="a consumer behind for so long is told of as lagging")
+    digest_every: int = Field(
+        100, ge=1, description="a replica proves its content with every snapshot, and after so many deltas: a scan of its rows"
+    )
+
     # --- data
     max_file_rows: int = Field(5_000_000, ge=1, description="rows of one canonical file; a snapshot is cut beyond it")
     checkpoint_every: int = Field(1_000, ge=2, description="commit records between sealed checkpoints")

@@ -24,6 +24,7 @@ from tests.servers import (
 from tests.servers import (
     redis_server as running_redis,
 )
+from tests.told import check_events
 
 T = TypeVar("T")
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # pytest-timeout bounds a test
@@ -94,10 +95,12 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    """URL of an empty Redis."""
+def redis_url(redis_server: RedisServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of an empty Redis. Whatever a test left there as events must fit their schemas."""
     redis_server.flush()
-    return redis_server.url
+    yield redis_server.url
+    if request.node.get_closest_marker("foreign_events") is None:
+        check_events(redis_server.url)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ import pytest
 import broker
 
 PUBLIC: Final = [
-    "Ack", "Broker", "ChangeLog", "Column", "Completion", "Dataset", "Delta", "Event", "Handle", "Producers",
-    "ProductionRequest", "Published", "Received", "Replica", "Report", "Response", "Responses", "Schema", "Settings", "Since",
-    "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
+    "Ack", "AtMostEvery", "Broker", "ChangeLog", "Column", "Completion", "Dataset", "Delta", "Event", "Every", "Handle",
+    "Heard", "Lag", "Latest", "Listener", "Producers", "ProductionRequest", "Published", "Received", "Replica", "Report",
+    "Response", "Responses", "Schema", "Settings", "Since", "Snapshot", "Unchanged", "connect", "errors", "sinks", "sources",
 ]  # fmt: skip
 HEAVY: Final = ("duckdb", "pyarrow", "redis", "minio", "sqlglot", "rq", "click", "rich", "pydantic")
 

@@ -26,6 +26,7 @@ Inside one slot:
     workers                     hash   worker id -> JSON (patterns, host, pid, until)
     cursors:<tenant>/<name>     hash   consumer -> end of its lease (ms) and JSON of where it stands
     batches:<tenant>/<name>     hash   log slot -> JSON of its closed micro-batch, until the next commit takes it
+    once:<what>                 string that an event told once a time leaves behind
     parts:<flight>              hash   plan, total, left, rows, bytes; attempt:, done:, error:<number of part | finalise>
 
 Inside a log slot, `{domain.shard.pN}`:
@@ -36,6 +37,11 @@ Inside a log slot, `{domain.shard.pN}`:
     marks:<tenant>/<name>       hash   producer -> block, time (ms), who numbered it (-: the producer), entry id
     ready                       zset   dataset ids by the time of their oldest unbatched entry (ms)
     lease:batch                 hash   who makes this slot's micro-batches
+
+Of a listener's durable cursor, `{=events.<name>}`:
+
+    lease:listener              hash   who listens under this name
+    heard                       hash   slot -> what was asked for, born of that slot's memory, id of the last event acknowledged
 """
 
 from __future__ import annotations
@@ -51,6 +57,8 @@ SLOTS: Final = b"broker:slots"
 """Set of all slots in use, outside any slot. A hint for workers and readers; rebuilt by use."""
 DEPLOYMENT: Final = b"broker:deployment"
 """Hash outside any slot: shards; promise:<hash of a store's URL>."""
+LISTENER: Final = "lease:listener"
+"""Name of the lease under which one process at a time listens with a durable cursor, in the cursor's own slot."""
 PRODUCERS: Final = b"producers"
 READERS: Final = b"readers"
 
@@ -63,6 +71,11 @@ def slot_for(dataset: DatasetId, shards: int) -> str:
 def log_slot(slot: str, number: int) -> str:
     """`domain.shard.p<number>`: change logs have hash tags of their own, so that a cluster spreads them."""
     return f"{slot}.{LOG_SLOT}{number}"
+
+
+def listener_slot(cursor: str) -> Slot:
+    """Where a listener's durable cursor lives: a hash tag of its own, which no domain can have."""
+    return Slot(f"=events.{cursor}")
 
 
 class Slot:
@@ -156,6 +169,11 @@ class Slot:
     def batches(self, dataset: DatasetId) -> bytes:
         """In the dataset's own slot."""
         return self.key(f"batches:{dataset.tenant}/{dataset.name}")
+
+    @property
+    def heard(self) -> bytes:
+        """In a listener's slot."""
+        return self.key("heard")
 
     def members(self, id: str) -> bytes:
         return self.key(f"members:{id}")

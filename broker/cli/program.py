@@ -28,6 +28,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "requests": ("broker.cli.requests:requests", "List, show, watch, cancel and retry requests."),
     "responses": ("broker.cli.responses:responses", "Read a target's completions."),
     "pull": ("broker.cli.pull:pull", "Bring a replica or a file up to the newest version."),
+    "listen": ("broker.cli.listen:listen", "Events as they come, one line each."),
+    "subs": ("broker.cli.subs:subs", "Who reads a dataset, and how far behind."),
     "versions": ("broker.cli.versions:versions", "List, show and verify versions."),
     "compact": ("broker.cli.care:compact", "Merge deltas into roll-ups and fresh snapshots."),
     "retention": ("broker.cli.care:retention", "Plan, explain and apply what is given up."),

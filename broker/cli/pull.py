@@ -17,7 +17,8 @@ from broker.columnar.formats import SUFFIXES
 from broker.connect import Broker, Dataset
 from broker.errors import InvalidRequest, NotFound
 from broker.model.names import LIVE, check_name
-from broker.replica import Following, Report
+from broker.replica import Report
+from broker.replica_followed import Followed
 from broker.sinks import open_sink
 
 POLL_SECONDS: Final = 0.2
@@ -125,9 +126,9 @@ def _export(face: Face, broker: Broker, name: str, path: Path, selection: Chosen
 def _first_version(face: Face, broker: Broker, dataset: Dataset, awaited: Awaited) -> int:
     """The version to write, waiting for the first one if need be. Raises NotFound."""
     channel, seconds = awaited
-    following, until = Following(broker.parts.catalog, broker.parts.channels, dataset.id, channel), time.monotonic() + seconds
+    followed, until = Followed(broker.parts.catalog, broker.parts.channels, dataset.id, channel), time.monotonic() + seconds
     with face.progress(f"wait for {dataset.id}", unit="versions"):
-        while not (version := following.look()[1]):
+        while not (version := followed.look()[1]):
             if time.monotonic() >= until:
                 raise _nothing_yet(dataset.id, channel)
             time.sleep(POLL_SECONDS)

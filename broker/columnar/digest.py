@@ -18,6 +18,8 @@ from broker.model.dataset import Schema
 BUCKETS: Final = 256
 """Key buckets: of a million rows, a single wrong one costs the fetch of four thousand."""
 _HALF: Final = 1 << 64
+_ALIKE: Final = {"HUGEINT": "DECIMAL(38,0)"}
+"""Arrow has one type for both, and their values have one text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,15 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class ContentDigest:
-    """`text`: 32 hex digits, equal for equal content of equal columns. Buckets without rows are left out."""
+    """`text`: 32 hex digits, equal for equal content of equal columns. Buckets without rows are left out.
+
+    `columns`: 16 hex digits, equal for columns of equal names and types.
+    """
 
     rows: int
     text: str
     buckets: tuple[Bucket, ...] = ()
+    columns: str = ""
 
     def differing(self, other: ContentDigest) -> tuple[int, ...]:
         """Numbers of the buckets in which the two differ."""
@@ -61,8 +67,13 @@ def digest_of(schema: Schema, found: Iterable[tuple[int, int, str, str]]) -> Con
     buckets = tuple(Bucket(number, rows, int(upper) % _HALF, int(lower) % _HALF) for number, rows, upper, lower in found)
     rows = sum(bucket.rows for bucket in buckets)
     upper, lower = (sum(halves) % _HALF for halves in ([b.upper for b in buckets], [b.lower for b in buckets]))
-    columns = "\n".join(f"{column.name}\t{column.type}" for column in schema.columns)
-    return ContentDigest(rows, hashlib.sha256(f"{columns}\n{rows} {upper} {lower}".encode()).hexdigest()[:32], buckets)
+    columns = "\n".join(f"{column.name}\t{_ALIKE.get(column.type, column.type)}" for column in schema.columns)
+    text = _sha256(f"{columns}\n{rows} {upper} {lower}")
+    return ContentDigest(rows, text[:32], buckets, _sha256(columns)[:16])
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _text(names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ Nothing a method wrote is visible when it raises. A producer's own exception pas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -205,6 +205,10 @@ class Engine:
             results = [make(spec, selection, sources) for make in makers if spec.order or make is not guards_result]
             files = self._write(spec, plan.session, results, format, partial(key_of, format))
         return Edge(base=edges[0].base, version=edges[-1].version, files=files)
+
+    def session(self, of: str) -> AbstractContextManager[Session]:
+        """A cursor on this process' DuckDB, for work on what `read` gives. Errors name `of`."""
+        return self._database.session(of)
 
     def verify(self, file: File) -> None:
         """Re-read an object. Raises Corrupt when its length or SHA-256 differ, NotFound."""

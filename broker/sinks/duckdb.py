@@ -16,9 +16,10 @@ import duckdb
 import pyarrow as pa
 
 from broker.columnar.database import to_error
+from broker.columnar.digest import ContentDigest, buckets_sql, digest_of
 from broker.columnar.sql import listed, quoted, text_literal
 from broker.columnar.types import arrow_schema
-from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt
+from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt, NotFound
 from broker.model.dataset import Schema
 from broker.sinks.merge import Transaction, alterations
 from broker.sinks.port import Batch, Shape, nothing
@@ -69,6 +70,17 @@ class DuckDB(FileSink):
     ) -> None:
         super().__init__(path, table, on_step, clock)
         self._memory = memory_limit_bytes
+
+    def digest(self) -> ContentDigest:
+        """The content digest of the rows, by key bucket, computed in the file's own database."""
+        with self._transaction(write=False) as tx:
+            shape = self._row(tx)[2] if tx is not None else None
+            if tx is None or shape is None:
+                raise NotFound("nothing was applied yet", of=self.place)
+            assert isinstance(tx, DuckDBTransaction)
+            tx.connection.execute("SET TimeZone = 'UTC'")
+            sql = buckets_sql(shape.schema, shape.key, f"SELECT * FROM {quoted(self.table)}")
+            return digest_of(shape.schema, tx.connection.execute(sql).fetchall())
 
     @contextmanager
     def _begun(self, *, write: bool) -> Iterator[Transaction]:

@@ -85,7 +85,7 @@ class Memory:
             guards = _by_key(batch.tombstones, shape.guard, shape) if shape.order else {}
             return rows, {key: (row, now) for key, row in guards.items()}, Applied(rows=len(rows))
         limit = now - batch.spec.tombstone_seconds
-        merge = _Merge(shape, _grown(held, shape), _fresh(held.tombstones, limit))
+        merge = _Merge(shape, _grown(held, shape), _fresh(held.tombstones, limit), batch.repair)
         for key, row in _by_key(batch.deletes, shape.guard, shape).items():
             merge.delete(key, row, now)
         for key, row in _by_key(batch.upserts, shape.schema, shape).items():
@@ -98,6 +98,7 @@ class _Merge:
     shape: Shape
     rows: dict[Key, Row]
     tombstones: dict[Key, tuple[Row, float]]
+    repair: bool = False
     upserts: int = 0
     deletes: int = 0
     stale: int = 0
@@ -113,10 +114,12 @@ class _Merge:
         if self._older(key, row):
             return
         self.deletes += self.rows.pop(key, None) is not None
-        if self.shape.order:
+        if self.shape.order and not self.repair:
             self.tombstones[key] = (row, now)
 
     def _older(self, key: Key, row: Row) -> bool:
+        if self.repair:
+            return False
         held = [self.rows.get(key), self.tombstones.get(key, (None, 0.0))[0]]
         older = any(other is not None and self._rank(other) > self._rank(row) for other in held)
         self.stale += older

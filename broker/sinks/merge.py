@@ -148,16 +148,16 @@ class Merge:
     def _delete(self, batch: Batch, shape: Shape) -> tuple[int, int]:
         if batch.deletes is None or not self.tx.stage(DELETES, shape.guard, batch.deletes):
             return 0, 0
-        stale = self._prune(DELETES, shape)
+        stale = 0 if batch.repair else self._prune(DELETES, shape)
         removed = self.tx.run(f"DELETE FROM {quoted(self.table)} WHERE {matching(shape.key, DELETES)}")
-        if shape.order:
+        if shape.order and not batch.repair:
             self._bury(shape)
         return removed, stale
 
     def _upsert(self, batch: Batch, shape: Shape) -> tuple[int, int]:
         if batch.upserts is None or not self.tx.stage(UPSERTS, shape.schema, batch.upserts):
             return 0, 0
-        stale = self._prune(UPSERTS, shape)
+        stale = 0 if batch.repair else self._prune(UPSERTS, shape)
         if shape.order:
             self.tx.run(f"DELETE FROM {quoted(self.table + TOMBSTONES)} WHERE {matching(shape.key, UPSERTS)}")
         return self.tx.upsert(self.table, shape.schema, shape.key), stale

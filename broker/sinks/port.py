@@ -18,10 +18,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
+from broker.columnar.digest import ContentDigest
 from broker.errors import Conflict, Fenced, InvalidSettings, NotFound, StaleBase
 from broker.model.dataset import DatasetSpec, Schema
 
@@ -50,7 +51,8 @@ class Batch:
 
     `schema`: the delivered columns, key and order among them; readers may lack nullable ones and hold narrower types. `deletes`
     and `tombstones` hold key and order columns. `files`: the same rows as plain, verified Parquet files, which a sink that can
-    read those takes instead of `rows`. Readers are consumed.
+    read those takes instead of `rows`. `repair`: the changes are right whatever order is held, and leave no tombstones. Readers
+    are consumed.
     """
 
     spec: DatasetSpec
@@ -61,6 +63,7 @@ class Batch:
     upserts: pa.RecordBatchReader | None = None
     deletes: pa.RecordBatchReader | None = None
     files: Sequence[Path] = ()
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,15 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release connections. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Digesting(Protocol):
+    """A sink that can digest its rows where they lie, so that they need not come into memory for it."""
+
+    def digest(self) -> ContentDigest:
+        """The content digest of the rows `read` gives."""
         ...
 
 

@@ -130,6 +130,7 @@ def test_a_name_that_is_no_target_is_refused(b: broker.Broker) -> None:
         b.responses("../search")
 
 
+@pytest.mark.foreign_events
 def test_an_answer_that_this_release_cannot_read_holds_up_no_other_and_stays(
     b: broker.Broker, reader: Responses, caplog: pytest.LogCaptureFixture
 ) -> None:

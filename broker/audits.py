@@ -1,0 +1,133 @@
+"""Audits: receipts of replicas against what their version holds. A difference is told once; nobody is stopped.
+
+    receipt (version, selection, digest) ──► digest of the same version from the sealed files ──► equal, or `replica.mismatch`
+
+The same pass looks after the leases of cursors: what ends soon, and who is behind for too long, is told before it matters.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from broker.backend.index import Index
+from broker.catalog import Catalog
+from broker.columnar.digest import ContentDigest
+from broker.columnar.engine import Engine
+from broker.cursors import Cursors, Held, LiveCursor, Receipt
+from broker.errors import BrokerError, NotFound
+from broker.events import Events
+from broker.model.event import Expiring, Lagging, Mismatch
+from broker.model.names import DatasetId
+from broker.receipts import expected
+from broker.rules.fold import State
+from broker.rules.following import lacking_since
+from broker.rules.plan import cheapest
+
+K = TypeVar("K")
+V = TypeVar("V")
+log = logging.getLogger("broker.audits")
+EXPIRING_RATIO: Final = 0.2
+"""Of a cursor's lease: when so little is left, and nobody has come, it is told."""
+KNOWN_DIGESTS: Final = 100
+"""Digests a process remembers, by dataset, version and selection: a fleet of equal replicas costs one reading."""
+
+
+@dataclass
+class AuditReport:
+    """What one pass found. `failed`: dataset -> why; the next pass tries again."""
+
+    compared: int = 0
+    mismatches: int = 0
+    expiring: int = 0
+    lagging: int = 0
+    failed: dict[DatasetId, str] = field(default_factory=dict)
+
+
+class Audits:
+    """Idempotent and safe to run anywhere, several at once: each thing is told once."""
+
+    def __init__(self, parts: tuple[Catalog, Index, Engine], cursors: Cursors, events: Events, lag_seconds: float) -> None:
+        self._catalog, self._index, self._engine = parts
+        self._cursors, self._events, self._lag_seconds = cursors, events, lag_seconds
+        self._known = OrderedDict[tuple[DatasetId, str, int, str], ContentDigest | None]()
+        self._compared = OrderedDict[tuple[DatasetId, str, Receipt], bool]()
+
+    def run_once(self) -> AuditReport:
+        """A pass over all datasets."""
+        report = AuditReport()
+        for slot in self._index.slots():
+            for dataset in self._index.datasets(slot):
+                try:
+                    self.look(dataset, report)
+                except NotFound:
+                    continue  # dropped
+                except BrokerError as error:  # one dataset's harm must not end the care for the others
+                    report.failed[dataset] = str(error)
+                    log.warning("%s: %s", dataset, error)
+        return report
+
+    def look(self, dataset: DatasetId, report: AuditReport) -> None:
+        """The cursors of one dataset. Raises NotFound, Corrupt, Unavailable."""
+        standing = self._cursors.standing(dataset).cursors
+        if not standing:
+            return
+        state = self._catalog.state(dataset)
+        for held in standing:
+            report.expiring += self._tell_expiring(dataset, held)
+            if held.live and held.cursor.session == state.session:
+                report.lagging += self._tell_lagging(dataset, state, held.cursor)
+                self._compare(dataset, state, held.cursor, report)
+
+    def _tell_expiring(self, dataset: DatasetId, held: Held) -> bool:
+        cursor, left = held.cursor, held.left_seconds
+        if not held.live or left > EXPIRING_RATIO * self._cursors.lease_seconds:
+            return False
+        data = Expiring(replica=cursor.name, version=cursor.version, left_seconds=round(left, 3), channel=cursor.channel)
+        ends = round((time.time() + left) / max(1.0, EXPIRING_RATIO * self._cursors.lease_seconds))
+        return self._events.emit(dataset, "broker.replica.expiring", data, once=f"expiring:{cursor.name}:{ends}")
+
+    def _tell_lagging(self, dataset: DatasetId, state: State, cursor: LiveCursor) -> bool:
+        since = lacking_since(state, cursor.version)
+        behind = time.time() - since
+        if not since or behind < self._lag_seconds:
+            return False
+        road = cheapest(state.edges, cursor.version, state.version) or ()
+        data = Lagging(
+            replica=cursor.name, held=cursor.version, version=state.version, versions=state.version - cursor.version,
+            bytes=sum(edge.bytes for edge in road), seconds=round(behind, 3), channel=cursor.channel,
+        )  # fmt: skip
+        return self._events.emit(dataset, "broker.replica.lagging", data, once=f"lagging:{cursor.name}:{cursor.version}")
+
+    def _compare(self, dataset: DatasetId, state: State, cursor: LiveCursor, report: AuditReport) -> None:
+        receipt = cursor.receipt
+        if receipt is None or (dataset, cursor.name, receipt) in self._compared:
+            return
+        wanted = self._digest(dataset, state, receipt.version, cursor)
+        if wanted is None or wanted.columns != receipt.schema_id:
+            return  # the version is retired, or the dataset has other columns by now: nothing to compare with
+        report.compared += 1
+        _remember(self._compared, (dataset, cursor.name, receipt), True, 100 * KNOWN_DIGESTS)
+        if (wanted.rows, wanted.text) == (receipt.rows, receipt.digest):
+            return
+        data = Mismatch(
+            replica=cursor.name, version=receipt.version, rows=receipt.rows, digest=receipt.digest, expected_rows=wanted.rows,
+            expected_digest=wanted.text, channel=cursor.channel,
+        )  # fmt: skip
+        once = f"mismatch:{cursor.name}:{receipt.version}:{receipt.digest}"
+        report.mismatches += self._events.emit(dataset, "broker.replica.mismatch", data, once=once)
+
+    def _digest(self, dataset: DatasetId, state: State, version: int, cursor: LiveCursor) -> ContentDigest | None:
+        alike = (dataset, state.session, version, f"{cursor.selection}:{state.spec.columns and state.spec.columns.id}")
+        if alike not in self._known:
+            _remember(self._known, alike, expected(self._engine, state, version, cursor.seen), KNOWN_DIGESTS)
+        return self._known[alike]
+
+
+def _remember(known: OrderedDict[K, V], what: K, value: V, most: int) -> None:
+    known[what] = value
+    if len(known) > most:
+        known.popitem(last=False)

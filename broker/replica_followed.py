@@ -1,0 +1,44 @@
+"""What a replica follows, and what it works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.backend.leases import Leases
+from broker.catalog import Catalog
+from broker.channels import Channels
+from broker.columnar.engine import Engine
+from broker.cursors import Cursors
+from broker.events import Events
+from broker.model.names import LIVE, DatasetId
+from broker.rules.fold import State
+
+
+@dataclass(frozen=True)
+class Means:
+    """What replicas work with."""
+
+    catalog: Catalog
+    engine: Engine
+    leases: Leases
+    events: Events
+    cursors: Cursors
+    digest_every: int
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a replica follows: a dataset, and the channel that says at which version it shall be."""
+
+    catalog: Catalog
+    channels: Channels
+    dataset: DatasetId
+    channel: str = LIVE
+
+    def look(self) -> tuple[State, int]:
+        """The present state, and the version wanted; 0 for none: nothing was published, or is named, in its session."""
+        named = None if self.channel == LIVE else self.channels.at(self.dataset, self.channel)
+        state = self.catalog.state(self.dataset)  # behind the announcement: so it knows the version named
+        if self.channel == LIVE:
+            return state, state.offered
+        return state, named.version if named and named.session == state.session else 0

@@ -1,0 +1,92 @@
+"""listen and subs: what a shell sees of events and of those who read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import broker
+from broker.sinks import Memory
+from tests.cli import Cli
+from tests.told import check_event
+
+OFFERS = "shop/catalog/offers"
+
+
+@pytest.fixture
+def b(redis_url: str, tmp_path: Path) -> Iterator[broker.Broker]:
+    with broker.connect(redis=redis_url, home=tmp_path) as opened:
+        publish(opened, 1)
+        yield opened
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], redis_url: str, tmp_path: Path) -> Cli:
+    return Cli(capfd, "--redis", redis_url, "--home", str(tmp_path))
+
+
+def publish(b: broker.Broker, price: int) -> None:
+    b.dataset(OFFERS, key=["sku"]).publish_delta(pa.table({"sku": ["a"], "price": [price]}))
+
+
+def test_listen_prints_envelopes_and_a_cursor_goes_on(b: broker.Broker, cli: Cli) -> None:
+    words = ("listen", "shop/catalog/*", "--cursor", "search", "--timeout", "0.1")
+    (line,) = cli.ok(*words, "--json").lines
+    event = json.loads(line)
+    check_event(event)
+    assert (event["type"], event["data"]["version"], event["data"]["present"]) == ("broker.dataset.published", 1, True)
+    publish(b, 2)
+    publish(b, 3)
+    assert "version=2" in cli.ok(*words, "--limit", 1).out
+    assert "version=3" in cli.ok(*words).out
+    assert cli.ok(*words).out == ""
+
+
+def test_listen_exec_gives_the_event_on_stdin_and_a_failure_leaves_it_for_the_next(
+    b: broker.Broker, cli: Cli, tmp_path: Path
+) -> None:
+    file, words = tmp_path / "event.json", ("listen", "--cursor", "search", "--timeout", "0.1")
+    failed = cli(*words, "--exec", "false")
+    assert (failed.code, "ended with 1" in failed.err) == (1, True)
+    cli.ok(*words, "--exec", f"tee {file}")
+    assert json.loads(file.read_text())["subject"] == OFFERS
+    assert cli.ok(*words).out == ""
+    publish(b, 2)
+    assert cli(*words, "--exec", "no-such-program").code == 1
+    assert cli(*words, "--exec", "'").code == 2
+
+
+def test_listen_refuses_what_does_not_exist(b: broker.Broker, cli: Cli) -> None:
+    assert cli("listen", "--type", "explode").code == 2
+    assert cli("listen", "not-a-pattern").code == 2
+    listening = b.events(cursor="search").listen(5)
+    next(listening)
+    assert cli("listen", "--cursor", "search", "--timeout", "0").code == 4
+    listening.close()  # type: ignore[attr-defined]
+
+
+def test_subs_list_lag_show_and_reset(b: broker.Broker, cli: Cli) -> None:
+    assert cli.json("subs", "list") == []
+    b.replica(OFFERS, name="search", sink=Memory(), where="price > 0").sync()
+    publish(b, 2)
+    publish(b, 3)
+    b.replica(OFFERS, name="ads", sink=Memory()).sync()
+    listed = cli.json("subs", "list", "shop/*")
+    assert [(one["name"], one["version"], one["versions"], one["live"]) for one in listed] == [
+        ("ads", 3, 0, True), ("search", 1, 2, True)
+    ]  # fmt: skip
+    behind = cli.json("subs", "lag", OFFERS)
+    assert [one["name"] for one in behind] == ["search", "ads"]
+    assert behind[0]["bytes"] > 0
+    assert behind[0]["seconds"] > 0
+    shown = cli.json("subs", "show", OFFERS, "search")
+    assert (shown["where"], shown["receipt"]["version"], shown["receipt"]["rows"]) == ('"price" > 0', 1, 1)
+    assert "search" in cli.ok("subs", "list").out
+    assert cli.json("subs", "reset", OFFERS, "search")["forgotten"]
+    assert [one["name"] for one in cli.json("subs", "list")] == ["ads"]
+    assert cli("subs", "reset", OFFERS, "search").code == 3
+    assert cli("subs", "show", "shop/catalog/none", "search").code == 3
