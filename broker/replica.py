@@ -241,10 +241,8 @@ class Replica:
             self._report(to, receipt)
             if found.reset and before is not None:
                 data = ReplicaReset(
-                    replica=self.name, reason=found.reset, held=before.version, version=to.version, channel=self.channel
-                )
-                    replica=self.name, reason=found.reset, held=before.version, version=to.version, channel=self.channel
-                )
+                    replica=self.name, reason=found.reset, held=before.version, version=to.version, channel=self.channel,
+                )  # fmt: skip
                 self._means.events.emit(self.dataset, "broker.replica.reset", data)
         except Transient as error:
             log.warning("%s: replica %s at version %d is not reported: %s", self.dataset, self.name, to.version, error)
