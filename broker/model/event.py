@@ -62,14 +62,23 @@ class Published(Frozen):
     session: str | None = None
 
 
-class Refused(Frozen):
-    """A validator vetoed what was about to become a version; the old one stays. `findings`: each as the validator gave it."""
+class Finding(Frozen):
+    """Why a guard or a validator objects. `rule`: its name."""
 
-    why: str
-    findings: list[Any] = Field(default_factory=list)
-    version: int | None = Field(None, description="the version that stays; None before the first")
-    producer: str | None = None
-    production: str | None = None
+    rule: str
+    text: str
+
+
+class Refused(Frozen):
+    """Guards or validators vetoed what was about to become `version`; the one that `stays` (0: none) is offered still."""
+
+    version: int
+    stays: int
+    kind: Literal["snapshot", "delta", "roll-up"]
+    rows: int
+    bytes: int
+    production: str
+    findings: list[Finding]
 
 
 class RolledUp(Frozen):
