@@ -29,6 +29,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "responses": ("broker.cli.responses:responses", "Read a target's completions."),
     "pull": ("broker.cli.pull:pull", "Bring a replica or a file up to the newest version."),
     "versions": ("broker.cli.versions:versions", "List, show and verify versions."),
+    "diff": ("broker.cli.past:diff", "What differs between two versions of a dataset."),
+    "history": ("broker.cli.past:history", "What became of one key, version by version."),
     "explain": ("broker.cli.explain:explain", "Why a request waits, how a version came about."),
     "worker": ("workers.__main__:worker", "Run producers of an application, or of broker.toml."),
     "rebuild": ("broker.cli.service:rebuild", "Restore the index in Redis from the store alone."),

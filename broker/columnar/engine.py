@@ -277,12 +277,20 @@ class Engine:
                     session.bind(bound_name([str(paths[file.key])]), arrow_dataset(paths[file.key]))
             yield _Plan(session, edges, paths)
 
+    def query(
+        self, spec: DatasetSpec, edges: Sequence[Edge], result_of: Callable[[Mapping[str, Path]], Result]
+    ) -> pa.RecordBatchReader:
+        """What one SELECT over the edges' files, given their paths by store key, answers, as a stream. Raises as `read`."""
+        return self._stream(spec, edges, lambda plan: result_of(plan.paths))
+
     def _reader(self, spec: DatasetSpec, edges: Sequence[Edge], result_of: Callable[[Sources], Result]) -> pa.RecordBatchReader:
         """The result as a stream. Files are fetched and the query is checked before this returns."""
+        return self._stream(spec, edges, lambda plan: result_of(plan.sources(schema_of_spec(spec))))
 
+    def _stream(self, spec: DatasetSpec, edges: Sequence[Edge], result_of: Callable[[_Plan], Result]) -> pa.RecordBatchReader:
         def batches() -> Iterator[pa.Schema | pa.RecordBatch]:
             with self._plan(spec, edges) as plan:
-                result = result_of(plan.sources(schema_of_spec(spec)))
+                result = result_of(plan)
                 columns = arrow_schema(result.schema)
                 stream = cast(plan.session.stream(result.sql), columns)
                 yield columns
