@@ -23,10 +23,10 @@ FLOORS: Final = tuple(
         "rules",
         "stores backend columnar",
         "bell sealed catalog flights requests responses inquiry cuts channels changelog events cursors",
-        "outcomes producers sinks sources publication received replica past search metrics schedules",
+        "outcomes producers sinks sources publication received replica past search gauges schedules",
         "fulfilment hands heavy microbatcher compactor retention erasure janitor rebuild pipeline",
         "parts handle connect .",
-        "testing demo cli",
+        "metrics testing demo cli",
         "workers",
     )
 )

@@ -19,6 +19,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("broker.cli.service:up", "Start the embedded Redis and keep it running."),
     "down": ("broker.cli.service:down", "Stop the embedded Redis."),
     "status": ("broker.cli.service:status", "What runs: Redis, store, datasets, queues, workers."),
+    "metrics": ("broker.cli.metrics:metrics", "What runs, as Prometheus text."),
+    "top": ("broker.cli.top:top", "What runs, as a live table: rates, lag, oldest pending."),
     "doctor": ("broker.cli.service:doctor", "Check everything and say what cannot be promised."),
     "dataset": ("broker.cli.datasets:dataset", "Create, list, show, alter and drop datasets."),
     "publish": ("broker.cli.publish:publish", "Publish files as a new version of a dataset."),
