@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "request": ("broker.cli.requests:request", "Ask for data."),
     "requests": ("broker.cli.requests:requests", "List, show, watch, cancel and retry requests."),
     "responses": ("broker.cli.responses:responses", "Read a target's completions."),
+    "schedule": ("broker.cli.schedule:schedule", "Requests by the clock."),
     "pull": ("broker.cli.pull:pull", "Bring a replica or a file up to the newest version."),
     "versions": ("broker.cli.versions:versions", "List, show and verify versions."),
     "diff": ("broker.cli.past:diff", "What differs between two versions of a dataset."),
