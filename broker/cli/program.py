@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "schedule": ("broker.cli.schedule:schedule", "Requests by the clock."),
     "pull": ("broker.cli.pull:pull", "Bring a replica or a file up to the newest version."),
     "versions": ("broker.cli.versions:versions", "List, show and verify versions."),
+    "find": ("broker.cli.find:find", "Datasets and versions by their attributes."),
     "diff": ("broker.cli.past:diff", "What differs between two versions of a dataset."),
     "history": ("broker.cli.past:history", "What became of one key, version by version."),
     "explain": ("broker.cli.explain:explain", "Why a request waits, how a version came about."),

@@ -1,4 +1,4 @@
--- Touches: meta, the projection's five hashes (KEYS[2..6], in the order of rules/fold.py TABLES), datasets.
+-- Touches: meta, the projection's five hashes (KEYS[2..6], in the order of rules/fold.py TABLES), datasets, unindexed.
 -- ARGV: seq, tables (JSON), run id to adopt for an empty log ('' none), dataset
 local have = tonumber(redis.call('HGET', KEYS[2], 'seq') or '0')
 local want = tonumber(ARGV[1])
@@ -16,4 +16,5 @@ for name, fields in pairs(state) do
   for field, value in pairs(fields) do redis.call('HSET', tables[name], field, value) end
 end
 redis.call('SADD', prefix .. 'datasets', ARGV[4])
+redis.call('SADD', prefix .. 'unindexed', ARGV[4])
 return 'installed'

@@ -1,4 +1,4 @@
--- Touches: meta, the projection's five hashes (KEYS[2..6], in the order of rules/fold.py TABLES), datasets, events.
+-- Touches: meta, the projection's five hashes (KEYS[2..6], in the order of rules/fold.py TABLES), datasets, unindexed, events.
 -- ARGV: seq, SHA-256 of the record before, patch (JSON), run id of a barrier ('' none), dataset, event ('' none), history of events (ms)
 -- -> 'published' | 'behind' | 'differs'
 local head = redis.call('HMGET', KEYS[2], 'seq', 'sha', 'reserved_seq')
@@ -26,5 +26,6 @@ elseif run then
   outgrow(patch.put.head.epoch)
 end
 redis.call('SADD', prefix .. 'datasets', ARGV[5])
+redis.call('SADD', prefix .. 'unindexed', ARGV[5])
 if ARGV[6] ~= '' then redis.call('XADD', prefix .. 'events', 'MINID', '~', int(now_ms() - ARGV[7]), '*', 'e', ARGV[6]) end
 return 'published'
