@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "find": ("broker.cli.find:find", "Datasets and versions by their attributes."),
     "diff": ("broker.cli.past:diff", "What differs between two versions of a dataset."),
     "history": ("broker.cli.past:history", "What became of one key, version by version."),
+    "erase": ("broker.cli.erase:erase", "Remove one key from every file of a dataset."),
     "explain": ("broker.cli.explain:explain", "Why a request waits, how a version came about."),
     "worker": ("workers.__main__:worker", "Run producers of an application, or of broker.toml."),
     "rebuild": ("broker.cli.service:rebuild", "Restore the index in Redis from the store alone."),
