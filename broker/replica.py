@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from broker.columnar.types import schema_of
 from broker.errors import Corrupt, NotFound
 from broker.model.names import DatasetId, check_name
 from broker.model.request import Cursor, ResetReason, Selection
+from broker.rules.correlation import line
 from broker.rules.fold import State
 from broker.rules.plan import Plan, plan, plan_for
 from broker.rules.publishing import Lease
@@ -24,6 +26,7 @@ from broker.sinks.port import Batch, Sink, SinkCursor, taken
 
 STEPS: Final = ("planned", "fetched", "applied")
 """The named steps of a sync, in order: tests crash at each. A sink has its own inside `applied`."""
+log = logging.getLogger("broker.replica")
 POLL_SECONDS: Final = 0.05
 
 
@@ -107,6 +110,7 @@ class Replica:
         to = SinkCursor(self.dataset, found.version, state.session, self.selection.fingerprint, fence)
         applied = self.sink.apply(self.name, batch, expect=taken(held, fence), to=to)
         self._on_step("applied")
+        log.debug("applied", extra=line(state, found.version, replica=self.name, rows=applied.rows))
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
             found.reset, time.monotonic() - begun,
