@@ -13,7 +13,7 @@ from broker.metrics import samples, watcher
     "metrics", cls=Command,
     examples="""
     broker metrics
-    broker metrics > /var/lib/node_exporter/broker.prom
+    broker metrics --json
     """,
     answer="A list of {name, value, labels}; without --json: Prometheus text",
 )  # fmt: skip
