@@ -22,6 +22,7 @@ from broker.model.names import LIVE, DatasetId, check_name
 from broker.model.request import Completion, Request, Selection
 from broker.outcomes import checked_position
 from broker.parts import Parts, open_parts
+from broker.past import Past
 from broker.publication import Note, Published
 from broker.received import Received
 from broker.replica import Replica
@@ -186,6 +187,11 @@ class Dataset:
     def changelog(self) -> ChangeLog:
         """Its change log: append changes, and micro-batches make versions of them."""
         return self._parts.changelogs.of(self.id)
+
+    @property
+    def past(self) -> Past:
+        """What differs between two versions, and what became of one key."""
+        return Past(self._parts.catalog, self._parts.engine, self.id)
 
     def publish(
         self, data: Intake, *, delta: bool = False, attributes: Mapping[str, str] | None = None, position: Any = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -36,6 +36,7 @@ from broker.rules.batching import (
     reasons,
     version_of,
 )
+from broker.rules.correlation import first, line
 from broker.rules.fold import State
 
 log = logging.getLogger("broker.microbatcher")
@@ -214,15 +215,28 @@ class MicroBatcher:
         A lost reply needs no memory: on the new head these batches fit no more, and nothing is left to do.
         """
         age_seconds = max((time.time() - batch.written_at for batch in waiting), default=0.0)
-        taken = list[Batch]()
+        taken, landed = list[Batch](), 0
 
         def body(state: State) -> Body | None:
+            nonlocal landed
             check_mixture(state)
             found = batches_of(state, waiting)
             version = version_of(state, found)
             if version is not None:
-                taken[:] = found
+                taken[:], landed = found, version.edge.version
             return version
 
         state = self._catalog.commit(dataset, body, PRODUCER, uploaded_at=time.monotonic() - age_seconds)
+        if taken and log.isEnabledFor(logging.DEBUG):
+            log.debug("sealed", extra=line(state, landed, rows=_rows(taken), blocks=_blocks(taken)))
         return state, taken
+
+
+def _rows(taken: Iterable[Batch]) -> int:
+    return sum(batch.source.rows for batch in taken)
+
+
+def _blocks(taken: Iterable[Batch]) -> dict[str, int]:
+    """Producer -> highest block that versions hold now, in the log slots of these batches."""
+    found = {name: mark.block for batch in taken for name, mark in batch.source.marks.items()}
+    return {name: found[name] for name in first(found)}

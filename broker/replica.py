@@ -23,6 +23,7 @@ from broker.receipts import Amends, amends, content_of, digest_of_rows, receipt_
 from broker.replica_followed import Followed, Means
 from broker.replica_following import Follower, Following
 from broker.replica_following import nothing as unheard
+from broker.rules.correlation import line
 from broker.rules.fold import State
 from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
 from broker.rules.plan import Plan, plan, plan_for, reset_of
@@ -216,6 +217,7 @@ class Replica:
         to = SinkCursor(self.dataset, found.version, state.session, self.selection.fingerprint, fence)
         applied = self.sink.apply(self.name, batch, expect=taken(held, fence), to=to)
         self._on_step("applied")
+        log.debug("applied", extra=line(state, found.version, replica=self.name, rows=applied.rows))
         self._tell(held, to, found)
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,

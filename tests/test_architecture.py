@@ -23,10 +23,10 @@ FLOORS: Final = tuple(
         "rules",
         "stores backend columnar",
         "bell sealed catalog flights requests responses inquiry cuts channels changelog events cursors",
-        "outcomes producers sinks sources publication received receipts replica",
-        "fulfilment hands heavy microbatcher compactor retention audits janitor rebuild pipeline",
+        "outcomes producers sinks sources publication received receipts replica past search gauges schedules",
+        "fulfilment hands heavy microbatcher compactor retention erasure audits janitor rebuild pipeline",
         "parts handle asking connect .",
-        "testing demo cli",
+        "metrics testing demo cli",
         "workers",
     )
 )

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -39,7 +40,9 @@ log = logging.getLogger("broker.worker")
     broker worker --role compact
     broker worker sources/broker.toml
     """,
-    answer="Nothing on stdout; the log on stderr, a line for each event: {time, level, event, counts, patterns, error}",
+    answer="Nothing on stdout; the log on stderr, a line for each event: {time, level, event, counts, patterns, "
+    "correlation, dataset, version, flight, requests, blocks, replica, rows, failure, error}; "
+    "correlation is one id from a request or block to the receipt",
 )  # fmt: skip
 @click.argument("app", required=False)
 @click.option(
@@ -167,11 +170,17 @@ def checked_app(target: str) -> Producers:
     return producers
 
 
+KNOWN: Final = (
+    "counts", "patterns", "correlation", "dataset", "version", "flight", "requests", "blocks", "replica", "rows", "failure",
+)  # fmt: skip
+"""What a line may say beside time, level and event. `correlation`: see rules/correlation.py."""
+
+
 class JsonLine(logging.Formatter):
     """One event, one JSON object: time, level, event and what else is known."""
 
     def format(self, record: logging.LogRecord) -> str:
-        known = {name: getattr(record, name) for name in ("counts", "patterns") if hasattr(record, name)}
+        known = {name: getattr(record, name) for name in KNOWN if hasattr(record, name)}
         error = {"error": self.formatException(record.exc_info)} if record.exc_info else {}
         return json.dumps(
             {"time": record.created, "level": record.levelname.lower(), "event": record.getMessage(), **known, **error}
@@ -186,7 +195,7 @@ def log_to_stderr(as_json: bool) -> None:
     handler.setFormatter(JsonLine() if as_json else text)
     root = logging.getLogger("broker")
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.DEBUG if as_json else logging.INFO)  # a line for each flight and batch is for machines
     root.propagate = False
 
 

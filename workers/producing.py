@@ -27,6 +27,7 @@ from broker.fulfilment import Clerk, Derivation, Produced, Refused
 from broker.model.names import DatasetId
 from broker.parts import Parts
 from broker.producers import Producers
+from workers import lines
 from workers.child import flight_to_json, made_from_json
 from workers.leading import Leading, spent
 from workers.line import Line
@@ -141,6 +142,7 @@ class Producing:
         with self._lock:
             self._held[flight.id] = Held(flight)
         self.counts.claimed += 1
+        lines.claimed(flight)
         self._line.put(flight)
 
     def _serves(self, dataset: DatasetId) -> bool:
@@ -213,6 +215,7 @@ class Producing:
         assert held.members is not None
         assert held.produced is not None
         answered = self._clerk.complete(held.flight, held.members, held.produced, refused)
+        lines.answered(self._parts.catalog, held.flight, held.members, held.produced.version)
         self.counts.answered += answered.ended
         self.counts.retried += answered.retried
         self._release(held)
@@ -221,6 +224,7 @@ class Producing:
         self.counts.failed_attempts += 1
         members = held.members if held.members is not None else self._clerk.close(held.flight)
         members = spent(members, self._parts.settings.max_attempts) if held.spent else members
+        lines.failed(held.flight, members, error)
         with self._leading.abandoning(held.flight):
             answered = self._clerk.fail(held.flight, members, error)
         self.counts.answered += answered.ended

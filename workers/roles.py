@@ -10,12 +10,14 @@ from typing import Final
 
 from broker.backend.jobs import MAINTENANCE, PARTS
 from broker.backend.registry import Registry, Worker
+from broker.connect import Broker
 from broker.errors import Transient
 from broker.inquiry import Inquiry
 from broker.janitor import Janitor
 from broker.parts import Parts
 from broker.producers import Producers
 from broker.rules.patterns import pattern_matches
+from broker.schedules import Schedules
 from broker.settings import Settings
 from workers.jobs import run_rq_worker
 from workers.loop import Loop
@@ -30,6 +32,7 @@ CANCEL_SECONDS: Final = 2.0
 """A beat also finds out that nobody waits any more: a cancelled attempt ends within 5 s, however long the lease."""
 SWEEP_SECONDS: Final = 3600.0
 JANITOR_LEAST_SECONDS: Final = 0.5
+SCHEDULE_SECONDS: Final = 1.0
 
 
 class Presence:
@@ -93,7 +96,14 @@ def add_janitor(loop: Loop, parts: Parts, owner: str, sweeps: bool) -> None:
     seconds = max(parts.settings.reservation_seconds, JANITOR_LEAST_SECONDS)
     loop.every("janitor", seconds, lambda: janitor.run_once(owner))
     if sweeps:
+        add_schedules(loop, parts, owner)
         loop.every("sweep", SWEEP_SECONDS, lambda: janitor.run_once(owner, sweep=True))
+
+
+def add_schedules(loop: Loop, parts: Parts, owner: str) -> None:
+    """Submit scheduled requests that are due; a lease sees to it that one worker at a time looks."""
+    schedules, broker = Schedules(parts.redis, parts.index, parts.leases), Broker(parts)
+    loop.every("schedules", SCHEDULE_SECONDS, lambda: schedules.run_once(owner, lambda fields: broker.request(**fields).id))
 
 
 class Drained:

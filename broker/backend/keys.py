@@ -23,6 +23,9 @@ Inside one slot:
     lapse                       zset   flight ids by end of lease, or by when a tick showed them last
     delayed, deadlines          zset   request ids by time
     parked                      hash   request id -> dataset that no reader of its stream could serve
+    unindexed                   set    datasets with news for the index of attributes;  indexed: hash, dataset -> version known
+    find:<name>=<value>         set    <tenant>/<name> or <tenant>/<name>@<version> with that attribute;  findable: all of them
+    schedules, courses          hash   schedule id -> JSON of what is asked for and when; of how it goes
     workers                     hash   worker id -> JSON (patterns, host, pid, until)
     cursors:<tenant>/<name>     hash   consumer -> end of its lease (ms) and JSON of where it stands
     batches:<tenant>/<name>     hash   log slot -> JSON of its closed micro-batch, until the next commit takes it

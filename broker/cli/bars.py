@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 
 class Gauge(Progress):
@@ -42,3 +44,10 @@ def bar(label: str, total: float | None, unit: str, read: Callable[[], float]) -
     with Gauge(*head, *counts, TimeElapsedColumn(), read=read) as shown:
         shown.add_task(label, total=total)
         yield
+
+
+@contextmanager
+def live() -> Iterator[Callable[[Sequence[str]], None]]:
+    """A screen of lines on stdout, drawn anew by each call; gone at the end. As many lines as fit."""
+    with Live(console=Console(), screen=True, auto_refresh=False) as screen:
+        yield lambda lines: screen.update(Text("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)

@@ -18,7 +18,7 @@ from broker.columnar import feed
 from broker.columnar.database import Database, Session
 from broker.columnar.fetch import Fetcher
 from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rendered
-from broker.columnar.intake import Accepted, Intake, accept, accept_deletes
+from broker.columnar.intake import Accepted, Intake, accept, changed_sides
 from broker.columnar.kept import Kept
 from broker.columnar.keys import KeyCheck, duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources
@@ -99,7 +99,8 @@ class Engine:
 
         A key stands once in both sides together. Raises as `write_snapshot`, and BadData for deletes without key or order.
         """
-        sides, schema = _sides(spec, upserts, deletes)
+        sides, grown = changed_sides(spec, upserts, deletes)
+        schema = grown or schema_of_spec(spec)
         counts = {"upserts": 0, "deletes": 0}
         with self._outbox() as outbox, self._key_check(spec, arrow_schema(schema)) as check:
             for role, taken in sides:
@@ -290,12 +291,20 @@ class Engine:
                     session.bind(bound_name([str(paths[file.key])]), arrow_dataset(paths[file.key]))
             yield _Plan(session, edges, paths)
 
+    def query(
+        self, spec: DatasetSpec, edges: Sequence[Edge], result_of: Callable[[Mapping[str, Path]], Result]
+    ) -> pa.RecordBatchReader:
+        """What one SELECT over the edges' files, given their paths by store key, answers, as a stream. Raises as `read`."""
+        return self._stream(spec, edges, lambda plan: result_of(plan.paths))
+
     def _reader(self, spec: DatasetSpec, edges: Sequence[Edge], result_of: Callable[[Sources], Result]) -> pa.RecordBatchReader:
         """The result as a stream. Files are fetched and the query is checked before this returns."""
+        return self._stream(spec, edges, lambda plan: result_of(plan.sources(schema_of_spec(spec))))
 
+    def _stream(self, spec: DatasetSpec, edges: Sequence[Edge], result_of: Callable[[_Plan], Result]) -> pa.RecordBatchReader:
         def batches() -> Iterator[pa.Schema | pa.RecordBatch]:
             with self._plan(spec, edges) as plan:
-                result = result_of(plan.sources(schema_of_spec(spec)))
+                result = result_of(plan)
                 columns = arrow_schema(result.schema)
                 stream = cast(plan.session.stream(result.sql), columns)
                 yield columns
@@ -336,15 +345,3 @@ class _Plan:
 def cast(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterator[pa.RecordBatch]:
     """DuckDB's batches with exactly these columns: its time zone is `Etc/UTC`, and all it gives may be null."""
     return (batch if batch.schema == columns else batch.cast(columns) for batch in batches)
-
-
-def _sides(spec: DatasetSpec, upserts: Intake | None, deletes: Intake | None) -> tuple[list[tuple[Role, Accepted]], Schema]:
-    sides: list[tuple[Role, Accepted]] = []
-    schema = spec.columns
-    if upserts is not None:
-        sides.append(("upserts", accept(upserts, spec)))
-        schema = sides[-1][1].schema
-    if deletes is not None:
-        sides.append(("deletes", accept_deletes(deletes, spec, schema)))
-        schema = sides[-1][1].schema
-    return sides, schema or schema_of_spec(spec)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from broker.columnar.rows import batches_of_rows
 from broker.columnar.types import NULL_TYPE, arrow_schema, checked, schema_of
 from broker.errors import BadData, Invalid, NotFound, NullKey
+from broker.model.commit import Role
 from broker.model.dataset import DatasetSpec, Schema
 
 Intake: TypeAlias = Any
@@ -201,3 +202,18 @@ def _null(name: str, array: pa.Array, row: int, *, in_key: bool) -> BadData:
     if in_key:
         return NullKey("a key is null", of=name, why=why, hint="Every row needs its whole key")
     return BadData("a value is null", of=name, why=f"{why}; the dataset says the column is never null")
+
+
+def changed_sides(
+    spec: DatasetSpec, upserts: Intake | None, deletes: Intake | None
+) -> tuple[list[tuple[Role, Accepted]], Schema | None]:
+    """Both sides of a delta, as far as they are given, and the dataset's schema behind them (None: there is none yet)."""
+    sides: list[tuple[Role, Accepted]] = []
+    schema = spec.columns
+    if upserts is not None:
+        sides.append(("upserts", accept(upserts, spec)))
+        schema = sides[-1][1].schema
+    if deletes is not None:
+        sides.append(("deletes", accept_deletes(deletes, spec, schema)))
+        schema = sides[-1][1].schema
+    return sides, schema

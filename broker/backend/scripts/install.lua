@@ -1,5 +1,5 @@
 -- Touches: meta, the set that lists the log (KEYS[2]), the projection's hashes (KEYS[3..8], in the order of rules/fold.py
--- TABLES).
+-- TABLES), unindexed.
 -- ARGV: seq, tables (JSON), run id to adopt for an empty log ('' none), the log's id
 local HEAD = KEYS[3]
 local have = tonumber(redis.call('HGET', HEAD, 'seq') or '0')
@@ -18,4 +18,5 @@ for name, fields in pairs(state) do
   for field, value in pairs(fields) do redis.call('HSET', tables[name], field, value) end
 end
 redis.call('SADD', KEYS[2], ARGV[4])
+redis.call('SADD', prefix .. 'unindexed', ARGV[4])
 return 'installed'

@@ -1,5 +1,5 @@
 -- Touches: meta, the set that lists the log (KEYS[2]), the projection's hashes (KEYS[3..8], in the order of rules/fold.py
--- TABLES), events.
+-- TABLES), unindexed, events.
 -- ARGV: seq, SHA-256 of the record before, patch (JSON), run id of a barrier ('' none), the log's id, history of events (ms),
 -- then events
 -- -> 'published' | 'behind' | 'differs'
@@ -29,6 +29,7 @@ elseif run then
   outgrow(patch.put.head.epoch)
 end
 redis.call('SADD', KEYS[2], ARGV[5])
+redis.call('SADD', prefix .. 'unindexed', ARGV[5])
 for i = 7, #ARGV do
   redis.call('XADD', prefix .. 'events', 'MINID', '~', int(now_ms() - ARGV[6]), '*', 'e', ARGV[i])
 end
