@@ -1,4 +1,4 @@
-"""The compact role: compaction, retention and the sweep, in this process, or by ids handed to RQ's maintenance queue.
+"""The compact role: compaction, retention, audits and the sweep, in this process, or by ids handed to RQ's maintenance queue.
 
 Both ways may run at once and several times over: each dataset has a lease for either duty, and both are idempotent.
 """
@@ -17,7 +17,7 @@ from uuid import uuid4
 from broker.backend.jobs import MAINTENANCE, Jobs
 from broker.errors import InvalidSettings
 from broker.model.names import DatasetId
-from broker.parts import Parts, open_parts, rq_url
+from broker.parts import Parts, insisted_parts, rq_url
 from broker.settings import Settings
 from workers.loop import Loop
 from workers.roles import add_janitor
@@ -26,6 +26,7 @@ log = logging.getLogger("broker.worker")
 COMPACT_SECONDS: Final = 5.0
 """Between two looks at which heads moved, in three round trips a slot."""
 RETENTION_SECONDS: Final = 300.0
+AUDIT_SECONDS: Final = 60.0
 RUN_COMPACTION: Final = "workers.jobs.compact"
 RUN_RETENTION: Final = "workers.jobs.retain"
 
@@ -34,7 +35,11 @@ class Maintenance:
     """Passes over all datasets; each tells in a line what it did."""
 
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+        self._parts, self._audits = parts, parts.audits
+
+    def audit(self) -> None:
+        """Compare what replicas proved, and tell of those that lag or are about to be forgotten."""
+        self._audits.run_once()
 
     def compact(self) -> None:
         done = self._parts.compactor.run_once()
@@ -77,23 +82,26 @@ def job_of(duty: str, dataset: DatasetId, seq: int, now: float) -> str:
 
 def add_maintenance(loop: Loop, parts: Parts, elsewhere: bool = False) -> None:
     """Compaction and retention, often and sometimes. `elsewhere`: by RQ workers, where there is a Redis for RQ."""
-    duty: Maintenance | Foreman = Maintenance(parts)
+    mine = Maintenance(parts)
+    duty: Maintenance | Foreman = mine
     if elsewhere:
         with suppress(InvalidSettings):  # a cluster has no place for RQ's keys: then this process does it
             duty = Foreman(parts, Jobs.open(rq_url(parts.settings)))
     loop.every("compact", COMPACT_SECONDS, duty.compact)
     loop.every("retention", RETENTION_SECONDS, duty.retain)
+    loop.every("audit", AUDIT_SECONDS, mine.audit)
 
 
 def serve_maintenance(settings: Settings, name: str | None = None, burst: bool = False) -> None:
-    """Compaction, retention and the sweep until a signal, without producers; a burst does one pass of each and ends."""
+    """Compaction, retention, audits and the sweep until a signal, without producers; a burst does one pass of each and ends."""
     name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
-    parts = open_parts(settings)
+    parts = insisted_parts(settings)
     try:
         if burst:
             duty = Maintenance(parts)
             duty.compact()
             duty.retain()
+            duty.audit()
             return
         loop = Loop()
         loop.handle_signals()
