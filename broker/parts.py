@@ -24,6 +24,7 @@ from broker.replica_followed import Means
 from broker.requests import Requests
 from broker.retention import Retention
 from broker.rules.guards import Guards
+from broker.rules.levels import Levels
 from broker.rules.retention import Floors
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
@@ -113,12 +114,13 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     guards = Guards(settings.min_rows, settings.max_rows, settings.max_delete_ratio)
     publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step, guards)
     cursors = Cursors(redis, index, settings.cursor_seconds)
+    levels = Levels(snapshot_least_bytes=settings.snapshot_least_bytes)
     floors, channels = Floors(settings.retain_versions, settings.retain_seconds), Channels(catalog, index, leases)
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
         changelogs=ChangeLogs(redis, catalog, settings), channels=channels, cursors=cursors,
         events=Events(Tools(redis, index, catalog, leases, settings.history_seconds, channels.pointers)),
-        compactor=Compactor(index, catalog, engine, publication, leases),
+        compactor=Compactor(index, catalog, engine, publication, leases, levels),
         retention=Retention(catalog, index, leases, cursors, floors, channels.pins), promise=promise, on_step=on_step,
     )  # fmt: skip

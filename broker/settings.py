@@ -95,6 +95,10 @@ class Settings(BaseSettings):
         7 * 86_400.0, ge=0, description="a silent consumer keeps its road so long; nothing is given up sooner after a rebuild"
     )
 
+    snapshot_least_bytes: int = Field(
+        1 << 20, ge=0, description="compaction makes no fresh snapshot for fewer bytes of deltas: it would serve nobody"
+    )
+
     # --- guards, for datasets that have none of their own
     min_rows: int = Field(0, ge=0, description="a version with fewer rows is refused")
     max_rows: int | None = Field(None, ge=0, description="and one with more")

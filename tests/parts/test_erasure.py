@@ -53,7 +53,7 @@ def made(b: Broker, order: list[str]) -> broker.Dataset:
                 [{"sku": KEY, "at": version, "price": version}, {"sku": f"n{version}", "at": version, "price": 0}]
             )
     parts = b.parts
-    Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5)).run_once()
+    Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5, 0)).run_once()
     return offers
 
 

@@ -147,8 +147,10 @@ def test_a_listener_to_a_channel_hears_what_moves_it_and_no_version_by_itself(b:
     publish(b)
     emit(OFFERS, "broker.channel.promoted", {"channel": "production", **moved})
     emit(OFFERS, "broker.channel.promoted", {"channel": "staging", **moved})
-    emit(OFFERS, "broker.dataset.refused", {"why": "half of the rows are gone"})
-    assert heard(listener) == [("channel.promoted", OFFERS, 1), ("dataset.refused", OFFERS, 0)]
+    finding = {"rule": "max_delete_ratio", "text": "half of the rows are gone"}
+    refused = {"version": 3, "stays": 2, "kind": "delta", "rows": 1, "bytes": 1, "production": "p", "findings": [finding]}
+    emit(OFFERS, "broker.dataset.refused", refused)
+    assert heard(listener) == [("channel.promoted", OFFERS, 1), ("dataset.refused", OFFERS, 3)]
     assert [type for type, _, _ in heard(b.events(channel="live"))] == ["dataset.published"]
 
 

@@ -364,6 +364,7 @@ def test_a_tick_shows_parked_requests_a_page_at_a_time_and_misses_none(b: broker
     assert max(len(page) for page in pages) < 3 * TICK_LIMIT
 
 
+@pytest.mark.foreign_events
 def test_a_writer_whose_clock_is_ahead_trims_nobodys_events(b: broker.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     events_of, offers = b.parts.index.slot(OFFERS).events, b.dataset(OFFERS)
     seconds, _ = b.parts.redis.run("TIME")

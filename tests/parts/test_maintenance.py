@@ -29,7 +29,12 @@ def offers(request, since):
 @pytest.fixture
 def shell(redis_url: str, tmp_path: Path) -> Shell:
     (tmp_path / "shop.py").write_text(APP)
-    floors = {"BROKER_CURSOR_SECONDS": "0", "BROKER_RETAIN_VERSIONS": "1", "BROKER_RETAIN_SECONDS": "0"}
+    floors = {
+        "BROKER_SNAPSHOT_LEAST_BYTES": "0",
+        "BROKER_CURSOR_SECONDS": "0",
+        "BROKER_RETAIN_VERSIONS": "1",
+        "BROKER_RETAIN_SECONDS": "0",
+    }
     return Shell(tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store"), **floors})
 
 

@@ -102,7 +102,7 @@ def test_a_history_is_what_reading_every_version_says(b: broker.Broker, order: l
     offers = made(b, order)
     if compacted:
         parts = b.parts
-        Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5)).run_once()
+        Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5, 0)).run_once()
     for key in (f"s{number}" for number in range(15)):
         assert [(one.version, one.row) for one in offers.past.history(key)] == walked(offers, key), key
 

@@ -130,7 +130,9 @@ def roads(state: State, consumers: list[Consumer]) -> dict[str, tuple[tuple[int 
 @pytest.mark.slow(30)
 def test_nobody_who_lives_loses_a_road_and_the_store_stays_small(crowd: Crowd) -> None:
     parts = crowd.b.parts
-    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels())
+    compactor = Compactor(
+        parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(snapshot_least_bytes=0)
+    )
     retention = Retention(parts.catalog, parts.index, parts.leases, crowd.cursors(0), Floors(FLOOR_VERSIONS, 0))
     retired = passed_by = 0
     for round in range(ROUNDS):

@@ -67,8 +67,9 @@ def test_a_range_with_a_retired_delta_owes_nothing() -> None:
 
 def test_a_snapshot_is_due_when_the_deltas_behind_the_newest_grow_heavy() -> None:
     light, heavy = [edge(None, 1, 100), edge(1, 2, 50)], [edge(None, 1, 100), edge(1, 2, 51)]
-    assert list(due(light, Levels())) == []
-    (work,) = due(heavy, Levels())
+    assert list(due(light, Levels(snapshot_least_bytes=0))) == []
+    assert list(due(heavy, Levels(snapshot_least_bytes=52))) == []  # too little to be worth it
+    (work,) = due(heavy, Levels(snapshot_least_bytes=0))
     assert (work.base, work.version, work.edges) == (None, 2, tuple(heavy))
 
 
