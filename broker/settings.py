@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     # --- consumers
     lag_seconds: float = Field(3600.0, gt=0, description="a consumer behind for so long is told of as lagging")
     digest_every: int = Field(
-        100, ge=1, description="a replica proves its content with every snapshot, and after so many deltas: a scan of its rows"
+        100, ge=1, description="a replica proves its content with small snapshots, and after so many deltas: a scan of its rows"
     )
 
     # --- data
