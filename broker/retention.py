@@ -23,7 +23,7 @@ from broker.errors import BrokerError, Busy, NotFound
 from broker.model.commit import Body, Hold, Retire
 from broker.model.names import DatasetId, check_name
 from broker.rules.fold import State
-from broker.rules.retention import Floors, RetentionPlan, Wanted, pair, retention
+from broker.rules.retention import Floors, RetentionPlan, Wanted, forgotten, pair, retention
 
 log = logging.getLogger("broker.retention")
 Pins = Callable[[DatasetId], Mapping[str, Sequence[int]]]
@@ -95,7 +95,11 @@ class Retention:
                 if not found.retire:
                     return None
                 files = tuple(file.key for edge in found.retire for file in edge.files)
-                return Retire(edges=tuple(map(pair, found.retire)), files=files, versions_until=found.until)
+                infos, ranges = forgotten(state, found.retire, time.time())
+                return Retire(
+                    edges=tuple(map(pair, found.retire)), files=files, versions_until=found.until, versions=tuple(ranges),
+                    productions=tuple(info.production for info in infos if info.production),
+                )  # fmt: skip
 
             self._catalog.commit(dataset, body, "retention", lease)
         return next((found for found in reversed(done) if found.retire), done[0])

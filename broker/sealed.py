@@ -13,7 +13,8 @@ from broker.bell import notification, rung
 from broker.errors import BrokerError, Corrupt, InvalidName, NotFound, OutcomeUnknown
 from broker.model import names
 from broker.model.names import LIVE, DatasetId, log_id
-from broker.rules.fold import TABLES, Checkpoint, State, fold
+from broker.rules.checkpoint import Checkpoint
+from broker.rules.fold import TABLES, State, fold
 from broker.stores.port import ObjectInfo, ObjectStore
 
 log = logging.getLogger("broker.sealed")

@@ -149,12 +149,17 @@ class Hold(Frozen):
 
 
 class Retire(Frozen):
-    """Edges no longer offered; their files go `result_seconds` + 1 h later. Versions up to `versions_until` become a range."""
+    """Edges no longer offered; their files go `result_seconds` + 1 h later. No edge touches versions up to `versions_until`.
+
+    `versions`, closed ranges, and `productions` are forgotten: the log tells of them, the state does no more.
+    """
 
     kind: Literal["retire"] = "retire"
     edges: tuple[tuple[int | None, int], ...] = ()
     files: tuple[str, ...] = ()
     versions_until: int = 0
+    versions: tuple[tuple[int, int], ...] = ()
+    productions: tuple[str, ...] = ()
 
 
 class Barrier(Frozen):

@@ -118,13 +118,22 @@ def patch_of(record: Record, sha: str) -> Patch:
             return Patch(put={"head": head, "edges": {edge_field(edge.base, edge.version): edge.model_dump_json()}})
         case Hold() as hold:
             return Patch(put={"head": head, "holds": {hold.name: hold.model_dump_json()}})
-        case Retire(edges=edges, versions_until=until):
-            head |= {"retired_until": str(until)} if until else {}
-            return Patch(drop={"edges": tuple(edge_field(*pair) for pair in edges)}, put={"head": head})
+        case Retire() as gone:
+            head |= {"retired_until": str(gone.versions_until)} if gone.versions_until else {}
+            return Patch(drop=_dropped(gone), put={"head": head})
         case Barrier(epoch=epoch):
             return Patch(put={"head": head | {"epoch": str(epoch)}})
         case Announce() as body:
             return Patch(put={"head": head, "channels": _named(record, body)})
+
+
+def _dropped(gone: Retire) -> dict[Table, tuple[str, ...]]:
+    dropped: dict[Table, tuple[str, ...]] = {
+        "edges": tuple(edge_field(*pair) for pair in gone.edges),
+        "versions": tuple(str(version) for first, last in gone.versions for version in range(first, last + 1)),
+        "productions": gone.productions,
+    }
+    return {table: fields for table, fields in dropped.items() if fields}
 
 
 def _named(record: Record, body: Announce) -> dict[str, str]:
@@ -175,6 +184,13 @@ def _edge(text: str) -> Edge:
     return Edge.model_validate_json(text)
 
 
+@lru_cache(maxsize=20_000)
+def _source(text: str) -> tuple[str, Mapping[str, Mark]]:
+    """How far a log slot is consumed, and its marks: many look between two commits."""
+    known = json.loads(text)
+    return str(known["until"]), {name: Mark(*mark) for name, mark in known["marks"].items()}
+
+
 class State:
     """A dataset as its log tells it, read through typed properties. Immutable; parsed lazily and once."""
 
@@ -218,12 +234,12 @@ class State:
     def consumed(self, slot: int) -> str:
         """Id of the last change-log entry of a log slot that a version holds: micro-batches begin behind it."""
         known = self.head.get(log_field(slot))
-        return str(json.loads(known)["until"]) if known else NOTHING_CONSUMED
+        return _source(known)[0] if known else NOTHING_CONSUMED
 
     def marks(self, slot: int) -> dict[str, Mark]:
         """The producers' marks in a log slot that are sealed. A range names them all, so the newest range counts."""
         known = self.head.get(log_field(slot))
-        return {name: Mark(*mark) for name, mark in json.loads(known)["marks"].items()} if known else {}
+        return dict(_source(known)[1]) if known else {}
 
     def alike(self, other: State) -> bool:
         """Whether files made for one fit the other: the same session, and the same schema."""
@@ -270,8 +286,9 @@ class State:
         """Raises NotFound."""
         text = self.tables["versions"].get(str(version))
         if text is None:
+            why = "it is retired" if 0 < version <= self.version else f"the newest is {self.version}"
             raise NotFound(
-                "no such version", of=f"{self.dataset} version {version}", why=f"the newest is {self.version}",
+                "no such version", of=f"{self.dataset} version {version}", why=why,
                 hint=f"See them: broker versions list {self.dataset}",
             )  # fmt: skip
         return VersionInfo.model_validate_json(text)
@@ -319,32 +336,3 @@ def replay(dataset: str, records: Iterable[bytes]) -> State:
     for data in records:
         state = fold(state, data)
     return state
-
-
-class Checkpoint(Frozen):
-    """The sealed fold of all records up to the state's seq: where a rebuild starts."""
-
-    format: Literal[1] = 1
-    dataset: str
-    tables: dict[str, dict[str, str]]
-
-    @classmethod
-    def of(cls, state: State) -> bytes:
-        tables = {name: dict(sorted(state.tables[name].items())) for name in TABLES}
-        return cls(dataset=state.dataset, tables=tables).model_dump_json().encode()
-
-    @classmethod
-    def parse(cls, data: bytes, of: str) -> Checkpoint:
-        """Raises Corrupt for anything but a checkpoint of a known format."""
-        try:
-            found = cls.model_validate_json(data)
-            found.state().seq  # noqa: B018 - raises ValueError when it is no number
-        except ValueError as error:  # pydantic's ValidationError is one
-            first = str(error).splitlines()[0]
-            raise Corrupt(
-                "not a checkpoint of format 1", of=of, why=first, hint="It was damaged: older ones and the log remain"
-            ) from None
-        return found
-
-    def state(self) -> State:
-        return State(self.dataset, {name: self.tables.get(name, {}) for name in TABLES})

@@ -76,5 +76,5 @@ def lag_of(state: State, held: int, session: str, now: float) -> Lag:
         return Lag(0, 0, 0.0)
     road = cheapest(state.edges, at or None, state.version) or ()
     since = lacking_since(state, at)
-    missing = sum(info.version > at for info in state.versions)
+    missing = state.version - at if at else sum(info.version > at for info in state.versions)
     return Lag(max(1, missing), sum(edge.bytes for edge in road), max(0.0, now - since) if since else 0.0)

@@ -18,13 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, TypeAlias
 
 from broker.model.commit import Edge
+from broker.rules.fold import State, VersionInfo
 from broker.rules.plan import cheapest
 
 Pair: TypeAlias = tuple[int | None, int]
 """(base, version) of an edge."""
+PRODUCTION_SECONDS: Final = 86_400
+"""Whoever repeats a production later than that does it anew."""
+FORGET_AT_ONCE: Final = 10_000
+"""Of one record: a first cleaning of a long history must not hold up Redis."""
 NEWEST: Final = "the newest version"
 FLOOR: Final = "floor"
 
@@ -99,6 +105,23 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
     retire = tuple(edge for edge in edges if pair(edge) not in kept)
     least = min((version if base is None else base for base, version in kept), default=newest)
     return RetentionPlan(kept, retire, least - 1, resets)
+
+
+def forgotten(state: State, retired: Iterable[Edge], now: float) -> tuple[list[VersionInfo], list[tuple[int, int]]]:
+    """The versions that no edge touches once these are `retired`, at most FORGET_AT_ONCE, and the same as closed ranges.
+
+    The newest is always remembered, and a young one by whose production somebody may still find out that its work is done.
+    """
+    gone = {pair(edge) for edge in retired}
+    touched = {version for edge in state.edges if pair(edge) not in gone for version in pair(edge)} | {state.version}
+    old = now - PRODUCTION_SECONDS
+    idle = (info for info in state.versions if info.version not in touched and (not info.production or info.time < old))
+    found, ranges = list(islice(idle, FORGET_AT_ONCE)), list[tuple[int, int]]()
+    for info in found:
+        first, last = ranges[-1] if ranges else (info.version, -1)
+        joined = last == info.version - 1
+        ranges[-1:] = [(first, info.version)] if joined else [*ranges[-1:], (info.version, info.version)]
+    return found, ranges
 
 
 def _keep_roads(

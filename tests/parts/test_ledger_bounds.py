@@ -19,7 +19,7 @@ from broker.outcomes import ProductionRequest, Since, Unchanged
 from broker.producers import Producers
 from broker.requests import ANSWER_RUN, TICK_LIMIT
 from broker.rules.answering import MOST_EDGES, MOST_FILES, needs_files
-from broker.rules.fold import Checkpoint
+from broker.rules.checkpoint import Checkpoint
 from broker.rules.plan import Plan
 from tests.ledger import OFFERS, Hand, Source, events, let_lapse
 

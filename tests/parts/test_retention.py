@@ -11,9 +11,11 @@ import pytest
 import broker
 from broker.cursors import Cursors, LiveCursor
 from broker.errors import NotFound
+from broker.model.commit import Edge, Retire
 from broker.model.names import DatasetId
 from broker.retention import Retention
-from broker.rules.retention import NEWEST, Floors
+from broker.rules.fold import TABLES, State, Tables, VersionInfo, edge_field
+from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, forgotten
 from broker.sinks.memory import Memory
 
 OFFERS = DatasetId("shop/catalog/offers")
@@ -62,6 +64,33 @@ def test_what_nobody_needs_goes_and_the_newest_version_reads_as_before(b: broker
     with pytest.raises(NotFound, match="retired"):
         offers.read(2)
     assert duty(b).run_once().retired == 0
+
+
+def test_versions_that_no_edge_touches_are_forgotten_but_for_those_whose_production_may_be_repeated(b: broker.Broker) -> None:
+    offers = history(b)
+    duty(b).apply(OFFERS)
+    young = offers.state
+    assert [info.version for info in young.versions] == [1, 2, 3, 4, 5, 6]
+    later = time.time() + PRODUCTION_SECONDS + 1
+    infos, ranges = forgotten(young, [], later)
+    assert ([info.version for info in infos], ranges) == ([1, 2, 3], [(1, 3)])
+    gone = Retire(versions=tuple(ranges), productions=tuple(str(info.production) for info in infos))
+    after = b.parts.catalog.commit(OFFERS, lambda state: None if len(state.versions) == 3 else gone, "retention")
+    assert [info.version for info in after.versions] == [4, 5, 6]
+    assert b.parts.index.load(OFFERS).tables == after.tables
+    assert after.made_by(str(infos[0].production)) is None
+    with pytest.raises(NotFound, match="retired"):
+        offers.read(2)
+
+
+def test_what_nobody_produced_under_a_name_is_forgotten_at_once_and_the_newest_version_never() -> None:
+    edge = Edge(version=9)
+    infos = {str(version): VersionInfo(version=version, seq=1, time=0, base=None, rows=0, bytes=0) for version in range(1, 10)}
+    tables: Tables = {name: {} for name in TABLES}
+    tables["head"]["version"] = "9"
+    tables["versions"] = {name: info.model_dump_json() for name, info in infos.items()}
+    tables["edges"] = {edge_field(4, 6): Edge(base=4, version=6).model_dump_json(), "-9": edge.model_dump_json()}
+    assert forgotten(State(OFFERS, tables), [edge], 0)[1] == [(1, 3), (5, 5), (7, 8)]
 
 
 def test_a_live_cursor_keeps_its_road_and_a_lapsed_one_does_not(b: broker.Broker) -> None:

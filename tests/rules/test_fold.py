@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from broker.errors import Corrupt, NotFound
 from broker.model.commit import GENESIS, Alter, Body, Create, Drop, Edge, NewVersion, Record, digest, parse_record
-from broker.rules.fold import TABLES, Checkpoint, Patch, State, Tables, apply, fold, patch_of, replay
+from broker.rules.checkpoint import Checkpoint
+from broker.rules.fold import TABLES, Patch, State, Tables, apply, fold, patch_of, replay
 from tests.rules.logs import DATASET, SPEC, file_of, logs
 
 

@@ -10,7 +10,8 @@ from broker.errors import Conflict, Fenced, Reconciling, StaleBase, Transient
 from broker.model.commit import Body, Create, Edge, File, Hold, NewEdge, NewVersion
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
-from broker.rules.fold import Checkpoint, State, edge_field
+from broker.rules.checkpoint import Checkpoint
+from broker.rules.fold import State, edge_field
 from broker.rules.publishing import (
     Draft,
     Effect,
