@@ -1,6 +1,6 @@
 """The catalog: datasets, their versions and edges. The only writer of commit logs and of their projection in Redis.
 
-It drives the state machines of rules/publishing.py: each effect is one method here, each step has a name that tests crash at.
+What it writes goes through the state machines of rules/publishing.py, which catalog_driver.py drives.
 """
 
 from __future__ import annotations
@@ -8,41 +8,41 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from threading import Lock
-from typing import Any, Final, TypeVar
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from broker.backend.index import Index
 from broker.backend.keys import Slot
-from broker.bell import Bell, events_of
+from broker.bell import Bell
 from broker.bell_notices import Notices
+from broker.catalog_driver import Driver, Machine
 from broker.columnar.types import canonical
-from broker.errors import BrokerError, Corrupt, OutcomeUnknown, Reconciling, Transient
-from broker.model.commit import Body, Drop, digest, parse_record
+from broker.errors import BrokerError, Transient
+from broker.model.commit import Body, Drop
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.event import Event, EventType, rfc3339
-from broker.model.names import ChannelsId, DatasetId, log_id
+from broker.model.names import ChannelsId, DatasetId
 from broker.rules import publishing as protocol
 from broker.rules.contract import altered, guarded, opened
-from broker.rules.fold import State, fold, patch_of
-from broker.rules.publishing import Draft, Effect, HeadView, Lease, PublishAnswer, ReserveAnswer
+from broker.rules.fold import State
+from broker.rules.publishing import Draft, HeadView, Lease
+from broker.rules.steps import OnStep, nothing
 from broker.sealed import Checked, Sealed
 from broker.settings import Settings
 from broker.stores.port import ObjectStore
 
 log = logging.getLogger("broker.catalog")
-T = TypeVar("T")
-FOLLOW_RECORDS: Final = 8
-"""A cached state this few records behind follows the log; further behind it is read anew from Redis."""
 
 
-OnStep = Callable[[str], None]
+class Wanted(NamedTuple):
+    """A commit without a lease: `body_for` as of Draft. `uploaded_at`: monotonic start of the upload."""
 
-
-def nothing(step: str) -> None:
-    """The default `on_step`."""
+    dataset: DatasetId
+    body_for: Callable[[State], Body | None]
+    producer: str
+    uploaded_at: float
 
 
 class Catalog:
@@ -50,9 +50,9 @@ class Catalog:
 
     def __init__(self, index: Index, store: ObjectStore, settings: Settings, on_step: OnStep = nothing) -> None:
         self._index, self._store, self._settings, self._on_step = index, store, settings, on_step
-        self._cache: dict[DatasetId, State] = {}
-        self._lock, self._bell, self._sealed = Lock(), Bell(self._notify), Sealed(store)
-        self._notices = Notices(index, store, lambda log: self._head(log).state, self.known)
+        self._bell, self._sealed = Bell(self._notify), Sealed(store)
+        self._driver = Driver(index, self._sealed, settings, self._bell.ask, on_step)
+        self._notices = Notices(index, store, lambda log: self._driver.head(log).state, self.known)
 
     def slot(self, dataset: DatasetId) -> Slot:
         return self._index.slot(dataset)
@@ -75,12 +75,24 @@ class Catalog:
 
     def known(self, dataset: DatasetId) -> State:
         """As `state`, also of a dataset that was dropped or never created, and of a log of announcements."""
-        view = self._head(dataset)
+        view = self._driver.head(dataset)
         # An empty log of announcements is adopted by that: it is asked for again and again.
         if not view.current and (view.state.seq or isinstance(dataset, ChannelsId) or self._sealed.exists(dataset)):
             self.reconcile(dataset)
-            view = self._head(dataset)
+            view = self._driver.head(dataset)
         return view.state
+
+    def states(self, datasets: Sequence[DatasetId]) -> list[State | BrokerError]:
+        """`state` of each, in one round trip, or what it raises."""
+        return [self._current(*seen) for seen in zip(datasets, self._driver.heads(datasets), strict=True)]
+
+    def _current(self, dataset: DatasetId, view: HeadView | BrokerError) -> State | BrokerError:
+        if isinstance(view, HeadView) and view.current and view.state.exists:
+            return view.state
+        try:
+            return self.state(dataset)
+        except BrokerError as error:
+            return error
 
     def noted(self, dataset: DatasetId) -> tuple[int, Any]:
         """The newest version offered (0: none) and the producer's note, which productions without a version move too."""
@@ -90,17 +102,17 @@ class Catalog:
 
     def at_least(self, dataset: DatasetId, version: int) -> State:
         """A state that knows `version`, for answering at it: without asking anybody where one was seen already."""
-        known = self._cache.get(dataset)
+        known = self._driver.cache.get(dataset)
         return known if known is not None and known.exists and known.version >= version else self.state(dataset)
 
     def cached(self, dataset: DatasetId) -> State | None:
         """The newest state this process has seen, without asking anybody."""
-        return self._cache.get(dataset)
+        return self._driver.cache.get(dataset)
 
     def find(self, pattern: str = "*") -> list[DatasetId]:
         """Datasets in the index whose id matches a glob, sorted. After a loss of Redis: only those touched or rebuilt since."""
         found = (dataset for slot in self._index.slots() for dataset in self._index.datasets(slot))
-        return sorted(dataset for dataset in found if fnmatchcase(dataset, pattern) and self._head(dataset).state.exists)
+        return sorted(dataset for dataset in found if fnmatchcase(dataset, pattern) and self._driver.head(dataset).state.exists)
 
     def records(self, dataset: DatasetId, first: int = 1) -> Iterator[bytes]:
         """Sealed records from the store, from number `first` on."""
@@ -161,17 +173,21 @@ class Catalog:
         Raises what the draft raises, Fenced, StaleBase; OutcomeUnknown when Redis or the store fell silent behind the
         reservation: the same commit, tried again, finds out.
         """
-        draft = Draft(
-            write_id=uuid4().hex, producer=producer, body_for=body_for, now=time.time, lease=lease,
-            age_seconds=lambda: 0.0 if uploaded_at is None else time.monotonic() - uploaded_at,
-        )  # fmt: skip
-        state: State = self._drive(dataset, protocol.commit(draft))
+        state: State = self._driver.drive(dataset, _machine(body_for, producer, lease, uploaded_at))
         return state
+
+    def commit_all(self, wanted: Sequence[Wanted]) -> list[State | BrokerError]:
+        """`commit` of different datasets, step by step together: Redis is asked once a step, the store side by side.
+
+        Each stands for itself: its state, or what `commit` would raise.
+        """
+        machines = [(one.dataset, _machine(one.body_for, one.producer, None, one.uploaded_at)) for one in wanted]
+        return self._driver.drive_all(machines)
 
     def reconcile(self, dataset: DatasetId) -> None:
         """Bring the index up to the log after a loss or restart of Redis; nothing to do when it is current."""
         self._index.announce(dataset)
-        self._drive(dataset, protocol.reconcile())
+        self._driver.drive(dataset, protocol.reconcile())
 
     def help(self, dataset: DatasetId, older_than_seconds: float, look: bool = True) -> bool:
         """Finish a reservation whose writer is gone, publish what the log holds behind the head, catch up on notify.
@@ -179,18 +195,18 @@ class Catalog:
         `look`: ask the store, too, what Redis has no trace of: a record behind the head, and what notify really says (two
         writers may have written it in the wrong order, the later one dying before it looked again).
         """
-        view = self._head(dataset)
+        view = self._driver.head(dataset)
         if not view.current:
             if view.state.seq:
                 self.reconcile(dataset)
             return bool(view.state.seq)
         if view.reservation is not None and self._index.head(dataset).reserved_seconds >= older_than_seconds:
-            self._drive(dataset, protocol.settle(*view.reservation))
+            self._driver.drive(dataset, protocol.settle(*view.reservation))
             return True
         unpublished = self._sealed.record(dataset, view.state.seq + 1) if look or view.reservation is not None else None
         if unpublished is not None:
-            self._drive(dataset, protocol.publish(view.state.seq + 1, unpublished))
-        if unpublished is not None or self._notices.noted(dataset, look) < self._head(dataset).state.seq:
+            self._driver.drive(dataset, protocol.publish(view.state.seq + 1, unpublished))
+        if unpublished is not None or self._notices.noted(dataset, look) < self._driver.head(dataset).state.seq:
             self._notify(dataset, anew=look)
         return unpublished is not None
 
@@ -204,7 +220,7 @@ class Catalog:
             try:
                 self.reconcile(dataset)
                 self._notify(dataset, anew=True)
-                found[dataset] = self._head(dataset).state
+                found[dataset] = self._driver.head(dataset).state
             except BrokerError as error:
                 found[dataset] = error
             told(1)
@@ -220,97 +236,18 @@ class Catalog:
         """Read the whole log and what stands beside it, and compare it with the index."""
         return self._sealed.check(dataset, self.known(dataset))
 
-    # --- effects
-
-    def _drive(self, dataset: DatasetId, machine: Generator[Effect, Any, Any]) -> Any:
-        """Run a state machine to its end. Behind a reservation silence means: unknown."""
-        answer, reserved = None, False
-        while True:
-            try:
-                effect = machine.send(answer)
-            except StopIteration as end:
-                return end.value
-            try:
-                answer = self._perform(dataset, effect)
-            except Transient as error:
-                if not reserved or isinstance(error, OutcomeUnknown):
-                    raise
-                raise OutcomeUnknown(
-                    "the commit may be reserved, its end is unknown", of=dataset, why=str(error),
-                    hint="Do the same again: it finds out",
-                ) from error  # fmt: skip
-            reserved = reserved or (isinstance(answer, ReserveAnswer) and answer.may_stand)
-
-    def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
-        match effect:
-            case protocol.ReadHead():
-                return self._head(dataset)
-            case protocol.Reserve():
-                return self._named("reserve", self._index.reserve(dataset, effect, self._settings.upload_max_age_seconds))
-            case protocol.Seal(seq=seq, data=data):
-                self._sealed.seal(dataset, seq, data)
-                return self._on_step("seal")
-            case protocol.ReadLog(seq=seq):
-                return self._named("read-back", self._sealed.record(dataset, seq))
-            case protocol.ReadCheckpoint():
-                return self._sealed.checkpoint(dataset)
-            case protocol.Install(state=state, adopt=adopt):
-                return self._index.install(dataset, state, adopt or "")
-            case protocol.Publish(seq=seq, data=data):
-                return self._named("publish", self._do_publish(dataset, seq, data))
-            case protocol.Notify():
-                return self._bell.ask(dataset)
-
-    def _named(self, step: str, answer: T) -> T:
-        self._on_step(step)
-        return answer
-
-    def _head(self, dataset: DatasetId) -> HeadView:
-        """The head with the state that it names: between two reads Redis may go on, or forget."""
-        for _ in range(protocol.MAX_ROUNDS):
-            head = self._index.head(dataset)
-            state = self._follow(dataset, head.seq, head.sha)
-            if state.seq == head.seq and (state.sha == head.sha or head.seq == 0):
-                return HeadView(state, head.current, head.run_id, head.epoch, head.reservation)
-        raise Reconciling("the head does not stand still", of=dataset, hint="Is Redis restarting again and again?")
-
-    def _follow(self, dataset: DatasetId, seq: int, sha: str) -> State:
-        """The state whose newest record is `sha`: cached, by following the log, or read from Redis."""
-        state = self._cache.get(dataset)
-        if seq == 0:
-            return State(dataset)
-        if state is not None and state.sha == sha:
-            return state
-        if state is not None and 0 < seq - state.seq <= FOLLOW_RECORDS:
-            for number in range(state.seq + 1, seq + 1):
-                data = self._sealed.record(dataset, number)
-                if data is None or parse_record(data, f"{dataset} log {number}").previous != state.sha:
-                    return self._remember(self._index.load(dataset))
-                state = fold(state, data)
-            return self._remember(state)
-        return self._remember(self._index.load(dataset))
-
-    def _remember(self, state: State) -> State:
-        with self._lock:
-            known = self._cache.get(id := log_id(state.dataset))
-            if known is None or known.seq <= state.seq or known.session != state.session:
-                self._cache[id] = state
-        return state
-
-    def _do_publish(self, dataset: DatasetId, seq: int, data: bytes) -> PublishAnswer:
-        record = parse_record(data, f"{dataset} log {seq}")
-        if record.seq != seq:
-            raise Corrupt("a commit record lies under another number", of=f"{dataset} log {seq}", why=f"it says {record.seq}")
-        barrier = record.body.run_id if record.body.kind == "barrier" else ""
-        patch, events = patch_of(record, digest(data)), (events_of(dataset, record), self._settings.history_seconds * 1000)
-        answer = self._index.publish(dataset, (seq, record.previous), patch, barrier, events)
-        known = self._cache.get(dataset)
-        if answer.kind == "published" and known is not None and known.sha == record.previous and known.seq == seq - 1:
-            self._remember(fold(known, data))
-        return answer
-
     # --- the bell for those who read without Redis
 
     def _notify(self, dataset: DatasetId, anew: bool = False) -> None:
         self._on_step("notify")
         self._notices.ring(dataset, anew)
+
+
+def _machine(
+    body_for: Callable[[State], Body | None], producer: str, lease: Lease | None, uploaded_at: float | None
+) -> Machine:
+    draft = Draft(
+        write_id=uuid4().hex, producer=producer, body_for=body_for, now=time.time, lease=lease,
+        age_seconds=lambda: 0.0 if uploaded_at is None else time.monotonic() - uploaded_at,
+    )  # fmt: skip
+    return protocol.commit(draft)

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 from broker.backend.client import Entry
 from broker.backend.derived import Derived
 from broker.backend.keys import Slot
-from broker.catalog import Catalog, OnStep, nothing
+from broker.catalog import Catalog
 from broker.columnar.engine import Engine
 from broker.errors import AttemptFailed, BrokerError, Invalid, StaleBase, Transient
 from broker.flights import Claimed, Confirmed, Flight, Member, Retry, dataset_of, ended
@@ -43,6 +43,7 @@ from broker.requests import Requests
 from broker.rules.answering import completed, derivation_of, expiry_hour, needs_files, road
 from broker.rules.fold import State as DatasetState
 from broker.rules.plan import Plan
+from broker.rules.steps import OnStep, nothing
 from broker.settings import Settings
 
 STEPS: Final = ("claimed", "produced", "derived", "closed", "answered")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any, Final, Literal, TypeVar
 
-from broker.catalog import Catalog, OnStep, nothing
+from broker.catalog import Catalog
 from broker.columnar.engine import EVERYTHING, Engine, Written
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, PartMade
 from broker.errors import BrokerError, Invalid, Transient
@@ -36,6 +36,7 @@ from broker.outcomes import (
 )
 from broker.producers import Producers
 from broker.publication import Note, Publication
+from broker.rules.steps import OnStep, nothing
 
 T = TypeVar("T")
 log = logging.getLogger("broker.hands")

@@ -19,12 +19,12 @@ from pydantic import ValidationError
 
 from broker import hands
 from broker.backend.jobs import MAINTENANCE, PARTS, Jobs, Look
-from broker.catalog import OnStep, nothing
 from broker.cuts import FINALISE, Cut, CutPlan, Cuts, Progress
 from broker.errors import AttemptFailed, BrokerError, Fenced, StaleBase, Terminal, Transient
 from broker.flights import Flight
 from broker.fulfilment import Produced, backoff
 from broker.rules.fold import State
+from broker.rules.steps import OnStep, nothing
 from broker.settings import Settings
 
 STEPS: Final = ("planned", *hands.STEPS)

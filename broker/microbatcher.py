@@ -19,7 +19,7 @@ from typing import Final
 
 from broker.backend.batches import Batches
 from broker.backend.logs import Logs
-from broker.catalog import Catalog, OnStep, nothing
+from broker.catalog import Catalog
 from broker.errors import BrokerError
 from broker.microbatcher_closing import Closer
 from broker.microbatcher_slots import HeldSlots
@@ -38,6 +38,7 @@ from broker.rules.batching import (
 )
 from broker.rules.correlation import first, line
 from broker.rules.fold import State
+from broker.rules.steps import OnStep, nothing
 
 log = logging.getLogger("broker.microbatcher")
 STEPS: Final = ("read", "upload", "waiting", "committed", "trimmed")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from broker.backend.logs import FIRST_READ, LogEntry, Logs
-from broker.catalog import Catalog, OnStep, nothing
+from broker.catalog import Catalog
 from broker.columnar.batch import BatchWriter
 from broker.columnar.blocks import decoded
 from broker.columnar.coalesce import Changes
@@ -19,6 +19,7 @@ from broker.model.names import DatasetId
 from broker.publication import Publication
 from broker.rules.batching import Batch, Limits, Reason, Seen, epoch_of, marks_after
 from broker.rules.fold import State
+from broker.rules.steps import OnStep, nothing
 
 ALTER_TRIES: Final = 3
 """Others may make the schema grow at the same moment."""

@@ -11,7 +11,7 @@ from broker.backend.deployment import agree_on_shards, known_promise
 from broker.backend.derived import Derived
 from broker.backend.index import Index
 from broker.backend.leases import Leases
-from broker.catalog import Catalog, OnStep, nothing
+from broker.catalog import Catalog
 from broker.changelog import ChangeLogs
 from broker.channels import Channels
 from broker.columnar.engine import Engine
@@ -26,6 +26,7 @@ from broker.retention import Retention
 from broker.rules.guards import Guards
 from broker.rules.levels import Levels
 from broker.rules.retention import Floors
+from broker.rules.steps import OnStep, nothing
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
 from broker.stores.port import ObjectStore

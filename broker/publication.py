@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from broker.backend.keys import writer_lease
 from broker.backend.leases import Leases
-from broker.catalog import Catalog, OnStep, nothing
+from broker.catalog import Catalog
 from broker.columnar.engine import Engine, Written
 from broker.columnar.intake import Intake
 from broker.columnar.tombstones import Standing
@@ -32,6 +32,7 @@ from broker.rules.fold import State
 from broker.rules.guards import Guards
 from broker.rules.plan import plan
 from broker.rules.publishing import Lease
+from broker.rules.steps import OnStep, nothing
 
 REBASES: Final = 5
 """Tries against a moving head, where the data can be read again."""

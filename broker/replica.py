@@ -11,7 +11,6 @@ from typing import Any, Final
 from uuid import uuid4
 
 from broker.backend.keys import replica_lease
-from broker.catalog import OnStep, nothing
 from broker.columnar.digest import ContentDigest
 from broker.columnar.types import schema_of
 from broker.cursors import LiveCursor, Receipt
@@ -28,6 +27,7 @@ from broker.rules.fold import State
 from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
 from broker.rules.plan import Plan, plan, plan_for, reset_of
 from broker.rules.publishing import Lease
+from broker.rules.steps import OnStep, nothing
 from broker.sinks.port import Applied, Batch, Sink, SinkCursor, taken
 
 log = logging.getLogger("broker.replica")

@@ -9,7 +9,7 @@ from typing import Any
 from broker import Broker
 from broker.backend.client import Entry
 from broker.backend.keys import PRODUCERS, Slot
-from broker.catalog import Catalog, OnStep, nothing
+from broker.catalog import Catalog
 from broker.channels import Channels
 from broker.columnar.engine import Engine
 from broker.compactor import Compactor
@@ -24,6 +24,7 @@ from broker.producers import Producers
 from broker.publication import Publication
 from broker.retention import Retention
 from broker.rules.retention import Floors
+from broker.rules.steps import OnStep, nothing
 from broker.settings import load
 from broker.stores.port import ObjectStore
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, Final
 
-from broker.catalog import nothing
 from broker.errors import AttemptFailed, BrokerError, from_dict
 from broker.flights import Flight
 from broker.fulfilment import Derivation, Made, Maker
@@ -29,6 +28,7 @@ from broker.model.names import DatasetId
 from broker.outcomes import Since
 from broker.parts import Parts, insisted_parts
 from broker.producers import Producers, load_app
+from broker.rules.steps import nothing
 from broker.settings import Settings
 from broker.sources.config import load_sources
 from workers.channel import Channel

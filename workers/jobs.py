@@ -22,13 +22,13 @@ from rq.utils import now
 
 from broker.backend.client import RedisClient
 from broker.backend.jobs import PARTS, Jobs, connect
-from broker.catalog import nothing
 from broker.cuts import FINALISE, Cuts
 from broker.errors import AttemptFailed, BrokerError, Busy, NotFound
 from broker.hands import Hands
 from broker.heavy import RUN_FINALISER, RUN_PART, enqueue
 from broker.model.names import DatasetId
 from broker.parts import Parts, insisted_parts, redis_url, rq_url
+from broker.rules.steps import nothing
 from broker.settings import Settings, load
 from workers.bounds import overrun, resident_bytes
 from workers.child import park_under, producers_of

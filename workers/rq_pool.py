@@ -20,8 +20,8 @@ from threading import Thread
 from typing import Final
 
 from broker.backend.jobs import MAINTENANCE, PARTS
-from broker.catalog import nothing
 from broker.producers import Producers
+from broker.rules.steps import nothing
 from broker.settings import Settings
 from workers.channel import Channel
 from workers.child import step_of

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
-from broker.backend.client import RedisClient
+from broker.backend.client import Call, RedisClient
 from broker.backend.keys import SLOTS, Slot, slot_for
 from broker.backend.lanes import Argument
-from broker.errors import OutcomeUnknown
+from broker.errors import BrokerError, OutcomeUnknown
 from broker.model.names import ChannelsId, DatasetId
 from broker.rules.fold import TABLES, Patch, State
 from broker.rules.publishing import PublishAnswer, Reserve, ReserveAnswer
 
+T = TypeVar("T")
 VOLATILE = ("reserved_seq", "reserved_data", "reserved_at", "run_id", "notified")
 """Fields of the head hash that are no part of the fold."""
 
@@ -33,6 +34,22 @@ class Head:
     epoch: int
     reservation: tuple[int, bytes] | None
     reserved_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A step of a log's head, to `seq`, whose record names `previous`. `barrier`: the run id it lets in ('' none).
+
+    `events`: each as JSON, kept for `history_ms`.
+    """
+
+    log: DatasetId
+    seq: int
+    previous: str
+    patch: Patch
+    barrier: str = ""
+    events: Sequence[str] = ()
+    history_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +92,14 @@ class Index:
         return [*self.announced(slot), *self.datasets(slot)]
 
     def head(self, dataset: DatasetId) -> Head:
-        slot = self.slot(dataset)
-        reply = self.redis.call(self._read_head, [slot.meta, slot.head(dataset)])
-        run_id, epoch, seq, sha, known_run, reserved_seq, reserved, age_ms = reply
-        at = int(seq or 0)
-        reservation = (int(reserved_seq), reserved) if reserved_seq and int(reserved_seq) > at else None
-        return Head(
-            at,
-            sha.decode() if sha else "",
-            known_run == run_id,
-            run_id.decode(),
-            int(epoch),
-            reservation,
-            int(age_ms or 0) / 1000,
-        )
+        return _only(self.heads([dataset]))
+
+    def heads(self, logs: Sequence[DatasetId]) -> list[Head | BrokerError]:
+        """Each at its own moment, in one round trip."""
+        calls: list[Call] = [([(slot := self.slot(log)).meta, slot.head(log)], ()) for log in logs]
+        return [
+            reply if isinstance(reply, BrokerError) else _head(reply) for reply in self.redis.call_many(self._read_head, calls)
+        ]
 
     def fields(self, dataset: DatasetId, *names: str) -> list[bytes | None]:
         """Fields of the head hash, read at one moment."""
@@ -121,27 +132,43 @@ class Index:
         return State(dataset, tables)
 
     def reserve(self, dataset: DatasetId, effect: Reserve, max_age_seconds: float) -> ReserveAnswer:
-        slot, lease = self.slot(dataset), effect.lease
-        keys = [slot.meta, slot.head(dataset), *([slot.lease(lease.name)] if lease else [])]
+        return _only(self.reserve_all([(dataset, effect)], max_age_seconds))
+
+    def reserve_all(
+        self, wanted: Sequence[tuple[DatasetId, Reserve]], max_age_seconds: float
+    ) -> list[ReserveAnswer | BrokerError]:
+        """Of different logs, each for itself, in one round trip. Raises Unavailable: none stands."""
+        calls = [self._reserving(log, effect, max_age_seconds) for log, effect in wanted]
+        try:
+            replies = self.redis.call_many(self._reserve, calls)
+        except OutcomeUnknown:
+            return [ReserveAnswer("unknown")] * len(calls)
+        return [reply if isinstance(reply, BrokerError) else ReserveAnswer(reply.decode()) for reply in replies]
+
+    def _reserving(self, log: DatasetId, effect: Reserve, max_age_seconds: float) -> Call:
+        slot, lease = self.slot(log), effect.lease
+        keys = [slot.meta, slot.head(log), *([slot.lease(lease.name)] if lease else [])]
         args: list[Argument] = [effect.seq, effect.previous, effect.data]
         args += [lease.fence.epoch, lease.fence.counter] if lease else ["", ""]
-        try:
-            reply = self.redis.call(self._reserve, keys, [*args, int(effect.age_seconds * 1000), int(max_age_seconds * 1000)])
-        except OutcomeUnknown:
-            return ReserveAnswer("unknown")
-        return ReserveAnswer(reply.decode())
+        return keys, [*args, int(effect.age_seconds * 1000), int(max_age_seconds * 1000)]
 
-    def publish(
-        self, dataset: DatasetId, link: tuple[int, str], patch: Patch, barrier_run_id: str, events: tuple[Sequence[str], int]
-    ) -> PublishAnswer:
-        """Move the head to `link` = (seq, SHA-256 of the record before). `events`: each as JSON, history kept (ms)."""
-        slot, (texts, history_ms) = self.slot(dataset), events
-        args: list[Argument] = [*link, patch.to_json(), barrier_run_id, dataset, history_ms, *texts]
+    def publish(self, move: Move) -> PublishAnswer:
+        return _only(self.publish_all([move]))
+
+    def publish_all(self, moves: Sequence[Move]) -> list[PublishAnswer | BrokerError]:
+        """Of different logs, each for itself, in one round trip."""
+        calls: list[Call] = [
+            (
+                self._projection(self.slot(move.log), move.log),
+                [move.seq, move.previous, move.patch.to_json(), move.barrier, move.log, move.history_ms, *move.events],
+            )
+            for move in moves
+        ]
         try:
-            reply = self.redis.call(self._publish, self._projection(slot, dataset), args)
+            replies = self.redis.call_many(self._publish, calls)
         except OutcomeUnknown:
-            return PublishAnswer("behind")  # walking the log again publishes it, or finds it published
-        return PublishAnswer(reply.decode())
+            return [PublishAnswer("behind")] * len(calls)  # walking the log again publishes it, or finds it published
+        return [reply if isinstance(reply, BrokerError) else PublishAnswer(reply.decode()) for reply in replies]
 
     def tell(self, dataset: DatasetId, event: str, history_seconds: float) -> None:
         """Add an event (JSON) that belongs to no record."""
@@ -156,3 +183,19 @@ class Index:
     @staticmethod
     def _projection(slot: Slot, dataset: DatasetId) -> list[bytes]:
         return [slot.meta, slot.listed(dataset), *slot.tables(dataset)]
+
+
+def _head(reply: list[Any]) -> Head:
+    run_id, epoch, seq, sha, known_run, reserved_seq, reserved, age_ms = reply
+    at = int(seq or 0)
+    reservation = (int(reserved_seq), reserved) if reserved_seq and int(reserved_seq) > at else None
+    current, age_seconds = known_run == run_id, int(age_ms or 0) / 1000
+    return Head(at, sha.decode() if sha else "", current, run_id.decode(), int(epoch), reservation, age_seconds)
+
+
+def _only(found: list[T | BrokerError]) -> T:
+    """The one answer. Raises where it is an error."""
+    (answer,) = found
+    if isinstance(answer, BrokerError):
+        raise answer
+    return answer

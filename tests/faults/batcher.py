@@ -10,9 +10,9 @@ import sys
 import time
 from threading import Event
 
-from broker.catalog import OnStep, nothing
 from broker.errors import Transient
 from broker.parts import Parts, open_parts
+from broker.rules.steps import OnStep, nothing
 from broker.settings import load
 from tests.faults import steps
 from tests.faults.arena import settings_of

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from broker.catalog import Catalog
+from broker.catalog_driver import Driver
 from broker.rules.publishing import ReadLog, Seal
 
 FAULTS: Final = ("kill", "orphan", "pause")
 HOME: Final = Path(os.environ.get("BROKER_FAULTS", "."))
-_local: Final = threading.local()
 
 
 def count(word: str) -> None:
@@ -75,31 +73,27 @@ def _on_self(role: str, step: str) -> None:
 
 def observe() -> None:
     """Count what the protocol meets: reservations of others, foreign records under one's own number, reconciles."""
-    perform, head = Catalog._perform, Catalog._head
+    perform, heads = Driver.perform, Driver.heads
+    sealed, opened = dict[Any, tuple[int, bytes]](), dict[Any, Any]()  # by log: a group's effects run in several threads
 
-    def looked(self: Catalog, dataset: Any) -> Any:
-        view = head(self, dataset)
-        _local.open = view.reservation
-        return view
+    def looked(self: Driver, logs: Any) -> Any:
+        views = heads(self, logs)
+        opened.update({log: getattr(view, "reservation", None) for log, view in zip(logs, views, strict=True)})
+        return views
 
-    def observed(self: Catalog, dataset: Any, effect: Any) -> Any:
-        answer = perform(self, dataset, effect)
+    def observed(self: Driver, log: Any, effect: Any) -> Any:
+        answer = perform(self, log, effect)
         match effect:
             case Seal(seq=seq, data=data):
-                _local.sealed = (seq, data)
-                _count_seal(seq, data)
-            case ReadLog(seq=seq) if answer is not None and getattr(_local, "sealed", (0, b""))[0] == seq:
-                if answer != _local.sealed[1]:
+                sealed[log] = (seq, data)
+                if opened.get(log) == (seq, data):
+                    count("helped-reservation")
+            case ReadLog(seq=seq) if answer is not None and sealed.get(log, (0, b""))[0] == seq:
+                if answer != sealed.pop(log)[1]:
                     count("foreign-record")
-                _local.sealed = (0, b"")
         return answer
 
-    Catalog._perform, Catalog._head = observed, looked  # type: ignore[method-assign]
-
-
-def _count_seal(seq: int, data: bytes) -> None:
-    if getattr(_local, "open", None) == (seq, data):
-        count("helped-reservation")
+    Driver.perform, Driver.heads = observed, looked  # type: ignore[method-assign]
 
 
 if "BROKER_FAULTS" in os.environ:

@@ -98,12 +98,12 @@ def test_a_store_that_is_silent_behind_the_reservation_leaves_the_outcome_unknow
 def test_a_reservation_whose_answer_is_lost_leaves_the_outcome_unknown_when_redis_then_refuses_to_be_asked(
     b: Broker, offers: Dataset, monkeypatch: pytest.MonkeyPatch, silence: BrokerError
 ) -> None:
-    call, lost = RedisClient.call, list[str]()
+    call_many, lost = RedisClient.call_many, list[str]()
 
-    def losing(self: RedisClient, script: Script, keys: Any, args: Any = ()) -> Any:
+    def losing(self: RedisClient, script: Script, calls: Any) -> Any:
         if lost:
             raise silence
-        reply = call(self, script, keys, args)
+        reply = call_many(self, script, calls)
         if script.name == "reserve":
             lost.append(script.name)
             raise OutcomeUnknown("the reply was lost")
@@ -111,7 +111,7 @@ def test_a_reservation_whose_answer_is_lost_leaves_the_outcome_unknown_when_redi
 
     note = Note(production="job-17")
     with monkeypatch.context() as patch:
-        patch.setattr(RedisClient, "call", losing)
+        patch.setattr(RedisClient, "call_many", losing)
         with pytest.raises(OutcomeUnknown, match="Do the same again"):
             b.parts.publication.delta(OFFERS, MORE, None, note)
     b.parts.catalog.help(OFFERS, 0)
@@ -489,5 +489,5 @@ def test_verify_finds_a_log_with_a_hole_a_false_checkpoint_and_a_false_notificat
 def test_verify_finds_an_index_that_somebody_else_wrote(b: Broker, offers: Dataset) -> None:
     slot = b.parts.index.slot(OFFERS)
     b.parts.redis.run("HDEL", slot.key("versions:goodstuff_01/offers"), "1")
-    b.parts.catalog._cache.clear()
+    b.parts.catalog._driver.cache.clear()
     assert "versions" in wrong(offers)["log"]

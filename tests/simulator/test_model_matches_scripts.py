@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from broker.backend.client import RedisClient
-from broker.backend.index import VOLATILE, Index
+from broker.backend.index import VOLATILE, Index, Move
 from broker.backend.leases import Leases
 from broker.errors import Busy, Fenced
 from broker.model.commit import GENESIS, Barrier, Body, Create, Hold, Record, digest, parse_record
@@ -100,7 +100,7 @@ class Real:
     def publish(self, data: bytes) -> PublishAnswer:
         record = parse_record(data, "test")
         barrier = record.body.run_id if isinstance(record.body, Barrier) else ""
-        return self.index.publish(ID, (record.seq, record.previous), patch_of(record, digest(data)), barrier, ((), 0))
+        return self.index.publish(Move(ID, record.seq, record.previous, patch_of(record, digest(data)), barrier))
 
     def install(self, state: State, adopt: str | None) -> None:
         self.index.install(ID, state, adopt or "")
