@@ -10,7 +10,7 @@ import atexit
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Event as Signal
 from threading import Lock, Thread
@@ -36,13 +36,17 @@ PAUSE_SECONDS: Final = 0.01
 """Between asking and ringing: the commit's own answer goes first, and commits of so short a while ring once."""
 
 
+RUNG_TOGETHER: Final = 64
+"""Datasets whose bells ring in one go: Redis is asked once for all of them."""
+
+
 class Bell:
-    """Calls `ring(dataset)` in the background. Safe for threads and over a fork; what was asked rings before an exit."""
+    """Calls `ring(datasets)` in the background. Safe for threads and over a fork; what was asked rings before an exit."""
 
     _ringer: _Ringer | None
     _asked: set[DatasetId]
 
-    def __init__(self, ring: Callable[[DatasetId], None]) -> None:
+    def __init__(self, ring: Callable[[Sequence[DatasetId]], object]) -> None:
         self._ring = ring
         self._begin()
         _BELLS.add(self)
@@ -68,21 +72,25 @@ class Bell:
         """As new: in a forked child the thread is gone, and the lock may be one that nobody is left to release."""
         self._lock, self._ringer, self._asked = Lock(), None, set()
 
-    def _rung(self, dataset: DatasetId) -> None:
+    def _rung(self, datasets: Sequence[DatasetId]) -> None:
         with self._lock:
-            self._asked.discard(dataset)
+            self._asked.difference_update(datasets)
         try:
-            self._ring(dataset)
-        except BrokerError as error:  # the janitor finds the bell unrung, and reports why if it cannot ring either
-            log.debug("%s: not rung: %s", dataset, error)
-        except Exception:  # one dataset's surprise must not silence the others
-            log.exception("%s: the bell failed", dataset)
+            self._ring(datasets)
+        except Exception as error:  # one dataset's surprise must not silence the others
+            if len(datasets) > 1:
+                for dataset in datasets:
+                    self._rung([dataset])
+            elif isinstance(error, BrokerError):  # the janitor finds the bell unrung, and reports why if it cannot ring either
+                log.debug("%s: not rung: %s", datasets[0], error)
+            else:
+                log.exception("%s: the bell failed", datasets[0])
 
 
 class _Ringer:
     """One thread and its own queue: whoever asks while a bell closes gets another one, and neither takes the other's end."""
 
-    def __init__(self, ring: Callable[[DatasetId], None]) -> None:
+    def __init__(self, ring: Callable[[Sequence[DatasetId]], None]) -> None:
         self._ring, self._closing = ring, Signal()
         self.queue = SimpleQueue[DatasetId | None]()
         self._thread = Thread(target=self._run, name="bell", daemon=True)
@@ -94,9 +102,14 @@ class _Ringer:
         self._thread.join()
 
     def _run(self) -> None:
-        while (dataset := self.queue.get()) is not None:
+        asked = self.queue.get()
+        while asked is not None:
             self._closing.wait(PAUSE_SECONDS)
-            self._ring(dataset)
+            group = [asked]
+            while len(group) < RUNG_TOGETHER and not self.queue.empty() and (asked := self.queue.get()) is not None:
+                group.append(asked)
+            self._ring(group)
+            asked = asked and self.queue.get()
 
 
 _BELLS: Final = WeakSet[Bell]()

@@ -50,9 +50,9 @@ class Catalog:
 
     def __init__(self, index: Index, store: ObjectStore, settings: Settings, on_step: OnStep = nothing) -> None:
         self._index, self._store, self._settings, self._on_step = index, store, settings, on_step
-        self._bell, self._sealed = Bell(self._notify), Sealed(store)
+        self._bell, self._sealed = Bell(self._notify_all), Sealed(store)
         self._driver = Driver(index, self._sealed, settings, self._bell.ask, on_step)
-        self._notices = Notices(index, store, lambda log: self._driver.head(log).state, self.known)
+        self._notices = Notices(index, store, self._seen, self.known)
 
     def slot(self, dataset: DatasetId) -> Slot:
         return self._index.slot(dataset)
@@ -237,6 +237,15 @@ class Catalog:
         return self._sealed.check(dataset, self.known(dataset))
 
     # --- the bell for those who read without Redis
+
+    def _seen(self, logs: Sequence[DatasetId]) -> list[State | BrokerError]:
+        return [view.state if isinstance(view, HeadView) else view for view in self._driver.heads(logs)]
+
+    def _notify_all(self, logs: Sequence[DatasetId]) -> None:
+        for _ in logs:
+            self._on_step("notify")
+        for dataset, error in self._notices.ring_all(logs).items():  # the janitor finds the bell unrung, and says why
+            log.debug("%s: not rung: %s", dataset, error)
 
     def _notify(self, dataset: DatasetId, anew: bool = False) -> None:
         self._on_step("notify")

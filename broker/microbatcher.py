@@ -2,16 +2,17 @@
 
     ready datasets, oldest first ──► close: read (consumed, until], coalesce, write files ──► wait in Redis ──► commit ──► trim
 
-All waiting batches of a dataset go into one version. Memory holds one batch of one log slot at a time, or small ones of several
-datasets that are no more together, whatever the number of datasets and keys. A crash anywhere leaves the entries in
-the log, and at most files that nobody names.
+Datasets are served in groups: each step asks Redis once for all of them, and their files are written side by side. All waiting
+batches of a dataset go into one version. Memory holds one batch of one log slot at a time, or small ones of several datasets
+that are no more together, whatever the number of datasets and keys. A crash anywhere leaves the entries in the log, and at
+most files that nobody names.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -19,9 +20,9 @@ from typing import Final
 
 from broker.backend.batches import Batches
 from broker.backend.logs import Logs
-from broker.catalog import Catalog
+from broker.catalog import Catalog, Wanted
 from broker.errors import BrokerError
-from broker.microbatcher_closing import Closer
+from broker.microbatcher_closing import Closer, First
 from broker.microbatcher_slots import HeldSlots
 from broker.model.commit import Body
 from broker.model.names import DatasetId
@@ -48,7 +49,7 @@ SERVED: Final = 64
 GLANCED: Final = 64
 """Datasets of one pass that are not due yet and may be closed by their size."""
 THREADS: Final = 8
-"""Small batches of so many datasets are made at once: they wait for disks and servers, not for this processor."""
+"""Files of so many datasets are written at once: they wait for disks and servers, not for this processor."""
 SMALL_BYTES: Final = 1 << 20
 """Of one dataset: read in one round trip."""
 POLL_SECONDS: Final = 0.02
@@ -97,6 +98,51 @@ class _Due:
     bytes: int
 
 
+@dataclass(slots=True)
+class _Work:
+    """A dataset in a group. `state` is the one before the commit, then the one behind it."""
+
+    due: _Due
+    state: State
+    waiting: dict[int, Batch] = field(default_factory=dict)
+    made: list[Batch] = field(default_factory=list)
+    taken: list[Batch] = field(default_factory=list)
+    landed: int = 0
+    error: BrokerError | None = None
+
+    @property
+    def dataset(self) -> DatasetId:
+        return self.due.dataset
+
+    @property
+    def closing(self) -> Set[int]:
+        return self.due.closing.keys()
+
+    @property
+    def wanted(self) -> dict[int, Reason]:
+        """Log slots of which no batch with files waits that still counts."""
+        written = {batch.slot for batch in batches_of(self.state, self.waiting.values()) if batch.files}
+        return {slot: reason for slot, reason in self.due.closing.items() if slot not in written}
+
+    def commit(self) -> Wanted:
+        batches = [*(self.waiting | {batch.slot: batch for batch in self.made}).values()]
+        self.waiting = {batch.slot: batch for batch in batches}
+        age_seconds = max((time.time() - batch.written_at for batch in batches), default=0.0)
+        return Wanted(self.dataset, self._body, PRODUCER, time.monotonic() - age_seconds)
+
+    def _body(self, state: State) -> Body | None:
+        check_mixture(state)
+        found = batches_of(state, self.waiting.values())
+        version = version_of(state, found)
+        if version is not None:
+            self.taken, self.landed = found, version.edge.version
+        return version
+
+    def unfit(self) -> set[int]:
+        """Log slots whose waiting batch is in a version, or fits none any more."""
+        return {slot for slot, batch in self.waiting.items() if not fits(self.state, batch)}
+
+
 class MicroBatcher:
     """Any number of processes may run it: leases share the work, the head decides what counts. One thread an object."""
 
@@ -106,7 +152,6 @@ class MicroBatcher:
         self._batches, self._logs, self._held, self._catalog, self._closer = batches, logs, held, catalog, closer
         self._limits, self._on_step = closer.limits, on_step
         self._paused, self._lead_ms = dict[DatasetId, tuple[float, float]](), 0.0
-        self._small_bytes = self._limits.bytes // THREADS
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="microbatch")
 
     def run_once(self, owner: str) -> BatchReport:
@@ -115,12 +160,8 @@ class MicroBatcher:
         report = BatchReport()
         now_ms, ready = self._ready()
         now_ms += self._lead_ms
-        due = self._due(now_ms, ready)
-        small = [one for one in due if one.bytes <= self._small_bytes]
-        if len(small) > 1:
-            list(self._pool.map(lambda one: self._serve(one, report), small))
-        for one in due if len(small) < 2 else [one for one in due if one.bytes > self._small_bytes]:
-            self._serve(one, report)
+        for group in self._groups(self._due(now_ms, ready)):
+            self._serve(group, report)
         report.due_seconds = 0.0 if report.versions else self._until_due(now_ms, ready)
         return report
 
@@ -161,76 +202,115 @@ class MicroBatcher:
         left_ms = (min(slots.values()) + self._limits.age_ms - now_ms for slots in ready.values())
         return min((left / 1000 for left in left_ms if 0 < left < POLL_SECONDS * 1000), default=POLL_SECONDS)
 
-    # --- serving one dataset
+    def _groups(self, due: Iterable[_Due]) -> Iterator[list[_Due]]:
+        """In their order, as many together as a batch may hold bytes."""
+        group, size = list[_Due](), 0
+        for one in due:
+            if group and size + one.bytes > self._limits.bytes:
+                yield group
+                group, size = [], 0
+            group.append(one)
+            size += one.bytes
+        if group:
+            yield group
 
-    def _serve(self, due: _Due, report: BatchReport) -> None:
+    # --- serving a group
+
+    def _serve(self, group: Sequence[_Due], report: BatchReport) -> None:
         """One dataset's harm, or its writer's lease, must not keep the others waiting."""
-        dataset = due.dataset
+        begun, works = time.monotonic(), self._opened(group, report)
         try:
-            state = self._catalog.state(dataset)
-            check_mixture(state)
-            if not state.spec.order and self._batches.writing(dataset):
-                report.held_up.append(dataset)
-                self._paused[dataset] = (time.monotonic() + WRITING_SECONDS, 0.0)
-                return
-            begun = time.monotonic()
-            self._batch(state, due, report)
+            self._close(works)
+            self._commit([work for work in works if not work.error])
+            self._tidy([work for work in works if not work.error])
+        except BrokerError as error:  # of a step that all of them share
+            for work in works:
+                work.error = work.error or error
+        for work in works:
+            if work.error:
+                self._failed(work.dataset, work.error, report)
+            else:
+                self._paused.pop(work.dataset, None)
+                report.add(len(work.made), work.taken)
+        if any(not work.error for work in works):
             self._learn((time.monotonic() - begun) * 1000)
-            self._paused.pop(dataset, None)
+
+    def _opened(self, group: Sequence[_Due], report: BatchReport) -> list[_Work]:
+        """Those that may be served, with their states."""
+        states, works = self._states([due.dataset for due in group]), list[_Work]()
+        for due, state in zip(group, states, strict=True):
+            try:
+                if isinstance(state, BrokerError):
+                    raise state
+                check_mixture(state)
+                works.append(_Work(due, state))
+            except BrokerError as error:
+                self._failed(due.dataset, error, report)
+        plain = [work.dataset for work in works if not work.state.spec.order]
+        held_up = self._batches.writing(plain) if plain else set()
+        for dataset in held_up:
+            report.held_up.append(dataset)
+            self._paused[dataset] = (time.monotonic() + WRITING_SECONDS, 0.0)
+        return [work for work in works if work.dataset not in held_up]
+
+    def _states(self, datasets: Sequence[DatasetId]) -> Sequence[State | BrokerError]:
+        try:
+            return self._catalog.states(datasets)
         except BrokerError as error:
-            report.failed[dataset] = str(error)
-            _, before = self._paused.get(dataset, (0.0, 0.0))
-            pause = min(LONGEST_PAUSE_SECONDS, before * 2 or FIRST_PAUSE_SECONDS)
-            self._paused[dataset] = (time.monotonic() + pause, pause)
-            log.warning("%s: %s; again in %.2f s", dataset, error, pause)
+            return [error] * len(datasets)
+
+    def _close(self, works: Sequence[_Work]) -> None:
+        """The files of what closes and waits nowhere yet."""
+        since = time.time() - self._limits.file_seconds
+        for work, found in zip(works, self._batches.waiting([work.dataset for work in works]), strict=True):
+            # Files that a sweep may take for orphans before they are named are written anew.
+            work.waiting = {batch.slot: batch for batch in found if batch.written_at > since}
+        first = self._closer.first((work.state, work.wanted) for work in works if work.due.bytes <= SMALL_BYTES)
+
+        run = self._pool.map if len(works) > 1 else map
+        for work, made in zip(works, run(lambda work: self._made(work, first), works), strict=True):
+            work.made, work.error = ([], made) if isinstance(made, BrokerError) else (made, None)
+        closed = {work.dataset: work.made for work in works if work.made and not work.error}
+        if closed:
+            self._batches.put(closed)
+            self._on_step("waiting")
+
+    def _made(self, work: _Work, first: First) -> list[Batch] | BrokerError:
+        try:
+            return self._closer.close_all(work.state, work.wanted, first)
+        except BrokerError as error:
+            return error
+
+    def _commit(self, works: Sequence[_Work]) -> None:
+        """Of each dataset all batches that wait, whoever made them, in one version. What others close meanwhile is theirs.
+
+        A lost reply needs no memory: on the new head these batches fit no more, and nothing is left to do.
+        """
+        for work, state in zip(works, self._catalog.commit_all([work.commit() for work in works]), strict=True):
+            if isinstance(state, BrokerError):
+                work.error = state
+                continue
+            work.state = state
+            if work.taken and log.isEnabledFor(logging.DEBUG):
+                log.debug("sealed", extra=line(state, work.landed, rows=_rows(work.taken), blocks=_blocks(work.taken)))
+        self._on_step("committed")
+
+    def _tidy(self, works: Sequence[_Work]) -> None:
+        """Forget what versions hold by now."""
+        self._batches.drop({work.dataset: work.closing & work.unfit() for work in works})
+        self._logs.trim_all((work.state, work.closing) for work in works)
+        self._on_step("trimmed")
+
+    def _failed(self, dataset: DatasetId, error: BrokerError, report: BatchReport) -> None:
+        report.failed[dataset] = str(error)
+        _, before = self._paused.get(dataset, (0.0, 0.0))
+        pause = min(LONGEST_PAUSE_SECONDS, before * 2 or FIRST_PAUSE_SECONDS)
+        self._paused[dataset] = (time.monotonic() + pause, pause)
+        log.warning("%s: %s; again in %.2f s", dataset, error, pause)
 
     def _learn(self, took_ms: float) -> None:
         """Batches close by age so much sooner that they are visible, not only closed, when their time is over."""
         self._lead_ms = min(self._limits.age_ms / 2, 0.8 * self._lead_ms + 0.2 * took_ms)
-
-    def _batch(self, state: State, due: _Due, report: BatchReport) -> None:
-        dataset, closing = due.dataset, due.closing
-        waiting = {batch.slot: batch for batch in self._waiting(dataset)}
-        written = {batch.slot for batch in batches_of(state, waiting.values()) if batch.files}
-        wanted = {slot: reason for slot, reason in closing.items() if slot not in written}
-        made = self._closer.close_all(state, wanted, small=due.bytes <= SMALL_BYTES)
-        if made:
-            self._batches.put(dataset, made)
-            self._on_step("waiting")
-        waiting |= {batch.slot: batch for batch in made}
-        state, taken = self._commit(dataset, [*waiting.values()])
-        self._on_step("committed")
-        self._batches.drop(dataset, closing.keys() & {slot for slot, batch in waiting.items() if not fits(state, batch)})
-        self._logs.trim_all(state, closing)
-        self._on_step("trimmed")
-        report.add(len(made), taken)
-
-    def _waiting(self, dataset: DatasetId) -> list[Batch]:
-        """Those whose files no sweep may take for orphans before they are named."""
-        since = time.time() - self._limits.file_seconds
-        return [batch for batch in self._batches.waiting(dataset) if batch.written_at > since]
-
-    def _commit(self, dataset: DatasetId, waiting: Sequence[Batch]) -> tuple[State, list[Batch]]:
-        """All batches that wait, whoever made them, in one version. What others close meanwhile is left to them.
-
-        A lost reply needs no memory: on the new head these batches fit no more, and nothing is left to do.
-        """
-        age_seconds = max((time.time() - batch.written_at for batch in waiting), default=0.0)
-        taken, landed = list[Batch](), 0
-
-        def body(state: State) -> Body | None:
-            nonlocal landed
-            check_mixture(state)
-            found = batches_of(state, waiting)
-            version = version_of(state, found)
-            if version is not None:
-                taken[:], landed = found, version.edge.version
-            return version
-
-        state = self._catalog.commit(dataset, body, PRODUCER, uploaded_at=time.monotonic() - age_seconds)
-        if taken and log.isEnabledFor(logging.DEBUG):
-            log.debug("sealed", extra=line(state, landed, rows=_rows(taken), blocks=_blocks(taken)))
-        return state, taken
 
 
 def _rows(taken: Iterable[Batch]) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from broker.backend.logs import FIRST_READ, LogEntry, Logs
 from broker.catalog import Catalog
@@ -21,6 +21,8 @@ from broker.rules.batching import Batch, Limits, Reason, Seen, epoch_of, marks_a
 from broker.rules.fold import State
 from broker.rules.steps import OnStep, nothing
 
+First: TypeAlias = Mapping[tuple[DatasetId, int], Sequence[LogEntry]]
+"""Dataset and log slot -> its first entries, where they were read already."""
 ALTER_TRIES: Final = 3
 """Others may make the schema grow at the same moment."""
 
@@ -54,17 +56,18 @@ class Closer:
         self._logs, self._catalog, self._writer, self._publication = logs, catalog, writer, publication
         self.limits, self._on_step = limits, on_step
 
-    def close_all(self, state: State, closing: Mapping[int, Reason], small: bool) -> list[Batch]:
-        """The batches behind what `state` has consumed of log slots, as far as there is anything. Raises as `close`.
+    def first(self, wanted: Iterable[tuple[State, Collection[int]]]) -> First:
+        """What lies behind the ends of these datasets' log slots, read together: for those in which little waits."""
+        after = {(DatasetId(state.dataset), slot): state.consumed(slot) for state, slots in wanted for slot in slots}
+        return self._logs.first(after) if after else {}
 
-        `small`: little waits in all of them together, so it is read together.
-        """
-        dataset, after = DatasetId(state.dataset), {slot: state.consumed(slot) for slot in closing}
-        first = self._logs.first(dataset, after) if small and after else {}
-        batches = (self.close(state, slot, reason, first.get(slot)) for slot, reason in closing.items())
+    def close_all(self, state: State, closing: Mapping[int, Reason], first: First) -> list[Batch]:
+        """The batches behind what `state` has consumed of log slots, as far as there is anything. Raises as `close`."""
+        dataset = DatasetId(state.dataset)
+        batches = (self.close(state, slot, reason, first.get((dataset, slot))) for slot, reason in closing.items())
         return [batch for batch in batches if batch is not None]
 
-    def close(self, state: State, slot: int, reason: Reason, first: list[LogEntry] | None = None) -> Batch | None:
+    def close(self, state: State, slot: int, reason: Reason, first: Sequence[LogEntry] | None = None) -> Batch | None:
         """The batch behind what `state` has consumed of a log slot, its files complete; None: nothing is there.
 
         `first`: the first entries, where they were read already; fewer than FIRST_READ are all.
@@ -95,7 +98,7 @@ class Closer:
                 break
         return taken
 
-    def _entries(self, state: State, slot: int, first: list[LogEntry] | None) -> Iterator[LogEntry]:
+    def _entries(self, state: State, slot: int, first: Sequence[LogEntry] | None) -> Iterator[LogEntry]:
         after = state.consumed(slot)
         if first is not None:
             yield from first

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from broker.backend.client import RedisClient
-from broker.backend.driver_errors import broker_error
 from broker.backend.index import Index
 from broker.backend.keys import Slot, writer_lease
 from broker.backend.lanes import Argument
@@ -25,18 +24,19 @@ class Batches:
     def __init__(self, redis: RedisClient, index: Index, logs: Logs) -> None:
         self._redis, self._index, self._logs = redis, index, logs
 
-    def put(self, dataset: DatasetId, batches: Sequence[Batch]) -> None:
-        """They wait for the next commit, each in the place of its log slot's former one."""
-        fields = [item for batch in batches for item in (str(batch.slot), batch.model_dump_json(exclude_defaults=True))]
-        self._redis.run("HSET", self._index.slot(dataset).batches(dataset), *fields)
+    def put(self, made: Mapping[DatasetId, Sequence[Batch]]) -> None:
+        """They wait for the next commit of their dataset, each in the place of its log slot's former one."""
+        self._redis.replies([self._putting(*item) for item in made.items()], "micro-batches")
 
-    def waiting(self, dataset: DatasetId) -> list[Batch]:
-        return [Batch.model_validate_json(text) for text in self._redis.run("HVALS", self._key(dataset), writes=False)]
+    def waiting(self, datasets: Sequence[DatasetId]) -> list[list[Batch]]:
+        """Of each dataset."""
+        texts = self._redis.replies([("HVALS", self._key(dataset)) for dataset in datasets], "micro-batches", writes=False)
+        return [[Batch.model_validate_json(text) for text in found] for found in texts]
 
-    def drop(self, dataset: DatasetId, slots: Iterable[int]) -> None:
-        """They are in a version, or fit none any more."""
-        if names := [str(slot) for slot in slots]:
-            self._redis.run("HDEL", self._key(dataset), *names)
+    def drop(self, gone: Mapping[DatasetId, Collection[int]]) -> None:
+        """Those of these log slots are in a version, or fit none any more."""
+        commands: list[list[Argument]] = [["HDEL", self._key(dataset), *slots] for dataset, slots in gone.items() if slots]
+        self._redis.replies(commands, "micro-batches")
 
     def ready(self, places: Sequence[tuple[int, Slot]]) -> tuple[int, dict[DatasetId, dict[int, int]]]:
         """Redis' time (ms), and per dataset with unbatched entries in log slots (number, slot) the time of its oldest in each.
@@ -44,7 +44,7 @@ class Batches:
         One round trip; of a slot the oldest MOST_READY.
         """
         commands = [("ZRANGE", slot.ready, 0, MOST_READY - 1, "WITHSCORES") for _, slot in places]
-        clock, *replies = self._replies([("TIME",), *commands])
+        clock, *replies = self._redis.replies([("TIME",), *commands], "change logs", writes=False)
         found = dict[DatasetId, dict[int, int]]()
         for (number, _), flat in zip(places, replies, strict=True):
             for name, at in zip(flat[::2], flat[1::2], strict=True):
@@ -54,25 +54,26 @@ class Batches:
     def totals(self, places: Sequence[tuple[DatasetId, int]]) -> list[Logged]:
         """What of each dataset lies in each log slot, in one round trip."""
         commands = [("HMGET", self._logs.slot(dataset, number).logged(dataset), *TOTALS) for dataset, number in places]
-        return [Logged(*(int(value or 0) for value in reply)) for reply in self._replies(commands)]
+        return [
+            Logged(*(int(value or 0) for value in reply))
+            for reply in self._redis.replies(commands, "change logs", writes=False)
+        ]
 
-    def writing(self, dataset: DatasetId) -> bool:
-        """Whether somebody holds the dataset's writer lease."""
-        until = self._redis.run("HGET", self._index.slot(dataset).lease(writer_lease(dataset)), "until", writes=False)
-        return until is not None and int(until) > self.now_ms()
+    def writing(self, datasets: Sequence[DatasetId]) -> set[DatasetId]:
+        """Of these the ones whose writer lease somebody holds."""
+        leases = [("HGET", self._index.slot(dataset).lease(writer_lease(dataset)), "until") for dataset in datasets]
+        untils = self._redis.replies(leases, "writer leases", writes=False)
+        now_ms = self.now_ms() if any(untils) else 0
+        return {dataset for dataset, until in zip(datasets, untils, strict=True) if until is not None and int(until) > now_ms}
 
     def now_ms(self) -> int:
         """By Redis' clock, which dates entries and leases."""
         seconds, micros = self._redis.run("TIME", writes=False)
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _replies(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        """Of reads. Raises what was refused."""
-        replies = self._redis.pipeline(commands, "change logs", writes=False) if commands else []
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise broker_error(reply, "change logs", unknown=False) from reply
-        return replies
+    def _putting(self, dataset: DatasetId, batches: Sequence[Batch]) -> list[Argument]:
+        fields = [item for batch in batches for item in (str(batch.slot), batch.model_dump_json(exclude_defaults=True))]
+        return ["HSET", self._key(dataset), *fields]
 
     def _key(self, dataset: DatasetId) -> bytes:
         return self._index.slot(dataset).batches(dataset)

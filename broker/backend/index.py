@@ -118,8 +118,9 @@ class Index:
             found[log] = Glance(seq, reply[1] != run_id or notified < seq or reserved > seq)
         return found
 
-    def mark_notified(self, dataset: DatasetId, seq: int) -> None:
-        self.redis.run("HSET", self.slot(dataset).head(dataset), "notified", seq)
+    def mark_notified(self, rung: Sequence[tuple[DatasetId, int]]) -> None:
+        """Up to which record of a log the bell has rung."""
+        self.redis.replies([("HSET", self.slot(log).head(log), "notified", seq) for log, seq in rung], "the bell")
 
     def load(self, dataset: DatasetId) -> State:
         """The whole projection, read at one moment."""

@@ -49,6 +49,7 @@ Of a listener's durable cursor, `{=events.<name>}`:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 from zlib import crc32
 
@@ -66,6 +67,7 @@ PRODUCERS: Final = b"producers"
 READERS: Final = b"readers"
 
 
+@lru_cache(maxsize=100_000)
 def slot_for(dataset: DatasetId, shards: int) -> str:
     """`domain.shard`: a tenant's hash picks one of the domain's shards."""
     return f"{dataset.domain}.{crc32(dataset.tenant.encode()) % shards}"

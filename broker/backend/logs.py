@@ -164,20 +164,21 @@ class Logs:
         keys, arguments = self._trimming(state, number)
         return int(self._redis.call(self._trim, keys, arguments))
 
-    def trim_all(self, state: State, numbers: Iterable[int]) -> None:
-        """`trim` of several slots in one round trip."""
-        for reply in self._redis.call_many(self._trim, [self._trimming(state, number) for number in numbers]):
+    def trim_all(self, states: Iterable[tuple[State, Iterable[int]]]) -> None:
+        """`trim` of several slots of several datasets in one round trip."""
+        calls = [self._trimming(state, number) for state, numbers in states for number in numbers]
+        for reply in self._redis.call_many(self._trim, calls):
             if isinstance(reply, BrokerError):
                 raise reply
 
-    def first(self, dataset: DatasetId, after: Mapping[int, str]) -> dict[int, list[LogEntry]]:
-        """Of each slot the first FIRST_READ entries behind an id, in one round trip: fewer say that those are all."""
+    def first(self, after: Mapping[tuple[DatasetId, int], str]) -> dict[tuple[DatasetId, int], list[LogEntry]]:
+        """Of each dataset and slot the first FIRST_READ entries behind an id, in one round trip: fewer are all there are."""
         commands = [
             ("XRANGE", self.slot(dataset, number).log(dataset), f"({id}", "+", "COUNT", FIRST_READ)
-            for number, id in after.items()
+            for (dataset, number), id in after.items()
         ]
-        replies = self._redis.pipeline(commands, dataset, writes=False)
-        return {number: [_entry(*entry) for entry in _good(reply)] for number, reply in zip(after, replies, strict=True)}
+        replies = self._redis.replies(commands, "change logs", writes=False)
+        return {place: [_entry(*entry) for entry in reply] for place, reply in zip(after, replies, strict=True)}
 
     def last_id(self, dataset: DatasetId, number: int) -> str:
         """Id of the newest entry; '0-0' when there is none."""

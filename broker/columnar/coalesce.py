@@ -53,7 +53,7 @@ def coalesce(spec: DatasetSpec, changes: Iterable[Changes], database: Database) 
     groups = _grouped(changes)
     schema = _settled(spec, groups)
     sides = list(_sides(spec, groups, arrow_schema(schema)))
-    stand = _standing(spec, sides, database) if sides else None
+    stand = _standing(spec, sides, database) if sum(side.rows.num_rows for side in sides) > 1 else None
     rows = {side.gone: side.rows if stand is None else side.of(stand) for side in sides}
     dropped = 0 if stand is None else sum(side.rows.num_rows for side in sides) - len(stand)
     return Coalesced(rows.get(False), rows.get(True), schema, dropped)

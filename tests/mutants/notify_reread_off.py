@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from broker.bell_notices import Notices
+from broker.model.names import DatasetId
 
 
-def content(self: Notices, *_: Any) -> bool:
+def content(self: Notices, *_: Any) -> set[DatasetId]:
     del self
-    return True
+    return set()
 
 
-Notices._stands = content  # type: ignore[method-assign]
+Notices._moved = content  # type: ignore[method-assign, assignment]

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
 
@@ -41,7 +42,7 @@ ONE, TWO = DatasetId("t/d/one"), DatasetId("t/d/two")
 
 def test_it_rings_for_everything_that_was_asked_before_it_closes() -> None:
     rung = list[DatasetId]()
-    bell = Bell(rung.append)
+    bell = Bell(rung.extend)
     bell.ask(ONE)
     bell.ask(TWO)
     bell.close()
@@ -54,10 +55,10 @@ def test_it_rings_for_everything_that_was_asked_before_it_closes() -> None:
 def test_asked_many_times_before_it_rang_it_rings_once_more() -> None:
     rung, ringing, go = list[DatasetId](), Event(), Event()
 
-    def ring(dataset: DatasetId) -> None:
+    def ring(datasets: Sequence[DatasetId]) -> None:
         ringing.set()
         assert go.wait(30)
-        rung.append(dataset)
+        rung.extend(datasets)
 
     bell = Bell(ring)
     bell.ask(ONE)
@@ -72,10 +73,10 @@ def test_asked_many_times_before_it_rang_it_rings_once_more() -> None:
 def test_asked_while_it_closes_it_closes_and_rings_all_the_same() -> None:
     rung, ringing, go = list[DatasetId](), Event(), Event()
 
-    def ring(dataset: DatasetId) -> None:
+    def ring(datasets: Sequence[DatasetId]) -> None:
         ringing.set()
         assert go.wait(30)
-        rung.append(dataset)
+        rung.extend(datasets)
 
     bell = Bell(ring)
     bell.ask(ONE)
@@ -95,10 +96,10 @@ def test_asked_while_it_closes_it_closes_and_rings_all_the_same() -> None:
 def test_a_ring_that_fails_does_not_silence_the_others(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     rung = list[DatasetId]()
 
-    def ring(dataset: DatasetId) -> None:
-        if dataset == ONE:
+    def ring(datasets: Sequence[DatasetId]) -> None:
+        if ONE in datasets:
             raise error
-        rung.append(dataset)
+        rung.extend(datasets)
 
     bell = Bell(ring)
     with caplog.at_level(logging.DEBUG, "broker.bell"):
@@ -114,9 +115,10 @@ def test_a_process_that_ends_without_closing_has_rung_all_the_same(tmp_path: Pat
 import atexit, pathlib, threading
 from broker.bell import Bell
 begun = threading.Event()
-def ring(dataset):
+def ring(datasets):
     begun.wait(30)
-    pathlib.Path({str(tmp_path)!r}, dataset).touch()
+    for dataset in datasets:
+        pathlib.Path({str(tmp_path)!r}, dataset).touch()
 bell = Bell(ring)
 bell.ask("one")
 bell.ask("two")
@@ -128,7 +130,7 @@ atexit.register(begun.set)
 
 def test_a_child_forked_while_somebody_asks_has_a_bell_of_its_own() -> None:
     rung = list[DatasetId]()
-    bell = Bell(rung.append)
+    bell = Bell(rung.extend)
     reader, writer = os.pipe()
     with bell._lock:  # as held by a thread that the child does not have
         child = os.fork()

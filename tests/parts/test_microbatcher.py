@@ -260,7 +260,7 @@ def test_whoever_commits_takes_the_batches_that_others_left_waiting(b: broker.Br
     dead.batcher._commit = _die  # type: ignore[method-assign,assignment]
     with pytest.raises(Died):
         until_versions(dead)
-    left = {file.key for batch in dead.batcher._batches.waiting(OFFERS) for file in batch.files}
+    left = {file.key for batch in dead.batcher._batches.waiting([OFFERS])[0] for file in batch.files}
     dead.close()
     heir = Batching(b.parts, "heir")
     (report,) = until_versions(heir)
