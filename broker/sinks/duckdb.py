@@ -21,6 +21,7 @@ from broker.columnar.sql import listed, quoted, text_literal
 from broker.columnar.types import arrow_schema
 from broker.errors import BadData, BrokerError, Busy, Conflict, Corrupt, NotFound
 from broker.model.dataset import Schema
+from broker.sinks.duckdb_file import DuckDBFile
 from broker.sinks.merge import Transaction, alterations
 from broker.sinks.port import Batch, Shape, nothing
 from broker.sinks.sql import FileSink
@@ -69,7 +70,7 @@ class DuckDB(FileSink):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(path, table, on_step, clock)
-        self._memory = memory_limit_bytes
+        self._memory, self._file = memory_limit_bytes, DuckDBFile.at(self.path)
 
     def digest(self) -> ContentDigest:
         """The content digest of the rows, by key bucket, computed in the file's own database."""
@@ -86,24 +87,14 @@ class DuckDB(FileSink):
     def _begun(self, *, write: bool) -> Iterator[Transaction]:
         tx = None
         try:
-            with self._connect(write=write) as connection:
+            with self._file.opened(write) as connection:
                 connection.execute(f"SET memory_limit = '{self._memory}B'")
-                # Order costs memory: a replica is a set of rows.
-                connection.execute("SET preserve_insertion_order = false")
                 connection.execute("BEGIN")
                 tx = DuckDBTransaction(connection)
                 yield tx
                 connection.execute("COMMIT")
         except duckdb.Error as error:
             raise (tx and tx.source_error) or mapped(error, self.place) from error
-
-    def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
-        if write:
-            return duckdb.connect(self.path)
-        try:
-            return duckdb.connect(self.path, read_only=True)
-        except duckdb.ConnectionException:  # open for writing in this very process
-            return duckdb.connect(self.path)
 
     def _select(self, tx: Transaction, columns: Sequence[str], shape: Shape) -> pa.Table:
         assert isinstance(tx, DuckDBTransaction)
@@ -124,7 +115,10 @@ class DuckDBTransaction(Transaction):
         return rows[0] if rows else None
 
     def has_table(self, table: str) -> bool:
-        sql = "SELECT 1 FROM duckdb_tables() WHERE lower(table_name) = lower(?) AND schema_name = 'main' AND NOT temporary"
+        sql = (
+            "SELECT 1 FROM duckdb_tables() WHERE lower(table_name) = lower(?) AND schema_name = 'main' AND NOT temporary"
+            " AND database_name = current_database()"
+        )
         return self.first(sql, table) is not None
 
     def create(self, table: str, schema: Schema, key: Sequence[str]) -> None:
