@@ -4,7 +4,7 @@
 The product drives them against Redis and the store (catalog.py); the simulator drives the very same code through lost
 replies, delayed writes, crashes and a Redis that forgets. Dropping the generator at a yield is a crash at that step.
 
-    read head ──► reserve ──► seal ──► read back ──► publish ──► notify ──► read head: is the work done? ──► state
+    read head ──► reserve ──► seal ──► read back ──► publish ──► notify ──► own record? ──► state
         │            │ occupied: settle the other's reservation ─┐
         │            │ moved ────────────────────────────────────┤ begin again: every round asks the draft anew
         └ another incarnation of Redis: walk the log, seal a barrier ┘
@@ -192,7 +192,8 @@ def commit(draft: Draft) -> Generator[Effect, Any, State]:
         data = record.to_bytes()
         answer: ReserveAnswer = yield Reserve(record.seq, record.previous, data, draft.lease, draft.age_seconds())
         if answer.kind == "reserved":
-            yield from settle(record.seq, data)
+            if (yield from settle(record.seq, data)) == data:
+                return fold(view.state, data)
         elif answer.kind == "fenced":
             raise Fenced(
                 "the lease was lost before the commit", of=str(draft.lease), hint="Stop: somebody else does this work now"
@@ -204,15 +205,15 @@ def commit(draft: Draft) -> Generator[Effect, Any, State]:
     raise StaleBase("the head moved too often", of=draft.producer, why=f"{MAX_ROUNDS} rounds", hint="Use fewer writers at once")
 
 
-def settle(seq: int, data: bytes) -> Step:
-    """Seal `data` at `seq` unless something stands there; publish what stands there; ring the bell."""
+def settle(seq: int, data: bytes) -> Generator[Effect, Any, bytes]:
+    """Seal `data` at `seq` unless something stands there; publish what stands there; ring the bell. -> what stands there"""
     for _ in range(MAX_ROUNDS):
         yield Seal(seq, data)
         found = yield from _read_back(seq, data)
         if found is not None:
             yield from publish(seq, found)
             yield Notify()
-            return
+            return found
     raise Reconciling("the store takes writes and does not show them", of=f"log {seq}", hint="Check the store: broker doctor")
 
 
