@@ -11,7 +11,7 @@ from benchmarks.common import HEADER
 
 CLAIMS = (
     "start", "requests_at_submit", "requests_through_stream", "productions", "snapshots", "differences", "replicas", "appends",
-    "microbatches", "compaction", "promotions",
+    "microbatches", "compaction", "promotions", "planning", "cycles",
 )  # fmt: skip
 
 

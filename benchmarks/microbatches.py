@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ from benchmarks.common import MEBIBYTE, ROOT, Row, offers, peak_bytes, percentil
 from broker.backend.logs import Logs
 from broker.connect import Broker, Dataset
 from broker.errors import Overloaded
+from broker.settings import home_folder
+from broker.sinks.duckdb import DuckDB
 
 DATASET = "shop/catalog/offers"
 SECONDS = float(os.environ.get("BROKER_BENCH_SECONDS", "60"))
@@ -121,6 +124,27 @@ def lone() -> Iterator[Row]:
     yield Row("lone record, max_age 100 ms, visible", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms", "", None, "p50 130 ms", p50 <= 130)
 
 
+def applied() -> Iterator[Row]:
+    """A lone record until a replica in DuckDB, which follows in this process, holds it."""
+    with private_broker(max_age_seconds=0.1) as b, batcher(b):
+        dataset, held = b.dataset(DATASET, key=["sku"], order=["at"]), Event()
+        dataset.changelog.append([{"sku": "warm", "at": 0}])
+        sink = DuckDB(home_folder(b.parts.settings) / "replica.duckdb", "offers")
+        waits = list[float]()
+        with b.replica(DATASET, name="bench", sink=sink).following(told=lambda _: held.set()):
+            held.wait(DRAIN_SECONDS)
+            for number in range(LONE):
+                held.clear()
+                begun = time.perf_counter()
+                dataset.changelog.append([{"sku": "lone", "at": number}])
+                held.wait(DRAIN_SECONDS)
+                waits.append((time.perf_counter() - begun) * 1000)
+    p50, p99 = percentile(waits, 0.5), percentile(waits, 0.99)
+    yield Row(
+        "the same, applied by a replica that follows", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms", "", None, "p50 180 ms", p50 <= 180
+    )
+
+
 def quiet() -> Iterator[Row]:
     """Each dataset gets a record a second; what counts is how old the oldest record is that no version holds."""
     with private_broker() as b:
@@ -151,4 +175,4 @@ def _oldest_seconds(b: Broker, datasets: list[Dataset]) -> float:
 
 
 def run() -> list[Row]:
-    return [*lone(), *quiet(), *through()]
+    return [*lone(), *applied(), *quiet(), *through()]

@@ -19,7 +19,7 @@ from broker.errors import BrokerError, Corrupt, OutcomeUnknown, Reconciling, Tra
 from broker.model.commit import digest, parse_record
 from broker.model.names import DatasetId, log_id
 from broker.rules import publishing as protocol
-from broker.rules.fold import State, apply, fold, patch_of
+from broker.rules.fold import State, after, fold, patch_of
 from broker.rules.publishing import Effect, HeadView, PublishAnswer, ReserveAnswer
 from broker.rules.steps import OnStep, nothing
 from broker.sealed import Sealed
@@ -224,5 +224,5 @@ class Driver:
         known = self.cache.get(move.log)
         fits = known is not None and (known.seq, known.sha) == (move.seq - 1, move.previous)
         if isinstance(answer, PublishAnswer) and answer.kind == "published" and known is not None and fits:
-            self._remember(State(move.log, apply(known.tables, move.patch)))
+            self._remember(after(known, move.patch))
         return answer

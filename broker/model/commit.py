@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, ValidationError
 
@@ -48,6 +48,14 @@ class File(Frozen):
     )
 
 
+Hop: TypeAlias = tuple[int | None, int, int]
+"""An edge for the planner: base, version, weight. Weights add up and compare like (bytes, edges); the lowest bit is free."""
+
+
+def hop_of(base: int | None, version: int, size_bytes: int) -> Hop:
+    return base, version, (size_bytes << 32) + 2
+
+
 class Edge(Frozen):
     """Files that take a replica from version `base` (None: from nothing) to `version`."""
 
@@ -66,9 +74,8 @@ class Edge(Frozen):
         return sum(file.bytes for file in self.files)
 
     @cached_property
-    def hop(self) -> tuple[int | None, int, int]:
-        """(base, version, weight), for the planner. Weights add up and compare like (bytes, edges); the lowest bit is free."""
-        return self.base, self.version, (self.bytes << 32) + 2
+    def hop(self) -> Hop:
+        return hop_of(self.base, self.version, self.bytes)
 
     @property
     def rows(self) -> int:

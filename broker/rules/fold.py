@@ -7,9 +7,11 @@ three cannot drift apart. `patch_of` reads nothing but the record, so whoever ho
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from typing import Any, Final, Literal, get_args
 
 from broker.errors import Corrupt, NotFound
@@ -22,6 +24,7 @@ from broker.model.commit import (
     Drop,
     Edge,
     Hold,
+    Hop,
     Mark,
     Move,
     NewEdge,
@@ -30,6 +33,7 @@ from broker.model.commit import (
     Retire,
     Why,
     digest,
+    hop_of,
     parse_record,
 )
 from broker.model.dataset import DatasetSpec, Frozen
@@ -82,6 +86,7 @@ MARK_SECONDS: Final = 7 * 86_400
 """A producer silent for so long is forgotten: its next block is refused with the number expected."""
 NOTHING_CONSUMED: Final = "0-0"
 """The id before every entry of a stream."""
+_BYTES: Final = re.compile(r'"bytes":(\d+)').findall
 _FORGOTTEN: Final = {"position": "null", "confirmed_at": "0"}
 """A new session has no data yet: what the old one noted and confirmed says nothing about it."""
 
@@ -184,6 +189,12 @@ def _edge(text: str) -> Edge:
     return Edge.model_validate_json(text)
 
 
+def _hop(field: str, text: str) -> Hop:
+    """Read off an edge's text: `bytes` stands in each of its files, and nowhere else with these quotes."""
+    base, _, version = field.partition("-")
+    return hop_of(int(base) if base else None, int(version), sum(map(int, _BYTES(text))))
+
+
 @lru_cache(maxsize=20_000)
 def _source(text: str) -> tuple[str, Mapping[str, Mark]]:
     """How far a log slot is consumed, and its marks: many look between two commits."""
@@ -193,6 +204,9 @@ def _source(text: str) -> tuple[str, Mapping[str, Mark]]:
 
 class State:
     """A dataset as its log tells it, read through typed properties. Immutable; parsed lazily and once."""
+
+    _hops_before: tuple[Hop, ...] | None = None
+    """The hops, unsorted, where the state before knew its own and the patch only added some."""
 
     def __init__(self, dataset: str, tables: Tables | None = None) -> None:
         self.dataset = dataset
@@ -267,6 +281,18 @@ class State:
         return tuple(sorted(found, key=lambda edge: (edge.version, -1 if edge.base is None else edge.base)))
 
     @cached_property
+    def hops(self) -> tuple[Hop, ...]:
+        """All edges for the planner, by version, without parsing them."""
+        found = self._hops_before
+        if found is None:
+            found = tuple(_hop(field, text) for field, text in self.tables["edges"].items())
+        return tuple(sorted(found, key=itemgetter(1)))
+
+    def hop_edge(self, hop: Hop) -> Edge:
+        """The edge that a hop stands for."""
+        return _edge(self.tables["edges"][edge_field(hop[0], hop[1])])
+
+    @cached_property
     def versions(self) -> tuple[VersionInfo, ...]:
         found = (VersionInfo.model_validate_json(text) for text in self.tables["versions"].values())
         return tuple(sorted(found, key=lambda info: info.version))
@@ -318,6 +344,16 @@ class State:
         return int(version) if version else None
 
 
+def after(state: State, patch: Patch) -> State:
+    """The state that a patch makes of this one."""
+    result = State(state.dataset, apply(state.tables, patch))
+    hops, added = state.__dict__.get("hops"), patch.put.get("edges", {})
+    kept = "edges" not in patch.clear and "edges" not in patch.drop and not added.keys() & state.tables["edges"].keys()
+    if hops is not None and kept:
+        result._hops_before = (*hops, *(_hop(field, text) for field, text in added.items()))
+    return result
+
+
 def fold(state: State, data: bytes) -> State:
     """The state after the record in `data`. Raises Corrupt when it does not follow on the state's newest record."""
     record = parse_record(data, f"{state.dataset} log {state.seq + 1}")
@@ -327,7 +363,7 @@ def fold(state: State, data: bytes) -> State:
             why=f"it follows {record.previous[:12]}…, the record before is number {state.seq}, {state.sha[:12]}…",
             hint="Restore the object from the store's own versions or backup; nothing behind it can be trusted",
         )  # fmt: skip
-    return State(state.dataset, apply(state.tables, patch_of(record, digest(data))))
+    return after(state, patch_of(record, digest(data)))
 
 
 def replay(dataset: str, records: Iterable[bytes]) -> State:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from operator import itemgetter
 from typing import Final, Literal
 
 from broker.errors import NotFound
-from broker.model.commit import Edge
+from broker.model.commit import Edge, Hop
 from broker.model.request import Cursor, ResetReason, Selection
 from broker.rules.fold import State
 
 EVERYTHING: Final = Selection()
-_BY_VERSION: Final = attrgetter("version")
+_BY_VERSION: Final = itemgetter(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,22 @@ class Plan:
 def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, ...] | None:
     """The cheapest road to `want` from `held` or from nothing; None when there is none. Ties: fewer edges, then from `held`.
 
-    Edges lead forward only, so one pass by target version is a shortest path. O(edges).
+    O(edges).
     """
+    found = {edge.hop: edge for edge in edges}
+    road = _road(sorted(found, key=_BY_VERSION), held, want)
+    return None if road is None else tuple(found[hop] for hop in road)
+
+
+def _road(hops: Iterable[Hop], held: int | None, want: int) -> list[Hop] | None:
+    """Edges lead forward only, so one pass over the hops, by version, is a shortest path."""
     best: dict[int | None, int] = {None: 1}
-    last: dict[int, Edge] = {}
+    last: dict[int | None, Hop] = {}
     if held is not None:
         best[held] = 0
     cost_of = best.get
-    for edge in sorted(edges, key=_BY_VERSION):
-        base, version, weight = edge.hop
+    for hop in hops:
+        base, version, weight = hop
         if version > want:
             break
         start = cost_of(base)
@@ -60,36 +67,42 @@ def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, 
             continue
         cost, known = start + weight, cost_of(version)
         if known is None or cost < known:
-            best[version], last[version] = cost, edge
+            best[version], last[version] = cost, hop
     if want not in best:
         return None
-    road_back: list[Edge] = []
+    road: list[Hop] = []
     at: int | None = want
-    while at is not None and at in last:
-        road_back.append(last[at])
-        at = last[at].base
-    return tuple(reversed(road_back))
+    while at in last:
+        road.append(last[at])
+        at = last[at][0]
+    return road[::-1]
 
 
-def plan(edges: Sequence[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
+def plan(edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
     """How to get from `held` (None: nothing) to `want`. A given `reset` makes the held version count for nothing.
 
     A plan that starts anew though nothing speaks against `held` says `replaced` while edges to or from `held` are offered (a
     snapshot came later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want`.
     """
+    found = {edge.hop: edge for edge in edges}
+    return _plan(sorted(found, key=_BY_VERSION), found.__getitem__, held, want, reset)
+
+
+def _plan(hops: Sequence[Hop], edge_of: Callable[[Hop], Edge], held: int | None, want: int, reset: ResetReason | None) -> Plan:
     if held is not None and reset is None and held > want:
         reset = "rolled-back"
     base = None if reset else held
     if base == want:
         return Plan(base, want)
-    road = cheapest(edges, base, want)
+    road = _road(hops, base, want)
     if road is None:
         raise NotFound(
             "no road leads to this version", of=f"version {want}", why="its edges are retired", hint="Ask for a newer one"
         )
-    if road and road[0].base is None:
-        return Plan(None, want, road, reset or (None if held is None else _passed_by(edges, held)))
-    return Plan(base, want, road)
+    edges = tuple(map(edge_of, road))
+    if edges and edges[0].base is None:
+        return Plan(None, want, edges, reset or (None if held is None else _passed_by(hops, held)))
+    return Plan(base, want, edges)
 
 
 def comparable(state: State, found: Plan) -> Plan:
@@ -107,8 +120,8 @@ def comparable(state: State, found: Plan) -> Plan:
         return comparable(state, plan(state.edges, found.base, found.version, "too-old"))
 
 
-def _passed_by(edges: Sequence[Edge], held: int) -> ResetReason:
-    return "replaced" if any(held in (edge.version, edge.base) for edge in edges) else "too-old"
+def _passed_by(hops: Iterable[Hop], held: int) -> ResetReason:
+    return "replaced" if any(held in (base, version) for base, version, _ in hops) else "too-old"
 
 
 def reset_of(state: State, cursor: Cursor | None, selection: Selection, asked: bool = False) -> ResetReason | None:
@@ -128,5 +141,5 @@ def plan_for(state: State, cursor: Cursor | None, selection: Selection, want: in
     reset = reset_of(state, cursor, selection, asked)
     known = state.plans.get((held, target, reset))
     if known is None:
-        known = state.plans[held, target, reset] = plan(state.edges, held, target, reset)
+        known = state.plans[held, target, reset] = _plan(state.hops, state.hop_edge, held, target, reset)
     return known

@@ -1,0 +1,34 @@
+"""A producer's cycle of 3,000,000 rows, beside the fixed reference for Netflix Hollow (shared/PEERS.md; not run here)."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from benchmarks.common import ROOT, Row, offers, private_broker, seconds
+
+ROWS, CHANGED_EVERY = 3_000_000, 100
+DATASET = "goodstuff_01/catalog/offers"
+HOLLOW_SNAPSHOT, HOLLOW_DELTA = 370_000, 700_000
+"""Rows a second: the whole state written as a snapshot; the next state, 1 % changed, taken in and its delta written."""
+
+
+def run() -> list[Row]:
+    with tempfile.TemporaryDirectory(dir=ROOT.parent) as folder, private_broker() as b:
+        feed = Path(folder) / "feed.parquet"
+        pq.write_table(offers(ROWS, changed_every=CHANGED_EVERY), feed, compression="zstd")
+        table, dataset = offers(ROWS), b.dataset(DATASET, key=["sku"])
+        snapshot = ROWS / seconds(lambda: dataset.publish(table))
+        delta = ROWS / seconds(lambda: dataset.publish(feed, delta=True))
+        assert dataset.state.version == 2
+    return [
+        _row("snapshot of 3,000,000 rows", snapshot, HOLLOW_SNAPSHOT, 5),
+        _row("next state, 1 % changed: its delta", delta, HOLLOW_DELTA, 2),
+    ]
+
+
+def _row(work: str, rate: float, reference: int, target: int) -> Row:
+    peer = f"Hollow, fixed reference, {reference:,} rows/s"
+    return Row(work, f"{rate:,.0f} rows/s", peer, rate / reference, f"{target}x", rate >= target * reference)
