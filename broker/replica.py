@@ -117,10 +117,10 @@ class Replica:
         return Following(lambda stop: self.follow(policy, told, stop), f"replica {self.name}")
 
     def lag(self) -> Lag:
-        """How far the sink is behind the newest version. Raises NotFound, Unavailable."""
-        state, held = self._catalog.state(self.dataset), self.sink.cursor(self.name)
+        """How far the sink is behind the newest version, or behind what its channel names. Raises NotFound, Unavailable."""
+        (state, goal), held = self._followed.goal(), self.sink.cursor(self.name)
         fits = held is not None and reset_of(state, _cursor_of(held), self.selection) is None
-        return lag_of(state, held.version if held and fits else 0, state.session, time.time())
+        return lag_of(state, held.version if held and fits else 0, goal, time.time())
 
     def digest(self) -> ContentDigest:
         """The content digest of the sink's rows. Raises NotFound before the first sync."""

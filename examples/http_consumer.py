@@ -1,4 +1,4 @@
-"""Follow a dataset with HTTP GET alone, without Redis or the broker: `http_consumer.py BASE-URL tenant/domain/name [channel]`."""
+"""Follow a dataset with HTTP GET alone, without Redis or the broker: `http_consumer.py URL tenant/domain/name [channel]`."""
 
 import hashlib
 import io

@@ -53,6 +53,7 @@ def test_listen_exec_gives_the_event_on_stdin_and_a_failure_leaves_it_for_the_ne
     failed = cli(*words, "--exec", "false")
     assert (failed.code, "ended with 1" in failed.err) == (1, True)
     cli.ok(*words, "--exec", f"tee {file}")
+    assert file.read_text().endswith("}\n")  # a shell's `read` takes a line
     assert json.loads(file.read_text())["subject"] == OFFERS
     assert cli.ok(*words).out == ""
     publish(b, 2)
@@ -67,6 +68,18 @@ def test_listen_refuses_what_does_not_exist(b: broker.Broker, cli: Cli) -> None:
     next(listening)
     assert cli("listen", "--cursor", "search", "--timeout", "0").code == 4
     listening.close()  # type: ignore[attr-defined]
+
+
+def test_an_end_of_a_type_that_several_have_means_all_of_them(b: broker.Broker, cli: Cli) -> None:
+    words = ("listen", "--cursor", "resets", "--type", "reset", "--timeout", "0.1", "--json")
+    assert cli.ok(*words).out == ""
+    sink = Memory()
+    b.replica(OFFERS, name="search", sink=sink).sync()
+    b.replica(OFFERS, name="search", sink=sink, where="price > 0").sync()
+    b.dataset(OFFERS).drop()
+    publish(b, 1)
+    types = [json.loads(line)["type"] for line in cli.ok(*words).lines]
+    assert types == ["broker.replica.reset", "broker.dataset.reset"]
 
 
 def test_subs_list_lag_show_and_reset(b: broker.Broker, cli: Cli) -> None:
