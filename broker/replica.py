@@ -23,7 +23,7 @@ from broker.receipts import Amends, amends, content_of, digest_of_rows, receipt_
 from broker.replica_followed import Followed, Means
 from broker.replica_following import Follower, Following
 from broker.replica_following import nothing as unheard
-from broker.rules.correlation import line
+from broker.rules.correlation import correlation_of, line
 from broker.rules.fold import State
 from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
 from broker.rules.plan import Plan, plan, plan_for, reset_of
@@ -41,7 +41,10 @@ PROOF_ROWS: Final = 250_000
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one sync did. `mode`: applied | up-to-date | nothing-yet (the dataset has no version)."""
+    """What one sync did. `mode`: applied | up-to-date | nothing-yet (the dataset has no version).
+
+    `correlation`: what made the version applied, as log lines and events name it (rules/correlation.py).
+    """
 
     mode: str
     version: int
@@ -52,6 +55,7 @@ class Report:
     bytes: int = 0
     reset: ResetReason | None = None
     seconds: float = 0.0
+    correlation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,7 @@ class Replica:
         self._tell(held, to, found)
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
-            found.reset, time.monotonic() - begun,
+            found.reset, time.monotonic() - begun, correlation_of(state, found.version),
         )  # fmt: skip
 
     def _plan(self, state: State, want: int, held: SinkCursor | None, policy: Policy) -> Plan:
