@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from broker.backend.index import Index
 from broker.catalog import Catalog
+from broker.channels import Channels
 from broker.columnar.digest import ContentDigest
 from broker.columnar.engine import Engine
 from broker.cursors import Cursors, Held, LiveCursor, Receipt
@@ -24,8 +25,7 @@ from broker.model.event import Expiring, Lagging, Mismatch
 from broker.model.names import DatasetId
 from broker.receipts import expected
 from broker.rules.fold import State
-from broker.rules.following import lacking_since
-from broker.rules.plan import cheapest
+from broker.rules.following import Goal, goal_of, lag_of
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -50,8 +50,10 @@ class AuditReport:
 class Audits:
     """Idempotent and safe to run anywhere, several at once: each thing is told once."""
 
-    def __init__(self, parts: tuple[Catalog, Index, Engine], cursors: Cursors, events: Events, lag_seconds: float) -> None:
-        self._catalog, self._index, self._engine = parts
+    def __init__(
+        self, parts: tuple[Catalog, Channels, Index, Engine], cursors: Cursors, events: Events, lag_seconds: float
+    ) -> None:  # fmt: skip
+        self._catalog, self._channels, self._index, self._engine = parts
         self._cursors, self._events, self._lag_seconds = cursors, events, lag_seconds
         self._known = OrderedDict[tuple[DatasetId, str, int, str], ContentDigest | None]()
         self._compared = OrderedDict[tuple[DatasetId, str, Receipt], bool]()
@@ -75,30 +77,30 @@ class Audits:
         standing = self._cursors.standing(dataset).cursors
         if not standing:
             return
+        named = self._channels.named(dataset)
         state = self._catalog.state(dataset)
         for held in standing:
             report.expiring += self._tell_expiring(dataset, held)
             if held.live and held.cursor.session == state.session:
-                report.lagging += self._tell_lagging(dataset, state, held.cursor)
+                goal = goal_of(state, held.cursor.channel, named)
+                report.lagging += self._tell_lagging(dataset, held.cursor, goal, state)
                 self._compare(dataset, state, held.cursor, report)
 
     def _tell_expiring(self, dataset: DatasetId, held: Held) -> bool:
         cursor, left = held.cursor, held.left_seconds
-        if not held.live or left > EXPIRING_RATIO * self._cursors.lease_seconds:
+        if not expiring(left, self._cursors.lease_seconds):
             return False
         data = Expiring(replica=cursor.name, version=cursor.version, left_seconds=round(left, 3), channel=cursor.channel)
         ends = round((time.time() + left) / max(1.0, EXPIRING_RATIO * self._cursors.lease_seconds))
         return self._events.emit(dataset, "broker.replica.expiring", data, once=f"expiring:{cursor.name}:{ends}")
 
-    def _tell_lagging(self, dataset: DatasetId, state: State, cursor: LiveCursor) -> bool:
-        since = lacking_since(state, cursor.version)
-        behind = time.time() - since
-        if not since or behind < self._lag_seconds:
+    def _tell_lagging(self, dataset: DatasetId, cursor: LiveCursor, goal: Goal, state: State) -> bool:
+        lag = lag_of(state, cursor.version, goal, time.time())
+        if lag.none or lag.seconds < self._lag_seconds:
             return False
-        road = cheapest(state.edges, cursor.version, state.version) or ()
         data = Lagging(
-            replica=cursor.name, held=cursor.version, version=state.version, versions=state.version - cursor.version,
-            bytes=sum(edge.bytes for edge in road), seconds=round(behind, 3), channel=cursor.channel,
+            replica=cursor.name, held=cursor.version, version=goal.version, versions=lag.versions, bytes=lag.bytes,
+            seconds=round(lag.seconds, 3), channel=cursor.channel,
         )  # fmt: skip
         return self._events.emit(dataset, "broker.replica.lagging", data, once=f"lagging:{cursor.name}:{cursor.version}")
 
@@ -125,6 +127,11 @@ class Audits:
         if alike not in self._known:
             _remember(self._known, alike, expected(self._engine, state, version, cursor.seen), KNOWN_DIGESTS)
         return self._known[alike]
+
+
+def expiring(left_seconds: float, lease_seconds: float) -> bool:
+    """Whether a cursor's lease lasts, and ends soon."""
+    return 0 < left_seconds <= EXPIRING_RATIO * lease_seconds
 
 
 def _remember(known: OrderedDict[K, V], what: K, value: V, most: int) -> None:

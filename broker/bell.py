@@ -135,8 +135,10 @@ def notification(state: State, channel: str = LIVE, named: Named | None = None) 
     `live`: the newest version. Another channel: the one that it names, with `announced`, the number of the announcement; who
     follows it ignores a lower one. Where its session is over nothing leads there: neither snapshot nor deltas.
 
-    At most NOTIFY_DELTAS deltas, the newest, so that a commit costs the same however many versions there are. Who holds less
-    than the first one's base takes the snapshot if that is newer, and else reads the commit log.
+    `deltas` lead from the snapshot to the version without a gap: the newest NOTIFY_DELTAS one by one, those before as roll-ups
+    where there are some, so that a commit costs the same however many versions there are. Who stands anywhere on the way goes
+    on with the first that ends behind it: an edge may be applied to any version from its base on. No snapshot is named while
+    nobody has compacted so many deltas: then who is before the first of them waits, or reads the commit log.
     """
     version, session = named.point if named else (state.version, state.session)
     snapshot, chain = _road(state, version) if session == state.session else (None, [])
@@ -151,15 +153,19 @@ def notification(state: State, channel: str = LIVE, named: Named | None = None) 
 
 
 def _road(state: State, version: int) -> tuple[Edge | None, list[Edge]]:
-    """The newest snapshot up to `version`, and the deltas behind it; where one of them is gone, the cheapest road."""
+    """A snapshot and what leads on from it: the newest deltas, behind the cheapest road to where they begin."""
     snapshot, at, chain = state.snapshot_at(version), version, list[Edge]()
     oldest = max(snapshot.version if snapshot else 0, version - NOTIFY_DELTAS)
     while at > oldest and (delta := state.edge(at - 1, at)) is not None:
         chain.insert(0, delta)
         at -= 1
-    if at > oldest and (road := cheapest(state.edges, None, version)):
-        return road[0], list(road[1:])
-    return snapshot, chain
+    if snapshot is not None and at == snapshot.version:
+        return snapshot, chain
+    for to, behind in ((at, chain), (version, [])):  # a delta may be gone, and only a roll-up lead past it
+        road = cheapest(state.edges, None, to)
+        if road and len(road) <= NOTIFY_DELTAS:
+            return road[0], [*road[1:], *behind]
+    return None, chain
 
 
 def rung(data: bytes) -> int:

@@ -20,7 +20,7 @@ from broker.backend.keys import retention_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.errors import Busy, InvalidName, InvalidRequest, NotFound, OutcomeUnknown, Transient
-from broker.model.commit import Announce, Body, Point, Why, parse_record
+from broker.model.commit import Announce, Body, Point, Why, checked_version, parse_record
 from broker.model.names import LIVE, ChannelsId, DatasetId, check_name
 from broker.rules.announcing import Wish, moved, moved_back, standing_of
 from broker.rules.fold import Named, State
@@ -138,9 +138,10 @@ class Channels:
         self, log: ChannelsId, versions: Mapping[str, int], how: tuple[str, Why], expect: Mapping[str, int]
     ) -> int:  # fmt: skip
         channel, why = how
+        wanted = {name: checked_version(version) for name, version in versions.items()}
 
         def decide(state: State, datasets: Datasets) -> Announce | None:
-            targets = {name: Point(version, datasets[name].session) for name, version in versions.items()}
+            targets = {name: Point(version, datasets[name].session) for name, version in wanted.items()}
             return moved(state, Wish(channel, targets, expect, why))
 
         return self._announce(log, channel, list(versions), decide)

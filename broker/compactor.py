@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Final
 from uuid import uuid4
 
@@ -85,6 +86,10 @@ class Compactor:
                 self._seen[dataset] = state.seq
                 if state.exists and next(due(state.edges, self._levels), None):
                     yield dataset, state.seq
+
+    def owed(self, dataset: DatasetId, most: int = 100) -> list[Merge]:
+        """What is due for a dataset, at most `most` merges. Raises NotFound."""
+        return list(islice(due(self._catalog.state(dataset).edges, self._levels), most))
 
     def compact(self, dataset: DatasetId, most: int = MERGES) -> Iterator[Merge]:
         """Do what is due for one dataset, at most `most` merges; each as it is done.

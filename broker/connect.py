@@ -14,7 +14,7 @@ from broker.asking import Asking, selection_of
 from broker.changelog import ChangeLog
 from broker.columnar.intake import Intake
 from broker.columnar.types import schema_of
-from broker.errors import BrokerError, NotFound
+from broker.errors import BrokerError, Invalid, NotFound
 from broker.events_listening import Listener
 from broker.handle import Handle
 from broker.model.dataset import GUARDS, DatasetSpec, Schema
@@ -277,9 +277,10 @@ class Dataset:
     def hold(self, version: int, until: float | datetime | None = None, why: str = "", name: str | None = None) -> str:
         """Keep a version readable until a time (seconds since the epoch; None: until `release_hold`). -> the hold's name
 
-        A hold of the same name (None: `v<version>`) is replaced. Raises NotFound (also for a retired version), InvalidName.
+        A hold of the same name (None: `v<version>`) is replaced. Raises NotFound (also for a retired version), InvalidName,
+        Invalid (a time that is over).
         """
-        return self.retention.hold(version, until.timestamp() if isinstance(until, datetime) else until, why, name)
+        return self.retention.hold(version, _seconds(until), why, name)
 
     def release_hold(self, name: str) -> None:
         """End a hold. Raises NotFound."""
@@ -311,6 +312,15 @@ def _note(attributes: Mapping[str, str] | None, position: Any) -> Note:
     """Checked before anything is read or uploaded. Raises Invalid."""
     plain = checked_position(position)
     return Note(attributes=dict(attributes or {}), position=lambda: plain)
+
+
+def _seconds(until: float | datetime | None) -> float | None:
+    """Since the epoch. Raises Invalid."""
+    if isinstance(until, datetime):
+        return until.timestamp()
+    if until is None or isinstance(until, int | float):
+        return until
+    raise Invalid("not a time", of=repr(until)[:80], hint="Give a datetime, or seconds since the epoch")
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

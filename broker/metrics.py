@@ -28,14 +28,20 @@ METRICS: Final[dict[str, Metric]] = {
     "broker_requests_unanswered": Metric("gauge", "Requests of a target without a terminal event."),
     "broker_dead_letters": Metric("gauge", "Requests that failed for good."),
     "broker_events": Metric("gauge", "Events that are kept."),
-    "broker_workers": Metric("gauge", "Workers alive."),
+    "broker_workers": Metric("gauge", "Workers alive, micro-batchers too."),
+    "broker_batchers": Metric("gauge", "Micro-batchers alive."),
+    "broker_schedules": Metric("gauge", "Requests by the clock."),
+    "broker_log_slot_served": Metric("gauge", "1 while somebody makes a log slot's micro-batches."),
+    "broker_log_slot_waiting": Metric("gauge", "Datasets of a log slot with changes that no version holds yet."),
     "broker_dataset_version": Metric("gauge", "Newest version."),
-    "broker_dataset_records": Metric("counter", "Records in the commit log."),
+    "broker_dataset_records_total": Metric("counter", "Records in the commit log."),
     "broker_dataset_confirmed_timestamp_seconds": Metric("gauge", "Start of the last production that confirmed the dataset."),
     "broker_dataset_edges": Metric("gauge", "Edges offered."),
     "broker_dataset_bytes": Metric("gauge", "Bytes of all files offered."),
-    "broker_log_rows": Metric("counter", "Changes appended to a change log."),
-    "broker_log_bytes": Metric("counter", "Bytes appended to a change log."),
+    "broker_dataset_holds": Metric("gauge", "Holds that are not over."),
+    "broker_channel_version": Metric("gauge", "Version a channel names."),
+    "broker_log_rows_total": Metric("counter", "Changes appended to a change log."),
+    "broker_log_bytes_total": Metric("counter", "Bytes appended to a change log."),
     "broker_log_unbatched_rows": Metric("gauge", "Changes that no version holds yet."),
     "broker_log_unbatched_bytes": Metric("gauge", "Bytes of them."),
     "broker_log_oldest_seconds": Metric("gauge", "For how long the oldest of them has waited."),
@@ -43,12 +49,13 @@ METRICS: Final[dict[str, Metric]] = {
     "broker_cursor_lag_versions": Metric("gauge", "Versions a consumer lacks."),
     "broker_cursor_lag_seconds": Metric("gauge", "For how long the first version that it lacks has been there."),
     "broker_cursor_live": Metric("gauge", "1 while the cursor's lease lasts."),
+    "broker_cursor_left_seconds": Metric("gauge", "Until the cursor's lease ends; negative once it has."),
     "broker_redis_used_bytes": Metric("gauge", "Memory that Redis uses."),
     "broker_redis_max_bytes": Metric("gauge", "Memory that Redis may use; 0: without a bound."),
     "broker_redis_clients": Metric("gauge", "Connections."),
-    "broker_redis_commands": Metric("counter", "Commands that Redis has run."),
+    "broker_redis_commands_total": Metric("counter", "Commands that Redis has run."),
 }
-"""In the order in which they are printed. A family whose name ends in `seconds` or `bytes` counts those."""
+"""In the order in which they are printed. What a family counts in stands at the end of its name; counters end in `total`."""
 
 
 class Sample(NamedTuple):
@@ -90,7 +97,7 @@ def samples(gauges: Gauges) -> Iterator[Sample]:
     for server in gauges.servers:
         labels = {"server": server.server}
         values = {"used_bytes": server.used_bytes, "max_bytes": server.max_bytes, "clients": server.clients}
-        yield from _named("broker_redis", values | {"commands": server.commands}, labels)
+        yield from _named("broker_redis", values | {"commands_total": server.commands}, labels)
 
 
 def _of_slot(slot: SlotGauge) -> Iterator[Sample]:
@@ -99,8 +106,12 @@ def _of_slot(slot: SlotGauge) -> Iterator[Sample]:
         labels = here | {"dataset_name": queue.dataset_name, "priority": queue.priority}
         yield from _named("broker_queue", {"requests": queue.waiting, "oldest_seconds": queue.oldest_seconds}, labels)
     counts = {"flights": slot.flights, "dead_letters": slot.dead, "events": slot.events, "workers": slot.workers}
+    counts |= {"batchers": slot.batchers, "schedules": slot.schedules}
     yield from _named("broker", counts, here)
     yield from _named("broker_requests", {"delayed": slot.delayed, "parked": slot.parked}, here)
+    for log in slot.log_slots:
+        served = {"served": bool(log.owner), "waiting": log.waiting}
+        yield from _named("broker_log_slot", served, here | {"log_slot": str(log.number)})
     for tenant, count in slot.in_work.items():
         yield Sample("broker_requests_in_work", count, here | {"tenant": tenant})
     for target, count in slot.unanswered.items():
@@ -109,16 +120,23 @@ def _of_slot(slot: SlotGauge) -> Iterator[Sample]:
 
 def _of_dataset(one: DatasetGauge) -> Iterator[Sample]:
     here = {"dataset": str(one.dataset)}
-    counts = {"version": one.version, "records": one.seq, "edges": one.edges, "bytes": one.edges_bytes}
+    counts = {
+        "version": one.version, "records_total": one.seq, "edges": one.edges, "bytes": one.edges_bytes, "holds": one.holds,
+    }  # fmt: skip
     yield from _named("broker_dataset", counts | {"confirmed_timestamp_seconds": one.confirmed_at}, here)
     for log in one.logs:
         totals = {
-            "rows": log.logged.rows, "bytes": log.logged.appended, "unbatched_rows": log.logged.unbatched_rows,
+            "rows_total": log.logged.rows, "bytes_total": log.logged.appended, "unbatched_rows": log.logged.unbatched_rows,
             "unbatched_bytes": log.logged.unbatched_bytes, "oldest_seconds": log.oldest_seconds,
         }  # fmt: skip
         yield from _named("broker_log", totals, here | {"slot": str(log.slot)})
+    for channel, version in one.channels.items():
+        yield Sample("broker_channel_version", version, here | {"channel": channel})
     for cursor in one.cursors:
-        lag = {"version": cursor.version, "lag_versions": cursor.behind, "lag_seconds": cursor.lag_seconds, "live": cursor.live}
+        lag = {
+            "version": cursor.version, "lag_versions": cursor.behind, "lag_seconds": cursor.lag_seconds, "live": cursor.live,
+            "left_seconds": cursor.left_seconds,
+        }  # fmt: skip
         yield from _named("broker_cursor", lag, here | {"cursor": cursor.name})
 
 

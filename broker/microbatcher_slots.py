@@ -13,19 +13,16 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from broker.backend.index import Index
-from broker.backend.keys import Slot, duty_lease, log_slot
+from broker.backend.keys import BATCH_LEASE, Slot, log_slot
 from broker.backend.leases import Leases
-from broker.backend.registry import Registry, Worker
+from broker.backend.registry import BATCHING, Registry, Worker
 from broker.errors import Busy, Fenced
 from broker.rules.batching import share_of
 from broker.rules.publishing import Lease
 from broker.settings import Settings
 
-ROLE: Final = "=microbatch"
-"""What a batcher's entry among the workers serves: no dataset has such a name."""
 KEEP_SECONDS: Final = 0.5
 """Looks at who is alive, and for domains that are new, come at a third of the lease, and at least so often."""
-BATCH_LEASE: Final = duty_lease("batch")
 
 
 class Place(NamedTuple):
@@ -68,8 +65,8 @@ class HeldSlots:
                 return
             places = self._places(owner)
             slots = list({place.slot.name: place.slot for place in places}.values())
-            self._registry.register(slots, Worker(owner, (ROLE,), socket.gethostname(), os.getpid(), 1), self._seconds)
-            alive = {worker.id for slot in slots for worker in self._registry.alive(slot) if ROLE in worker.patterns}
+            self._registry.register(slots, Worker(owner, (BATCHING,), socket.gethostname(), os.getpid(), 1), self._seconds)
+            alive = {worker.id for slot in slots for worker in self._registry.alive(slot) if worker.batches}
             share = share_of(len(places), len(alive))
             self._renew()
             self._shrink(share)

@@ -66,7 +66,8 @@ class Parts:
     @property
     def audits(self) -> Audits:
         """The duty that compares receipts, and tells of cursors that lag or end."""
-        return Audits((self.catalog, self.index, self.engine), self.cursors, self.events, self.settings.lag_seconds)
+        parts = (self.catalog, self.channels, self.index, self.engine)
+        return Audits(parts, self.cursors, self.events, self.settings.lag_seconds)
 
     def caveats(self) -> list[str]:
         """What cannot be promised with this Redis and this store, in words; empty when all is well."""

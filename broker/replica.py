@@ -22,7 +22,7 @@ from broker.receipts import Amends, amends, content_of, digest_of_rows, receipt_
 from broker.replica_followed import Followed, Means
 from broker.replica_following import Follower, Following
 from broker.replica_following import nothing as unheard
-from broker.rules.correlation import line
+from broker.rules.correlation import correlation_of, line
 from broker.rules.fold import State
 from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
 from broker.rules.plan import Plan, plan, plan_for, reset_of
@@ -41,7 +41,10 @@ PROOF_ROWS: Final = 250_000
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one sync did. `mode`: applied | up-to-date | nothing-yet (the dataset has no version)."""
+    """What one sync did. `mode`: applied | up-to-date | nothing-yet (the dataset has no version).
+
+    `correlation`: what made the version applied, as log lines and events name it (rules/correlation.py).
+    """
 
     mode: str
     version: int
@@ -52,6 +55,7 @@ class Report:
     bytes: int = 0
     reset: ResetReason | None = None
     seconds: float = 0.0
+    correlation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +121,10 @@ class Replica:
         return Following(lambda stop: self.follow(policy, told, stop), f"replica {self.name}")
 
     def lag(self) -> Lag:
-        """How far the sink is behind the newest version. Raises NotFound, Unavailable."""
-        state, held = self._catalog.state(self.dataset), self.sink.cursor(self.name)
+        """How far the sink is behind the newest version, or behind what its channel names. Raises NotFound, Unavailable."""
+        (state, goal), held = self._followed.goal(), self.sink.cursor(self.name)
         fits = held is not None and reset_of(state, _cursor_of(held), self.selection) is None
-        return lag_of(state, held.version if held and fits else 0, state.session, time.time())
+        return lag_of(state, held.version if held and fits else 0, goal, time.time())
 
     def digest(self) -> ContentDigest:
         """The content digest of the sink's rows. Raises NotFound before the first sync."""
@@ -223,7 +227,7 @@ class Replica:
         self._tell(held, to, found)
         return Report(
             "applied", found.version, len(found.edges), applied.rows, applied.upserts, applied.deletes, found.bytes,
-            found.reset, time.monotonic() - begun,
+            found.reset, time.monotonic() - begun, correlation_of(state, found.version),
         )  # fmt: skip
 
     def _plan(self, state: State, want: int, held: SinkCursor | None, policy: Policy) -> Plan:

@@ -12,6 +12,7 @@ from broker.cursors import Cursors
 from broker.events import Events
 from broker.model.names import LIVE, DatasetId
 from broker.rules.fold import State
+from broker.rules.following import Goal, goal_of
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,13 @@ class Followed:
     dataset: DatasetId
     channel: str = LIVE
 
-    def look(self) -> tuple[State, int]:
-        """The present state, and the version wanted; 0 for none: nothing was published, or is named, in its session."""
-        named = None if self.channel == LIVE else self.channels.at(self.dataset, self.channel)
+    def goal(self) -> tuple[State, Goal]:
+        """The present state, and where to be; at version 0 nothing was published, or is named, in its session."""
+        named = {} if self.channel == LIVE else self.channels.named(self.dataset)
         state = self.catalog.state(self.dataset)  # behind the announcement: so it knows the version named
-        if self.channel == LIVE:
-            return state, state.offered
-        return state, named.version if named and named.session == state.session else 0
+        return state, goal_of(state, self.channel, named)
+
+    def look(self) -> tuple[State, int]:
+        """The present state, and the version wanted."""
+        state, goal = self.goal()
+        return state, goal.version

@@ -19,8 +19,9 @@ from broker.backend.keys import retention_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.cursors import Cursors
-from broker.errors import BrokerError, Busy, NotFound
-from broker.model.commit import Body, Hold, Retire
+from broker.errors import BrokerError, Busy, Invalid, NotFound
+from broker.model.commit import Body, Hold, Retire, checked_version
+from broker.model.event import rfc3339
 from broker.model.names import DatasetId, check_name
 from broker.rules.fold import State
 from broker.rules.retention import Floors, RetentionPlan, Wanted, forgotten, pair, retention
@@ -122,8 +123,13 @@ class Retention:
         return "; ".join(f"{_named(*pair(edge))}: {found.why(*pair(edge)) or 'nobody needs it: it goes'}" for edge in edges)
 
     def hold(self, dataset: DatasetId, name: str, version: int, until: float | None = None, why: str = "") -> None:
-        """Keep a version readable until a time (seconds since the epoch; None: until `release`). Raises NotFound, Conflict."""
-        wanted = Hold(name=check_name(name, "hold"), version=version, until=until, why=why)
+        """Keep a version readable until a time (seconds since the epoch; None: until `release`). Raises NotFound, Invalid."""
+        if until is not None and until <= time.time():
+            raise Invalid(
+                "the hold would be over already", of=f"{dataset} version {version}", why=f"it ends {rfc3339(until)}",
+                hint="Give a time to come, or none",
+            )  # fmt: skip
+        wanted = Hold(name=check_name(name, "hold"), version=checked_version(version), until=until, why=why)
 
         def body(state: State) -> Body | None:
             state.info(version)

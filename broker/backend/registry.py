@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from broker.backend.client import RedisClient
 from broker.backend.keys import Slot
+
+BATCHING: Final = "=microbatch"
+"""What a batcher's entry serves: no dataset has such a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,11 @@ class Worker:
     pid: int
     processes: int
     until: float = 0.0
+
+    @property
+    def batches(self) -> bool:
+        """Whether it makes micro-batches."""
+        return BATCHING in self.patterns
 
 
 class Registry:

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from broker.backend import embedded, health
 from broker.backend.client import RedisClient
+from broker.cli.checks_care import care
+from broker.cli.finding import Finding
 from broker.cli.words import public_place
 from broker.connect import Broker
 from broker.errors import BrokerError
 from broker.inquiry import Inquiry
-from broker.model.finding import Verdict
 from broker.model.names import ChannelsId, DatasetId
 from broker.parts import open_parts, redis_url, store_url
 from broker.settings import Settings, home_folder
 from broker.stores.open import open_store
 from broker.stores.probe import probe
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the doctor's report."""
-
-    verdict: Verdict
-    subject: str
-    text: str
 
 
 def examined(settings: Settings) -> Iterator[Finding]:
@@ -48,6 +39,10 @@ def examined(settings: Settings) -> Iterator[Finding]:
                 yield from _log(broker, log)
             except BrokerError as error:
                 yield Finding("broken", log, str(error))
+        try:
+            yield from care(broker)
+        except BrokerError as error:
+            yield Finding("broken", "care", str(error))
     yield from _guarded("rq", settings, _rq)
 
 

@@ -97,7 +97,7 @@ def _words(command: str | None) -> list[str]:
 
 def _run(words: list[str], heard: Heard) -> None:
     try:
-        done = subprocess.run(words, input=heard.event.model_dump_json().encode(), check=False)
+        done = subprocess.run(words, input=f"{heard.event.model_dump_json()}\n".encode(), check=False)
     except OSError as error:
         raise Terminal("the command cannot be run", of=words[0], why=str(error)) from None
     if done.returncode:

@@ -18,7 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("broker.cli.demo:demo", "Show the main job, step by step, in a temporary folder."),
     "up": ("broker.cli.service:up", "Start the embedded Redis and keep it running."),
     "down": ("broker.cli.service:down", "Stop the embedded Redis."),
-    "status": ("broker.cli.service:status", "What runs: Redis, store, datasets, queues, workers."),
+    "status": ("broker.cli.status:status", "What runs and what waits: datasets, change logs, consumers, queues, workers."),
     "metrics": ("broker.cli.metrics:metrics", "What runs, as Prometheus text."),
     "top": ("broker.cli.top:top", "What runs, as a live table: rates, lag, oldest pending."),
     "doctor": ("broker.cli.service:doctor", "Check everything and say what cannot be promised."),

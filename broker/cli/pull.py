@@ -35,7 +35,7 @@ Awaited = tuple[str, float]
     broker pull shop/catalog/offers --to replica/ --where "price < 50" --columns sku,price
     broker pull shop/catalog/offers --to "postgresql://user@db/search" --table offers
     broker pull shop/catalog/offers --to offers.csv
-    """, answer="{dataset, to, mode, version, edges, rows, upserts, deletes, bytes, reset, seconds}; "
+    """, answer="{dataset, to, mode, version, edges, rows, upserts, deletes, bytes, reset, seconds, correlation}; "
     "a single file {dataset, version, file, rows, bytes}",)  # fmt: skip
 @click.argument("name")
 @click.option(

@@ -1,4 +1,4 @@
-"""The service itself: up, down, status, doctor, rebuild."""
+"""The service itself: up, down, doctor, rebuild."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from typing import Any
 import click
 
 from broker.backend import embedded
-from broker.backend.health import describe
-from broker.cli.checks import Finding, examined
+from broker.cli.checks import examined
 from broker.cli.exits import Exit
 from broker.cli.face import Command, Face, columns, pass_face
-from broker.cli.requests import inquiry_of
-from broker.cli.words import public_place, time_text
-from broker.connect import Broker
+from broker.cli.finding import Finding
 from broker.errors import BrokerError, Unsupported
-from broker.parts import store_url
 from broker.rules.fold import State
-from broker.rules.patterns import pattern_matches
 from broker.settings import home_folder
 
 
@@ -49,58 +44,6 @@ def down(face: Face) -> None:
     home = home_folder(face.settings())
     stopped = embedded.stop(home)
     face.emit({"home": str(home), "stopped": stopped}, "stopped" if stopped else f"none was running under {home}")
-
-
-@click.command(
-    "status", cls=Command, examples="broker status\nbroker status --json", answer="{redis, store, datasets, queues, workers}"
-)
-@pass_face
-def status(face: Face) -> None:
-    """What runs: Redis, store, datasets with head versions, queues, workers."""
-    with face.connect() as broker:
-        value = _status(broker)
-    face.emit(value, _status_lines(value))
-
-
-def _status(broker: Broker) -> dict[str, Any]:
-    parts, inquiry = broker.parts, inquiry_of(broker)
-    queues = [inquiry.queues(slot, parts.index.datasets(slot)) for slot in parts.index.slots()]
-    workers = {worker.id: worker for queue in queues for worker in queue.workers}
-    datasets = []
-    for name in broker.datasets():
-        state = broker.dataset(name).state
-        served = sorted(worker.id for worker in workers.values() if any(pattern_matches(p, name) for p in worker.patterns))
-        datasets.append(
-            {"dataset": name, "version": state.version, "confirmed_at": state.confirmed_at or None, "served_by": served}
-        )
-    return {
-        "redis": {
-            "url": parts.redis.url,
-            "server": describe(parts.redis.servers()[0].info()),
-            "embedded": not parts.settings.redis,
-        },
-        "store": {"url": public_place(store_url(parts.settings))},
-        "datasets": datasets,
-        "queues": [asdict(queue) | {"workers": len(queue.workers)} for queue in queues],
-        "workers": [asdict(worker) for worker in workers.values()],
-    }
-
-
-def _status_lines(value: dict[str, Any]) -> list[str]:
-    redis, store = value["redis"], value["store"]
-    lines = [
-        f"redis   {redis['server']} at {redis['url']}{' (embedded)' if redis['embedded'] else ''}",
-        f"store   {store['url']}",
-        "",
-    ]
-    rows = [
-        (d["dataset"], d["version"], time_text(d["confirmed_at"]), ", ".join(d["served_by"]) or "no-producer")
-        for d in value["datasets"]
-    ]
-    lines += [*columns(("dataset", "version", "confirmed", "served by"), rows), ""]
-    heads = ("slot", "queued", "flights", "delayed", "parked", "dead", "workers")
-    counts = [[sum(q["queued"].values()) if head == "queued" else q[head] for head in heads] for q in value["queues"]]
-    return [*lines, *columns(heads, counts)]
 
 
 @click.command(
@@ -148,4 +91,4 @@ def rebuild(face: Face, prefix: str) -> int:
     return Exit.FAILED if failed else Exit.OK
 
 
-__all__ = ["doctor", "down", "rebuild", "status", "up"]
+__all__ = ["doctor", "down", "rebuild", "up"]

@@ -13,6 +13,7 @@ from broker.connect import Broker
 from broker.cursors import Held
 from broker.errors import NotFound
 from broker.model.names import DatasetId
+from broker.replica_followed import Followed
 from broker.rules.following import Lag, lag_of
 
 SUB: Final = "dataset, name, version, channel, selection, live, left_seconds, versions, bytes, seconds"
@@ -99,8 +100,9 @@ def _values(broker: Broker, dataset: DatasetId) -> list[dict[str, Any]]:
 
 
 def _value(broker: Broker, dataset: DatasetId, held: Held) -> dict[str, Any]:
-    cursor, state = held.cursor, broker.parts.catalog.state(dataset)
-    behind = lag_of(state, cursor.version, cursor.session, time.time())
+    cursor, parts = held.cursor, broker.parts
+    state, goal = Followed(parts.catalog, parts.channels, dataset, cursor.channel).goal()
+    behind = lag_of(state, cursor.version if cursor.session == state.session else 0, goal, time.time())
     return {
         "dataset": dataset, "name": cursor.name, "version": cursor.version, "channel": cursor.channel,
         "selection": cursor.selection, "live": held.live, "left_seconds": round(held.left_seconds, 3),

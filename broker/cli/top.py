@@ -88,13 +88,12 @@ def _dataset(now: DatasetGauge, before: DatasetGauge, seconds: float) -> dict[st
     """Lag: of the live consumer that is furthest behind."""
     appended = sum(log.logged.rows for log in now.logs) - sum(log.logged.rows for log in before.logs)
     batched = sum(log.logged.released_rows for log in now.logs) - sum(log.logged.released_rows for log in before.logs)
-    live = [cursor for cursor in now.cursors if cursor.live]
+    live = now.live
     return {
         "dataset": str(now.dataset), "version": now.version,
         "versions_per_second": max(0, now.version - before.version) / seconds,
         "appended_per_second": max(0, appended) / seconds, "batched_per_second": max(0, batched) / seconds,
-        "waiting_rows": sum(log.logged.unbatched_rows for log in now.logs),
-        "oldest_seconds": max((log.oldest_seconds for log in now.logs), default=0.0),
+        "waiting_rows": now.waiting_rows, "oldest_seconds": now.oldest_seconds,
         "cursors": len(live), "behind_versions": max((cursor.behind for cursor in live), default=0),
         "lag_seconds": max((cursor.lag_seconds for cursor in live), default=0.0),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, ValidationError
 
-from broker.errors import Corrupt
+from broker.errors import Corrupt, Invalid
 from broker.model.dataset import DatasetSpec, Frozen
 from broker.model.names import Name
 
@@ -84,6 +84,13 @@ class Edge(Frozen):
 
     def of_role(self, role: Role) -> tuple[File, ...]:
         return tuple(file for file in self.files if file.role == role)
+
+
+def checked_version(version: int) -> int:
+    """The number, if it can be a version's. Raises Invalid."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise Invalid("not a version", of=repr(version)[:80], why="versions are 1, 2, 3, …")
+    return version
 
 
 class Create(Frozen):

@@ -208,12 +208,19 @@ def envelope(id: str, type: EventType, subject: DatasetId, seconds: float, data:
     )
 
 
+def types_named(type: str) -> tuple[EventType, ...]:
+    """Types by full name, or by their end: `published`; `reset` are that of a dataset and of a replica. Raises InvalidName."""
+    found = tuple(known for known in TYPES if known == type or known.endswith(f".{type}"))
+    if not found:
+        raise InvalidName("not a type of event", of=repr(type)[:100], why=f"there are {', '.join(TYPES)}")
+    return found
+
+
 def checked_type(type: str) -> EventType:
-    """The type by its full name, or by its end (`published`) where only one type has it. Raises InvalidName."""
-    found: list[EventType] = [known for known in TYPES if known == type or known.endswith(f".{type}")]
+    """The one type of that name or end. Raises InvalidName."""
+    found = types_named(type)
     if len(found) != 1:
-        why = f"it may be {' or '.join(found)}" if found else f"there are {', '.join(TYPES)}"
-        raise InvalidName("not a type of event", of=repr(type)[:100], why=why)
+        raise InvalidName("not a type of event", of=repr(type)[:100], why=f"it may be {' or '.join(found)}")
     return found[0]
 
 

@@ -54,8 +54,8 @@ def checked_producer(name: str) -> str:
 
 def checked_block(number: int) -> int:
     """The block's number, if it can be one. Raises Invalid."""
-    if number < 1:
-        raise Invalid("not a block number", of=str(number), why="blocks count from 1")
+    if not isinstance(number, int) or number < 1:
+        raise Invalid("not a block number", of=repr(number)[:80], why="blocks count from 1")
     return number
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from broker.errors import Invalid
-from broker.rules.fold import State
+from broker.model.names import LIVE
+from broker.rules.fold import Named, State
 from broker.rules.plan import cheapest
 
 
@@ -27,7 +29,7 @@ class AtMostEvery:
     seconds: float
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
+        if not (isinstance(self.seconds, int | float) and self.seconds > 0):
             raise Invalid("not a time to rest", of=f"seconds={self.seconds!r}", hint="Give a number above 0")
 
 
@@ -35,8 +37,17 @@ Policy: TypeAlias = Latest | Every | AtMostEvery
 
 
 @dataclass(frozen=True, slots=True)
+class Goal:
+    """The version a consumer shall be at (0: none yet), and since when its channel names it (seconds; 0.0: `live`)."""
+
+    version: int
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Lag:
-    """How far a replica is behind: versions it lacks, bytes of the road to the newest, age of the oldest version it lacks."""
+    """How far a replica is behind what it follows: versions it lacks, bytes of the road there, and for how long: the age of the
+    oldest version it lacks, or of the announcement where that is younger."""
 
     versions: int
     bytes: int
@@ -69,12 +80,23 @@ def lacking_since(state: State, held: int) -> float:
     return min((info.time for info in state.versions if info.version > held), default=0.0)
 
 
-def lag_of(state: State, held: int, session: str, now: float) -> Lag:
-    """How far a cursor at version `held` of a session is behind at `now` (seconds). One of another session needs everything."""
-    at = held if session == state.session else 0
-    if not state.offered or at >= state.version:
+def goal_of(state: State, channel: str, named: Mapping[str, Named]) -> Goal:
+    """What a consumer that follows a channel shall be at. `named`: what channels name, read before the state."""
+    if channel == LIVE:
+        return Goal(state.offered)
+    at = named.get(channel)
+    return Goal(at.version, at.time) if at and at.session == state.session else Goal(0)
+
+
+def lag_of(state: State, held: int, goal: Goal, now: float) -> Lag:
+    """How far a cursor at version `held` (0: at none that counts) is behind its goal at `now` (seconds).
+
+    One that must go back lacks one version, since its channel went back.
+    """
+    if goal.version in (0, held):
         return Lag(0, 0, 0.0)
-    road = cheapest(state.edges, at or None, state.version) or ()
-    since = lacking_since(state, at)
-    missing = state.version - at if at else sum(info.version > at for info in state.versions)
+    onwards = held < goal.version
+    road = cheapest(state.edges, (held or None) if onwards else None, goal.version) or ()
+    missing = goal.version - held if held else sum(info.version <= goal.version for info in state.versions)
+    since = max(lacking_since(state, held) if onwards else 0.0, goal.since)
     return Lag(max(1, missing), sum(edge.bytes for edge in road), max(0.0, now - since) if since else 0.0)

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from broker.model.event import Event, EventType, Moved, Published, checked_type, rfc3339
+from broker.model.event import Event, EventType, Moved, Published, rfc3339, types_named
 from broker.model.names import DatasetId, check_name, check_pattern
 from broker.rules.fold import State
 from broker.rules.patterns import pattern_matches
@@ -29,7 +29,8 @@ class Wanted:
         """`*` is every dataset; types by name or its end. Raises InvalidName."""
         whole = "*/*/*" if pattern == EVERYTHING else check_pattern(pattern)
         named = (types,) if isinstance(types, str) else types or ()
-        return cls(whole, None if channel is None else check_name(channel, "channel"), frozenset(map(checked_type, named)))
+        wanted = frozenset(found for name in named for found in types_named(name))
+        return cls(whole, None if channel is None else check_name(channel, "channel"), wanted)
 
     @property
     def fingerprint(self) -> str:

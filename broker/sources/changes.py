@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ BATCH_ROWS: Final = 65_536
 READ_BYTES: Final = 1 << 20
 LINE_BYTES: Final = 64 << 20
 """A line longer than this is no record."""
+_FOR_PROGRAMMERS: Final = re.compile("Possible Solution|LINE 1:")
+"""Where in its message DuckDB goes on to speak of the query."""
 
 
 def changes_of(spec: DatasetSpec, path: Path, settings: Settings) -> Iterator[pa.RecordBatch]:
@@ -35,6 +38,7 @@ def changes_of(spec: DatasetSpec, path: Path, settings: Settings) -> Iterator[pa
         _errors(path),
         duckdb.connect(config={"memory_limit": f"{settings.memory_limit_bytes // 2}B", "temp_directory": folder}) as engine,
     ):
+        path.stat()  # of a file that is not there DuckDB speaks as of a pattern
         scan = scan_of(engine, path, format_of(path), known, Path(folder)).retyped(known)
         named = [name for name in scan.columns if name not in scan.valueless or name in (*spec.key, *spec.order)]
         reading = engine.cursor()  # what looked at the file may have left a result half read
@@ -71,5 +75,5 @@ def _errors(path: Path) -> Iterator[None]:
     except (duckdb.OutOfMemoryException, OSError) as error:
         raise Unavailable("the file cannot be read now", of=str(path), why=str(error)[:300]) from None
     except (duckdb.Error, UnicodeDecodeError, EOFError) as error:
-        why = " ".join(str(error).split("Possible Solution")[0].split())[:400]
+        why = " ".join(_FOR_PROGRAMMERS.split(str(error))[0].split())[:400]
         raise BadData("not a readable file of its format", of=str(path), why=why) from None

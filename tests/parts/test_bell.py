@@ -15,7 +15,7 @@ import pytest
 
 from broker.bell import NOTIFY_DELTAS, Bell, notification
 from broker.errors import Unavailable
-from broker.model.commit import GENESIS, Create, Edge, NewVersion, Record, digest
+from broker.model.commit import GENESIS, Body, Create, Edge, NewEdge, NewVersion, Record, digest
 from broker.model.names import DatasetId
 from broker.rules.fold import State, replay
 from tests.rules.logs import DATASET, SPEC, file_of
@@ -28,11 +28,21 @@ def test_a_notification_names_the_snapshot_and_every_delta_behind_it() -> None:
     assert [(edge["base"], edge["version"]) for edge in told["deltas"]] == [(1, 2), (2, 3), (3, 4), (4, 5)]
 
 
-def test_a_notification_does_not_grow_with_the_number_of_versions() -> None:
-    told = json.loads(notification(versions(NOTIFY_DELTAS + 50)))
-    chain = [edge["version"] for edge in told["deltas"]]
-    assert chain == list(range(51, NOTIFY_DELTAS + 51))
-    assert told["snapshot"]["version"] == 1
+def test_a_notification_leads_from_its_snapshot_to_the_version_without_a_gap_however_many_versions_there_are() -> None:
+    newest = NOTIFY_DELTAS + 70
+    told = json.loads(notification(versions(newest, [(at, at + 8) for at in range(1, 65, 8)])))
+    at = told["snapshot"]["version"]
+    for edge in told["deltas"]:
+        assert edge["base"] == at
+        at = edge["version"]
+    assert (at, told["snapshot"]["version"]) == (newest, 1)
+    assert [edge["version"] for edge in told["deltas"]] == [*range(9, 66, 8), *range(66, newest + 1)]
+
+
+def test_while_nobody_compacts_a_notification_stays_small_and_leads_nobody_over_a_gap() -> None:
+    told = json.loads(notification(versions(2 * NOTIFY_DELTAS + 1)))
+    assert len(told["deltas"]) == NOTIFY_DELTAS
+    assert told["snapshot"] is None
 
 
 # --- ringing
@@ -147,11 +157,17 @@ def test_a_child_forked_while_somebody_asks_has_a_bell_of_its_own() -> None:
     assert rung == []
 
 
-def versions(count: int) -> State:
-    """A dataset of one snapshot and the deltas behind it."""
+def versions(count: int, rolled_up: Sequence[tuple[int, int]] = ()) -> State:
+    """A dataset of one snapshot and the deltas behind it, with roll-ups (base, version)."""
     previous, log = GENESIS, list[bytes]()
-    bodies = [NewVersion(edge=Edge(base=n - 1 or None, version=n, files=(file_of(str(n), 5),))) for n in range(1, count + 1)]
-    for seq, body in enumerate([Create(session="s", spec=SPEC), *bodies], 1):
+    bodies: list[Body] = [Create(session="s", spec=SPEC)]
+    bodies += [NewVersion(edge=edge(n - 1 or None, n)) for n in range(1, count + 1)]
+    bodies += [NewEdge(edge=edge(base, version)) for base, version in rolled_up]
+    for seq, body in enumerate(bodies, 1):
         log.append(Record(seq=seq, previous=previous, write_id="w", time=1.0, body=body).to_bytes())
         previous = digest(log[-1])
     return replay(DATASET, log)
+
+
+def edge(base: int | None, version: int) -> Edge:
+    return Edge(base=base, version=version, files=(file_of(f"{base}-{version}", 5),))

@@ -14,7 +14,7 @@ import pytest
 from broker import Broker, Column, Dataset, Schema
 from broker.backend.keys import retention_lease
 from broker.cursors import Cursors
-from broker.errors import Busy, Conflict, InvalidName, InvalidRequest, NotFound
+from broker.errors import Busy, Conflict, Invalid, InvalidName, InvalidRequest, NotFound
 from broker.janitor import Janitor
 from broker.model import names
 from broker.model.commit import Announce, NewEdge, Point, Retire
@@ -151,6 +151,15 @@ def test_only_a_version_that_can_be_read_is_announced(b: Broker, offers: Dataset
         offers.promote(4, to="production")
     with pytest.raises(NotFound, match="no such dataset"):
         b.parts.channels.promote(DatasetId("acme/catalog/none"), 1, "production")
+    assert announcements(b) == 0
+
+
+@pytest.mark.parametrize("odd", ["1", 1.0, True, 0, None])
+def test_what_is_no_number_of_a_version_is_refused_before_anything_is_written(b: Broker, offers: Dataset, odd: Any) -> None:
+    with pytest.raises(Invalid, match="not a version"):
+        offers.promote(version=odd, to="production")
+    with pytest.raises(Invalid, match="not a version"):
+        b.release("acme/catalog", {"offers": odd}, to="production")
     assert announcements(b) == 0
 
 

@@ -112,6 +112,15 @@ def test_options_that_do_not_go_together_are_refused(cli: Cli) -> None:
     assert cli("append", OFFERS, "nowhere.csv", "--level", "sure").code == Exit.USAGE
 
 
+def test_a_file_that_is_not_there_or_of_no_use_is_named_in_plain_words(cli: Cli, tmp_path: Path) -> None:
+    missing = cli("append", OFFERS, "nowhere.jsonl")
+    assert (missing.code, missing.err) == (Exit.NOT_FOUND, "error: no such file [nowhere.jsonl]\n")
+    (tmp_path / "half.jsonl").write_text('{"sku": ')
+    half = cli("append", OFFERS, "half.jsonl")
+    assert (half.code, "Malformed JSON" in half.err) == (Exit.FAILED, True)
+    assert not any(word in half.err for word in ("DESCRIBE", "SELECT", "LINE 1"))
+
+
 def test_status_shows_what_waits(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sku,at\n" + "".join(f"a{number},1\n" for number in range(40)))
     cli.ok("append", OFFERS, "a.csv")

@@ -107,3 +107,9 @@ def test_a_hold_and_its_retention_are_at_hand_in_python(redis_url: str, cli: Cli
         assert "hold v2" in offers.retention.explain(2)
         offers.release_hold("v2")
         assert (1, 2) in {(edge.base, edge.version) for edge in offers.retention.plan().retire}
+
+
+def test_a_hold_of_the_past_is_refused_and_none_stands(cli: Cli) -> None:
+    done = cli("hold", OFFERS, 2, "--until", "2020-01-01")
+    assert (done.code, "over already" in done.err) == (Exit.USAGE, True)
+    assert cli.json("hold", OFFERS) == []

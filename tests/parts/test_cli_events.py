@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 import broker
 from broker.sinks import Memory
-from tests.cli import Cli
+from tests.cli import Cli, Shell
 from tests.told import check_event
 
 OFFERS = "shop/catalog/offers"
@@ -53,11 +54,25 @@ def test_listen_exec_gives_the_event_on_stdin_and_a_failure_leaves_it_for_the_ne
     failed = cli(*words, "--exec", "false")
     assert (failed.code, "ended with 1" in failed.err) == (1, True)
     cli.ok(*words, "--exec", f"tee {file}")
+    assert file.read_text().endswith("}\n")  # a shell's `read` takes a line
     assert json.loads(file.read_text())["subject"] == OFFERS
     assert cli.ok(*words).out == ""
     publish(b, 2)
     assert cli(*words, "--exec", "no-such-program").code == 1
     assert cli(*words, "--exec", "'").code == 2
+
+
+def test_what_a_killed_listener_had_not_done_comes_to_the_next_one_under_its_cursor(
+    b: broker.Broker, redis_url: str, tmp_path: Path
+) -> None:
+    shell = Shell(tmp_path, {"BROKER_REDIS": redis_url, "BROKER_HOME": str(tmp_path), "BROKER_LEASE_SECONDS": "1"})
+    words = ("listen", "shop/*/*", "--cursor", "search", "--json")
+    killed = shell(*words, "--exec", "sh -c 'kill -9 $PPID'")
+    assert killed.code == -signal.SIGKILL
+    taken = shell.ok(*words, "--limit", 1)  # without a time limit it waits for the lease
+    assert taken.out == killed.out
+    publish(b, 2)
+    assert json.loads(shell.ok(*words, "--limit", 1).out)["data"]["version"] == 2
 
 
 def test_listen_refuses_what_does_not_exist(b: broker.Broker, cli: Cli) -> None:
@@ -67,6 +82,18 @@ def test_listen_refuses_what_does_not_exist(b: broker.Broker, cli: Cli) -> None:
     next(listening)
     assert cli("listen", "--cursor", "search", "--timeout", "0").code == 4
     listening.close()  # type: ignore[attr-defined]
+
+
+def test_an_end_of_a_type_that_several_have_means_all_of_them(b: broker.Broker, cli: Cli) -> None:
+    words = ("listen", "--cursor", "resets", "--type", "reset", "--timeout", "0.1", "--json")
+    assert cli.ok(*words).out == ""
+    sink = Memory()
+    b.replica(OFFERS, name="search", sink=sink).sync()
+    b.replica(OFFERS, name="search", sink=sink, where="price > 0").sync()
+    b.dataset(OFFERS).drop()
+    publish(b, 1)
+    types = [json.loads(line)["type"] for line in cli.ok(*words).lines]
+    assert types == ["broker.replica.reset", "broker.dataset.reset"]
 
 
 def test_subs_list_lag_show_and_reset(b: broker.Broker, cli: Cli) -> None:

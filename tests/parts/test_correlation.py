@@ -52,8 +52,9 @@ def lines(text: str, event: str) -> list[dict[str, Any]]:
 def applied(b: Broker, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
     """The line of a replica that came up."""
     caplog.set_level(logging.DEBUG, "broker")
-    b.replica(OFFERS, name="app", sink=Memory()).sync()
+    report = b.replica(OFFERS, name="app", sink=Memory()).sync()
     (record,) = [record for record in caplog.records if record.message == "applied"]
+    assert report.correlation == record.correlation  # type: ignore[attr-defined]
     return {name: getattr(record, name) for name in ("correlation", "dataset", "version", "replica", "rows")}
 
 

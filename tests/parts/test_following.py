@@ -46,7 +46,7 @@ def replica(b: broker.Broker, sink: Any = None, **fields: Any) -> Replica:
 
 def audits(b: broker.Broker, lag_seconds: float = 3600) -> Audits:
     parts = b.parts
-    return Audits((parts.catalog, parts.index, parts.engine), parts.cursors, parts.events, lag_seconds)
+    return Audits((parts.catalog, parts.channels, parts.index, parts.engine), parts.cursors, parts.events, lag_seconds)
 
 
 def told(b: broker.Broker, *types: str) -> list[dict[str, Any]]:
@@ -140,6 +140,8 @@ def test_at_most_every_rests_between_versions(b: broker.Broker) -> None:
     assert one.cursor.version == 3
     with pytest.raises(Invalid):
         AtMostEvery(0)
+    with pytest.raises(Invalid):
+        AtMostEvery("1 min")  # type: ignore[arg-type]
 
 
 def test_a_signal_ends_a_follower_in_the_main_thread_and_its_handlers_come_back(b: broker.Broker) -> None:
@@ -184,6 +186,36 @@ def test_lag_counts_versions_bytes_and_seconds(b: broker.Broker) -> None:
     lag, edges = one.lag(), b.dataset(OFFERS).state.edges
     assert (lag.versions, lag.bytes) == (2, edges[1].bytes + edges[2].bytes)
     assert 0 < lag.seconds < SECONDS
+
+
+def test_lag_is_behind_what_the_channel_names_not_behind_the_newest_version(b: broker.Broker) -> None:
+    offers, one = b.dataset(OFFERS), replica(b, channel="production")
+    assert one.lag().none  # nothing is named
+    offers.promote(1, to="production")
+    one.sync()
+    change(b, 2)
+    change(b, 3)
+    assert one.lag().none
+    begun = time.time()  # the versions are older than their promotion
+    offers.promote(3, to="production")
+    lag = one.lag()
+    assert (lag.versions, lag.bytes) == (2, sum(edge.bytes for edge in offers.state.edges[1:]))
+    assert 0 <= lag.seconds <= time.time() - begun
+    one.sync()
+    offers.rollback("production")
+    back = one.lag()
+    assert (back.versions, back.bytes) == (1, offers.state.edges[0].bytes)
+
+
+def test_who_is_at_what_its_channel_names_is_not_told_of_as_lagging(b: broker.Broker) -> None:
+    b.dataset(OFFERS).promote(1, to="production")
+    replica(b, channel="production").sync()
+    change(b, 2)
+    assert audits(b, lag_seconds=0).run_once().lagging == 0
+    b.dataset(OFFERS).promote(2, to="production")
+    assert audits(b, lag_seconds=0).run_once().lagging == 1
+    (lagging,) = told(b, "broker.replica.lagging")
+    assert (lagging["channel"], lagging["held"], lagging["version"]) == ("production", 1, 2)
 
 
 # --- cursors and receipts

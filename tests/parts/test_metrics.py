@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from broker.metrics import METRICS, metrics, render
 from broker.model.names import DatasetId
 from tests.cli import Cli
 from tests.servers import redis_server
+from workers.batching import Batching
 
 OFFERS = DatasetId("shop/catalog/offers")
 LINE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (-?\d+(?:\.\d+)?)$')
@@ -77,11 +79,38 @@ def test_what_was_done_is_what_is_counted(b: Broker) -> None:
     assert (len(logged), sum(logged)) == (4, 40)
     assert max(value for name, value in found.items() if name.startswith("broker_log_oldest_seconds")) > 0
     assert found['broker_redis_used_bytes{server="0"}'] > 100_000
+    assert all(name.endswith("_total") == (metric.kind == "counter") for name, metric in METRICS.items())
+
+
+def test_channels_holds_schedules_and_who_makes_micro_batches_are_counted(b: Broker, cli: Cli) -> None:
+    offers = b.dataset(OFFERS, key=["sku"])
+    for price in (1, 2, 3):
+        offers.publish([{"sku": "a", "price": price}])
+    offers.promote(2, to="production")
+    offers.hold(version=1, why="audit")
+    offers.hold(version=2, why="audit", until=time.time() + 3600)
+    offers.release_hold("v1")
+    cli.ok("schedule", "add", "nightly", "30 2 * * *", OFFERS, "--target", "search")
+    ledger = Cursors(b.parts.redis, b.parts.index, 60)
+    ledger.report(OFFERS, LiveCursor(name="app", version=2, session=offers.state.session, channel="production"))
+    ledger.report(OFFERS, LiveCursor(name="late", version=1, session=offers.state.session, channel="production"))
+    batching = Batching(b.parts, "b1")
+    batching.keep()
+    found, here = parsed(metrics(b)), f'{{dataset="{OFFERS}"}}'
+    assert found[f'broker_channel_version{{dataset="{OFFERS}",channel="production"}}'] == 2
+    assert found[f"broker_dataset_holds{here}"] == 1
+    assert [found[f'broker_{name}{{slot="catalog.0"}}'] for name in ("schedules", "batchers", "workers")] == [1, 1, 1]
+    assert found['broker_log_slot_served{slot="catalog.0",log_slot="3"}'] == 1
+    lags = [found[f'broker_cursor_lag_versions{{dataset="{OFFERS}",cursor="{name}"}}'] for name in ("app", "late")]
+    assert lags == [0, 1]
+    assert 0 < found[f'broker_cursor_left_seconds{{dataset="{OFFERS}",cursor="app"}}'] <= 60
+    batching.close()
+    assert parsed(metrics(b))['broker_log_slot_served{slot="catalog.0",log_slot="3"}'] == 0
 
 
 def test_an_empty_redis_has_all_families_and_a_dropped_dataset_none(b: Broker) -> None:
     assert parsed(metrics(b)).keys() == {
-        f'broker_redis_{name}{{server="0"}}' for name in ("used_bytes", "max_bytes", "clients", "commands")
+        f'broker_redis_{name}{{server="0"}}' for name in ("used_bytes", "max_bytes", "clients", "commands_total")
     }
     b.dataset(OFFERS, key=["sku"]).publish([{"sku": "a"}])
     b.dataset(OFFERS).drop()

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 import broker
-from broker.audits import Audits
 from broker.errors import NotFound
 from broker.model.names import DatasetId
 from broker.sinks import DuckDB, Memory, Sink, SQLite
@@ -68,7 +67,7 @@ def test_rows_that_differ_are_brought_back_and_no_others(b: broker.Broker, tmp_p
     assert (done.version, done.upserts, done.deletes) == (2, 3, 1)
     assert content(sink.read()) == content(b.dataset(OFFERS).read())
     assert replica.repair().buckets == ()
-    report = Audits((b.parts.catalog, b.parts.index, b.parts.engine), b.parts.cursors, b.parts.events, 3600).run_once()
+    report = b.parts.audits.run_once()
     assert (report.compared, report.mismatches) == (1, 0)
 
 

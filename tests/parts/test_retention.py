@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 import broker
 from broker.cursors import Cursors, LiveCursor
-from broker.errors import NotFound
+from broker.errors import Invalid, NotFound
 from broker.model.commit import Edge, Retire
 from broker.model.names import DatasetId
 from broker.retention import Retention
 from broker.rules.fold import TABLES, State, Tables, VersionInfo, edge_field
 from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, forgotten
 from broker.sinks.memory import Memory
+from tests.servers import wait_until
 
 OFFERS = DatasetId("shop/catalog/offers")
 NO_FLOOR = Floors(versions=1, seconds=0)
@@ -147,13 +149,25 @@ def test_holds_channels_and_floors_keep_what_they_name_and_say_so(b: broker.Brok
 
 def test_a_hold_ends_by_itself_and_what_is_gone_cannot_be_held(b: broker.Broker) -> None:
     history(b)
-    duty(b).hold(OFFERS, "audit", 1, until=time.time() - 1)
-    assert duty(b).plan(OFFERS).why(None, 1) is None
+    duty(b).hold(OFFERS, "audit", 1, until=time.time() + 1)
+    assert duty(b).plan(OFFERS).why(None, 1) == "hold audit"
+    wait_until(lambda: duty(b).plan(OFFERS).why(None, 1) is None, "the hold ends")
     duty(b).apply(OFFERS)
     with pytest.raises(NotFound, match="retired"):
         duty(b).hold(OFFERS, "late", 1)
     with pytest.raises(NotFound, match="no such hold"):
         duty(b).release(OFFERS, "never")
+
+
+def test_a_hold_that_would_be_over_already_is_refused(b: broker.Broker) -> None:
+    offers = history(b)
+    for until in (0.0, time.time() - 60, datetime(2020, 1, 1, tzinfo=UTC)):
+        with pytest.raises(Invalid, match="over already"):
+            offers.hold(version=1, until=until)
+    for odd in (timedelta(days=30), "30d"):
+        with pytest.raises(Invalid, match="not a time"):
+            offers.hold(version=1, until=odd)  # type: ignore[arg-type]
+    assert offers.hold(version=1, until=datetime.now(UTC) + timedelta(days=30)) == "v1"
 
 
 def test_what_is_not_offered_is_not_explained(b: broker.Broker) -> None:

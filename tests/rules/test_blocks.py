@@ -121,9 +121,9 @@ def test_names_that_clients_give_themselves_cannot_be_taken() -> None:
 
 
 def test_blocks_count_from_one_and_levels_are_three() -> None:
-    for number in (0, -1):
+    for number in (0, -1, "3", 2.0):
         with pytest.raises(Invalid, match="not a block number"):
-            checked_block(number)
+            checked_block(number)  # type: ignore[arg-type]
     assert checked_block(1) == 1
     assert [checked_level(level) for level in ("accepted", "fsynced", "sealed")] == ["accepted", "fsynced", "sealed"]
     with pytest.raises(Invalid, match="accepted, fsynced, sealed"):
