@@ -10,8 +10,9 @@ What stays, in this order:
 
 The byte rule bounds the last two, each by the bytes of the snapshot on the newest version's road: what is kept for floors
 alone, the oldest going first; and deltas and roll-ups for cursors, together with those of the newest version's road. Those
-that stand nearest are served first. Who stands so far behind that its road does not fit takes the snapshot: a plan with a
-typed reset, never a gap. It is named (`resets`); where others keep its road anyway it loses nothing.
+that stand nearest are served first, and each next one by the road that adds fewest bytes to what is kept, so that roads run
+together: all who are ahead of a reader cost no more than the deltas from where it stands. Who stands so far behind that its
+road does not fit takes the snapshot: a plan with a typed reset, never a gap. It is named (`resets`).
 """
 
 from __future__ import annotations
@@ -111,16 +112,39 @@ def _keep_roads(
     stands, passed_by = dict[int, str](), set[int]()
     for name, at in readers.items():
         stands.setdefault(at, name)  # one name for all that stand alike
+    offered = {pair(edge): edge for edge in edges if edge.base is not None}
+    priced = offered | {hop: _for_nothing(edge) for hop, edge in offered.items() if hop in kept}
     for at in sorted(stands, reverse=True):
         for target in targets:
-            road = (cheapest(edges, at, target) or ()) if at < target else ()
-            wanted = [edge for edge in road if pair(edge) not in kept]
-            if (size := sum(edge.bytes for edge in wanted)) > budget:
+            road = _road(edges, priced, at, target)
+            wanted = [hop for hop in road if hop not in kept]
+            if (size := sum(offered[hop].bytes for hop in wanted)) > budget:
                 passed_by.add(at)
                 continue
             budget -= size
-            kept.update((pair(edge), f"cursor {stands[at]}") for edge in wanted)
+            kept.update((hop, f"cursor {stands[at]}") for hop in wanted)
+            priced.update((hop, _for_nothing(offered[hop])) for hop in wanted)
     return passed_by
+
+
+def _road(edges: Sequence[Edge], priced: Mapping[Pair, Edge], at: int, target: int) -> list[Pair]:
+    """What is to stay so that `at` is led on to `target`: the road that adds fewest bytes, `priced` being what each adds.
+
+    It must hold fewer bytes than the way by the snapshot, or the planner would not take it: then the cheapest road, whatever it
+    adds. Nothing for whom the snapshot is the cheapest anyway.
+    """
+    cheap = cheapest(edges, at, target) if at < target else None
+    if not cheap or cheap[0].base is None:
+        return []
+    added = [pair(edge) for edge in cheapest(priced.values(), at, target) or ()]
+    real, whole = {pair(edge): edge.bytes for edge in edges}, cheapest(edges, None, target)
+    fits = whole is None or sum(map(real.__getitem__, added)) < sum(edge.bytes for edge in whole)
+    return added if fits else [pair(edge) for edge in cheap]
+
+
+def _for_nothing(edge: Edge) -> Edge:
+    """The same hop without its bytes: another keeps it anyway."""
+    return Edge(base=edge.base, version=edge.version)
 
 
 def _keep_floor(edges: Sequence[Edge], first: int, budget: int, kept: dict[Pair, str]) -> None:
