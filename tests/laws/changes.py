@@ -172,7 +172,7 @@ class Place:
 
 @contextmanager
 def place(url: str) -> Iterator[Place]:
-    with broker_over(MemoryStore(), url, max_age_seconds=0.001, digest_every=1) as b:
+    with broker_over(MemoryStore(), url, max_age_seconds=0.001) as b:
         parts = b.parts
 
         def compactor(ratio: float) -> Compactor:
