@@ -1,10 +1,12 @@
 """State = fold(log), on a real Redis: after any history of records of all kinds the projection is the fold, field by field.
 
-The records go through the publish script itself, those a rebuild begins with through the install script.
+The records go through the publish script itself, those a rebuild begins with through the install script. One field is not
+the fold's where a producer's clock is ahead: Redis notes the present instead, or the dataset would count as fresh for as long.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -41,7 +43,14 @@ def publish(index: Index, data: bytes) -> str:
     return index.publish(ID, (record.seq, record.previous), patch_of(record, digest(data)), barrier, ((), 0)).kind
 
 
-@settings(max_examples=examples(60), database=None)
+def agree(index: Index, state: State) -> None:
+    tables, wanted = index.load(ID).tables, {name: dict(table) for name, table in state.tables.items()}
+    told, noted = wanted["head"].pop("confirmed_at", "0"), tables["head"].pop("confirmed_at", "0")
+    assert tables == wanted
+    assert noted == told or float(noted) <= time.time() < float(told)
+
+
+@settings(max_examples=examples(40), database=None)
 @given(logs())
 def test_after_every_record_the_projection_in_redis_is_the_fold_of_the_log(index: Index, log: list[bytes]) -> None:
     forget(index)
@@ -49,10 +58,10 @@ def test_after_every_record_the_projection_in_redis_is_the_fold_of_the_log(index
     for data in log:
         assert publish(index, data) == "published"
         state = fold(state, data)
-        assert index.load(ID).tables == state.tables
+        agree(index, state)
 
 
-@settings(max_examples=examples(60), database=None)
+@settings(max_examples=examples(40), database=None)
 @given(logs(), st.data())
 def test_a_projection_rebuilt_from_any_checkpoint_and_the_records_behind_it_is_the_fold_too(
     index: Index, log: list[bytes], data: st.DataObject
@@ -68,4 +77,4 @@ def test_a_projection_rebuilt_from_any_checkpoint_and_the_records_behind_it_is_t
         state = fold(state, record)
         for again in (number, data.draw(st.integers(0, number), "again")):
             assert publish(index, log[again]) == "published"
-    assert index.load(ID).tables == state.tables
+    agree(index, state)
