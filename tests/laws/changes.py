@@ -1,4 +1,4 @@
-"""What the laws are tried with: random changes, the merge rule said with a dict, and the real way from a change log to a sink."""
+"""What the laws are tried with: random changes, the merge rule said with a dict, the real way from a change log to a sink."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CHANGES: Final = st.builds(
 
 @dataclass
 class Standing:
-    """The design's rule, change by change: newest order wins, equal orders the later commit; without an order, the later one."""
+    """The design's rule, change by change: newest order wins, equal orders: the later commit. Without an order, the later."""
 
     ordered: bool
     known: dict[Key, Change] = field(default_factory=dict)
@@ -100,9 +100,9 @@ class Standing:
         return {key: row for key, row in stand.items() if not where or (row["n"] is not None and row["n"] < 2)}
 
 
-def cut(draw: st.DrawFn, items: Sequence[T], most: int) -> list[list[T]]:
+def cut(data: st.DataObject, items: Sequence[T], most: int) -> list[list[T]]:
     """The items in this order, in up to `most` + 1 pieces, some of them empty."""
-    places = sorted(draw(st.lists(st.integers(0, len(items)), max_size=most)))
+    places = sorted(data.draw(st.lists(st.integers(0, len(items)), max_size=most)))
     return [list(items[begin:end]) for begin, end in zip([0, *places], [*places, len(items)], strict=True)]
 
 

@@ -45,8 +45,8 @@ def sinks(request: pytest.FixtureRequest, tmp_path: Path) -> SinkPlace:
 def told(here: Place, dataset: broker.Dataset, changes: Sequence[Change], data: st.DataObject, sinks: SinkPlace) -> None:
     """The changes, in this order, in blocks and versions as drawn, to a replica that follows and one that comes late."""
     follower = here.b.replica(dataset.id, name="follower", sink=sinks.fresh().open())
-    for version in cut(data.draw, changes, 3):
-        for block in cut(data.draw, version, 2):
+    for version in cut(data, changes, 3):
+        for block in cut(data, version, 2):
             here.append(dataset, block)
         here.drain()
         if data.draw(st.booleans(), "followed"):
@@ -96,8 +96,9 @@ def test_blocks_sent_again_and_changes_of_two_producers_in_any_interleaving_give
 ) -> None:
     """Exactly once by number: a block that comes twice is one block, also where orders do not tell."""
     dataset, order = here.dataset(ordered=True), Standing(ordered=True)
-    sent = {name: 0 for name in ("pim", "erp")}
-    for name, block in data.draw(st.lists(st.tuples(st.sampled_from([*sent]), st.lists(CHANGES, min_size=1, max_size=3)), max_size=5)):
+    sent = dict.fromkeys(("pim", "erp"), 0)
+    blocks = st.tuples(st.sampled_from([*sent]), st.lists(CHANGES, min_size=1, max_size=3))
+    for name, block in data.draw(st.lists(blocks, max_size=5)):
         kind = [change for change in block if change.gone == block[0].gone]
         sent[name] += 1
         for _ in range(data.draw(st.integers(1, 3), "times sent")):

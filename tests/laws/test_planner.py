@@ -18,7 +18,7 @@ from broker.model.request import Cursor, Selection
 from broker.rules.fold import State, replay
 from broker.rules.levels import Levels, due
 from broker.rules.plan import Plan, cheapest, plan, plan_for
-from broker.rules.retention import Floors, Wanted, retention
+from broker.rules.retention import Floors, Pair, Wanted, retention
 from tests.rules.logs import DATASET, file_of, logs
 
 SEEN = Selection(where="n < 2")
@@ -72,7 +72,9 @@ def the_reset(state: State, cursor: Cursor, want: int, asked: bool) -> str | Non
 
 
 @given(logs(), st.data())
-def test_whatever_the_history_a_cursor_gets_the_cheapest_road_and_a_reset_says_why(log: list[bytes], data: st.DataObject) -> None:
+def test_whatever_the_history_a_cursor_gets_the_cheapest_road_and_a_reset_says_why(
+    log: list[bytes], data: st.DataObject
+) -> None:
     state = replay(DATASET, log)
     cursor = Cursor(
         version=data.draw(st.integers(1, state.version + 2), "held"),
@@ -105,7 +107,7 @@ def leads(found: Plan, held: int, want: int) -> None:
 
 @given(st.data())
 def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacted_and_given_up(data: st.DataObject) -> None:
-    edges = {(None, 1): edge(None, 1, data.draw(st.integers(20, 200)))}
+    edges: dict[Pair, Edge] = {(None, 1): edge(None, 1, data.draw(st.integers(20, 200)))}
     newest, sizes = 1, st.integers(1, 60)
     levels = Levels(data.draw(st.integers(2, 4)), data.draw(st.sampled_from([0.1, 0.5, 5.0])))
     for deed in data.draw(st.lists(st.sampled_from(["delta"] * 6 + ["snapshot", "compact", "compact", "retire"]), max_size=30)):
@@ -131,7 +133,8 @@ def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacte
 @pytest.mark.parametrize("seed", range(3))
 def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(seed: int) -> None:
     random = Random(seed)
-    edges = {(version - 1 or None, version): edge(version - 1 or None, version, random.randint(1, 50)) for version in range(1, 7001)}
+    hops = [(version - 1 or None, version) for version in range(1, 7001)]
+    edges: dict[Pair, Edge] = {hop: edge(*hop, random.randint(1, 50)) for hop in hops}
     while len(edges) < 10_000:
         version = random.randint(2, 7000)
         base = random.choice([None, max(1, version - random.choice([8, 64, 512, random.randint(2, 6000)]))])
@@ -148,13 +151,14 @@ def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(s
 
 
 def backwards(edges: list[Edge], want: int) -> dict[int | None, tuple[int, int]]:
-    """(bytes, edges) from each version, and from nothing, to `want`: relaxed from the end, where the planner goes from the front."""
+    """(bytes, edges) from each version, and from nothing, to `want`: from the end; the planner goes from the front."""
     out = dict[int | None, list[Edge]]()
     for part in edges:
         out.setdefault(part.base, []).append(part)
     left: dict[int | None, tuple[int, int]] = {want: (0, 0)}
     for at in (*range(want - 1, 0, -1), None):
-        ways = [(part.bytes + left[part.version][0], 1 + left[part.version][1]) for part in out.get(at, ()) if part.version in left]
+        onward = [(part, left[part.version]) for part in out.get(at, ()) if part.version in left]
+        ways = [(part.bytes + size, 1 + count) for part, (size, count) in onward]
         if ways:
             left[at] = min(ways)
     return left

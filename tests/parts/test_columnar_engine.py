@@ -254,7 +254,9 @@ def test_encodings_are_not_types() -> None:
         (pa.array([date(2024, 1, 1)]), pa.array([datetime(2024, 1, 1, 12)], pa.timestamp("us"))),
     ],
 )
-def test_a_wider_value_behind_a_file_of_the_narrower_type_is_read_as_it_is(engine: Engine, narrow: pa.Array, wide: pa.Array) -> None:
+def test_a_wider_value_behind_a_file_of_the_narrower_type_is_read_as_it_is(
+    engine: Engine, narrow: pa.Array, wide: pa.Array
+) -> None:
     """DuckDB would read both files at once with the first one's types: an error at best, and else another value."""
     spec = DatasetSpec(dataset=DatasetId("t/d/widened"), key=("sku",))
     edges = [Edge(base=None, version=1)]
