@@ -5,6 +5,7 @@
 #   make bench   the figures of benchmarks/README.md, with the peers in the same run
 #   make docs    the tables of README.md that are generated
 #   make simulate   1,000,000 fault schedules of the publishing protocol, in a model (make test runs 10,000)
+#   make laws    2,000 random examples of each law: merging, planning, folding, retention (make test: a few)
 #   make schedules  200 fault schedules of the real thing: workers, Redis and store killed and paused (make test runs 4)
 
 RUN := .venv/bin/python -m
@@ -14,8 +15,9 @@ export PYTHONDONTWRITEBYTECODE :=
 TEST_WORKERS ?= 4
 SCHEDULES ?= 1000000
 FAULT_SCHEDULES ?= 200
+LAW_EXAMPLES ?= 2000
 
-.PHONY: demo test check format-check lint types bench simulate schedules format docs clean
+.PHONY: demo test check format-check lint types bench simulate schedules laws format docs clean
 
 demo: .venv/ready
 	@$(RUN) broker.cli demo
@@ -42,6 +44,11 @@ simulate: .venv/ready
 
 schedules: .venv/ready
 	BROKER_FAULT_SCHEDULES=$(FAULT_SCHEDULES) $(RUN) pytest tests/faults/test_schedules.py
+
+# On the whole way an example takes about half a second: hours for all sinks.
+laws: .venv/ready
+	BROKER_TEST_EXAMPLES=$(LAW_EXAMPLES) $(RUN) pytest --numprocesses $(TEST_WORKERS) --dist worksteal -o timeout=86400 \
+		tests/laws tests/rules tests/parts/test_coalesce.py tests/parts/test_columnar_merge.py
 
 format: .venv/ready
 	$(RUN) ruff format .

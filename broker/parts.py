@@ -117,7 +117,10 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step, guards)
     cursors = Cursors(redis, index, settings.cursor_seconds)
     levels = Levels(snapshot_least_bytes=settings.snapshot_least_bytes)
-    floors, channels = Floors(settings.retain_versions, settings.retain_seconds), Channels(catalog, index, leases)
+    floors, channels = (
+        Floors(settings.retain_versions, settings.retain_seconds, settings.retain_edges),
+        Channels(catalog, index, leases),
+    )
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     retain_seconds: float = Field(
         86_400.0, ge=0, description="and to younger versions; both only up to the bytes of the newest snapshot"
     )
+    retain_edges: int = Field(
+        1_000, ge=0, description="and up to so many edges: each is an entry in Redis and a step of every plan"
+    )
     cursor_seconds: float = Field(
         7 * 86_400.0, ge=0, description="a silent consumer keeps its road so long; nothing is given up sooner after a rebuild"
     )

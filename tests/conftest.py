@@ -13,6 +13,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.campaign import examples
 from tests.servers import (
     MissingServer,
     RedisServer,
@@ -27,7 +28,9 @@ from tests.servers import (
 from tests.told import check_events
 
 T = TypeVar("T")
-settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # pytest-timeout bounds a test
+settings.register_profile(
+    "here", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples(100)
+)  # pytest-timeout bounds a test
 settings.load_profile("here")
 DEBIAN = Path(__file__).resolve().parents[2] / "shared" / "data" / "debian-packages"
 

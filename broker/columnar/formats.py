@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -117,35 +117,43 @@ def _plain(kind: str) -> bool:
     return kind in FIXED_TYPES or kind == "VARCHAR" or kind.startswith("DECIMAL")
 
 
+Columns: TypeAlias = tuple[tuple[str, str], ...]
+"""Names of a file's columns, in order, and how each is typed there: '' where the reader is told the types."""
+
+
 @lru_cache(4096)  # files never change
-def file_columns(path: Path, form: Format) -> tuple[str, ...]:
-    """Names of the columns a file holds. Raises Corrupt when it is not of its format."""
+def file_columns(path: Path, form: Format) -> Columns:
+    """The columns a file holds. Raises Corrupt when it is not of its format."""
     try:
         return _READERS[form](path)
     except (pa.ArrowException, ValueError, StopIteration) as error:
         raise Corrupt(f"not a {form} file", of=str(path), why=str(error)[:300]) from None
 
 
-def _parquet_columns(path: Path) -> tuple[str, ...]:
-    return tuple(pq.read_schema(path).names)
+def _parquet_columns(path: Path) -> Columns:
+    return _typed(pq.read_schema(path))
 
 
-def _csv_columns(path: Path) -> tuple[str, ...]:
+def _csv_columns(path: Path) -> Columns:
     with path.open(encoding="utf-8", newline="") as file:
-        return tuple(next(csv.reader(file)))
+        return tuple((name, "") for name in next(csv.reader(file)))
 
 
-def _json_columns(path: Path) -> tuple[str, ...]:
+def _json_columns(path: Path) -> Columns:
     with path.open(encoding="utf-8") as file:
-        return tuple(json.loads(next(file)))
+        return tuple((name, "") for name in json.loads(next(file)))
 
 
-def _arrow_columns(path: Path) -> tuple[str, ...]:
+def _arrow_columns(path: Path) -> Columns:
     with pa.memory_map(str(path)) as source:
-        return tuple(pa.ipc.open_file(source).schema.names)
+        return _typed(pa.ipc.open_file(source).schema)
 
 
-_READERS: Final[dict[Format, Callable[[Path], tuple[str, ...]]]] = {
+def _typed(schema: pa.Schema) -> Columns:
+    return tuple((field.name, str(field.type)) for field in schema)
+
+
+_READERS: Final[dict[Format, Callable[[Path], Columns]]] = {
     "parquet": _parquet_columns, "csv": _csv_columns, "jsonl": _json_columns, "arrow": _arrow_columns,
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from broker.columnar.formats import file_columns, scan_sql
+from broker.columnar.formats import Columns, file_columns, scan_sql
 from broker.columnar.merge import Part, Sources, own_name
 from broker.columnar.sql import quoted
 from broker.columnar.types import cast_type
@@ -44,9 +44,12 @@ def guards_of(edges: Sequence[Edge]) -> tuple[File, ...]:
 
 
 def relations(schema: Schema, files: Iterable[tuple[int, File]], paths: Mapping[str, Path]) -> list[str]:
-    """One SELECT of all columns and the edge per group of files written alike: planning a query costs time per relation."""
+    """One SELECT of all columns and the edge per group of files written alike: planning a query costs time per relation.
+
+    Alike in types, too: of several Parquet files DuckDB takes the first one's types and casts the others, were they wider.
+    """
     hidden = any(name.casefold() == FILE_INDEX for name in schema.names)
-    groups: dict[tuple[Format, tuple[str, ...], str], list[tuple[int, str]]] = {}
+    groups: dict[tuple[Format, Columns, str], list[tuple[int, str]]] = {}
     for edge, file in files:
         if file.rows:
             path = paths[file.key]
@@ -54,7 +57,8 @@ def relations(schema: Schema, files: Iterable[tuple[int, File]], paths: Mapping[
             groups.setdefault((file.format, file_columns(path, file.format), alone), []).append((edge, str(path)))
     return [
         typed(schema, names, scan_sql([path for _, path in group], form, schema, names), _edge_sql([edge for edge, _ in group]))
-        for (form, names, _), group in groups.items()
+        for (form, columns, _), group in groups.items()
+        for names in [[name for name, _ in columns]]
     ]
 
 

@@ -9,9 +9,10 @@ What stays, in this order:
     cursors                 a road from where each live one stands to the newest version and to every channel's
 
 The byte rule bounds the last two, each by the bytes of the snapshot on the newest version's road: what is kept for floors
-alone, the oldest going first; and deltas and roll-ups for cursors, together with those of the newest version's road. Those
-that stand nearest are served first. Who stands so far behind that its road does not fit takes the snapshot: a plan with a
-typed reset, never a gap. It is named (`resets`); where others keep its road anyway it loses nothing.
+alone, the oldest going first, and no more edges than a state can carry; and deltas and roll-ups for cursors, together with those of the newest version's road. Those
+that stand nearest are served first, and each next one by the road that adds fewest bytes to what is kept, so that roads run
+together: all who are ahead of a reader cost no more than the deltas from where it stands. Who stands so far behind that its
+road does not fit takes the snapshot: a plan with a typed reset, never a gap. It is named (`resets`).
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ FLOOR: Final = "floor"
 
 @dataclass(frozen=True, slots=True)
 class Floors:
-    """Roads kept though no cursor asks for them: between the newest `versions`, and all that are younger than `seconds`."""
+    """Roads kept though no cursor asks for them: between the newest `versions`, and all that are younger than `seconds`; for
+    these alone at most `edges` stay."""
 
     versions: int
     seconds: float
+    edges: int = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
             keep(cheapest(edges, None, version), why)
     snapshot = whole[0].bytes if whole else 0
     young = (version for version, time in wanted.times.items() if time >= now - floors.seconds)
-    _keep_floor(edges, min((newest - floors.versions + 1, *young)), snapshot, kept)
+    _keep_floor(edges, min((newest - floors.versions + 1, *young)), (snapshot, floors.edges), kept)
     targets = sorted({newest, *(versions[0] for versions in wanted.versions.values() if versions)})
     budget = max(0, snapshot - sum(edge.bytes for edge in whole[1:])) if whole else 0
     passed_by = _keep_roads(edges, wanted.readers, targets, budget, kept)
@@ -134,25 +137,49 @@ def _keep_roads(
     stands, passed_by = dict[int, str](), set[int]()
     for name, at in readers.items():
         stands.setdefault(at, name)  # one name for all that stand alike
+    offered = {pair(edge): edge for edge in edges if edge.base is not None}
+    priced = offered | {hop: _for_nothing(edge) for hop, edge in offered.items() if hop in kept}
     for at in sorted(stands, reverse=True):
         for target in targets:
-            road = (cheapest(edges, at, target) or ()) if at < target else ()
-            wanted = [edge for edge in road if pair(edge) not in kept]
-            if (size := sum(edge.bytes for edge in wanted)) > budget:
+            road = _road(edges, priced, at, target)
+            wanted = [hop for hop in road if hop not in kept]
+            if (size := sum(offered[hop].bytes for hop in wanted)) > budget:
                 passed_by.add(at)
                 continue
             budget -= size
-            kept.update((pair(edge), f"cursor {stands[at]}") for edge in wanted)
+            kept.update((hop, f"cursor {stands[at]}") for hop in wanted)
+            priced.update((hop, _for_nothing(offered[hop])) for hop in wanted)
     return passed_by
 
 
-def _keep_floor(edges: Sequence[Edge], first: int, budget: int, kept: dict[Pair, str]) -> None:
-    """Edges between the versions from `first` on, the newest first, at most `budget` bytes of them."""
+def _road(edges: Sequence[Edge], priced: Mapping[Pair, Edge], at: int, target: int) -> list[Pair]:
+    """What is to stay so that `at` is led on to `target`: the road that adds fewest bytes, `priced` being what each adds.
+
+    It must hold fewer bytes than the way by the snapshot, or the planner would not take it: then the cheapest road, whatever it
+    adds. Nothing for whom the snapshot is the cheapest anyway.
+    """
+    cheap = cheapest(edges, at, target) if at < target else None
+    if not cheap or cheap[0].base is None:
+        return []
+    added = [pair(edge) for edge in cheapest(priced.values(), at, target) or ()]
+    real, whole = {pair(edge): edge.bytes for edge in edges}, cheapest(edges, None, target)
+    fits = whole is None or sum(map(real.__getitem__, added)) < sum(edge.bytes for edge in whole)
+    return added if fits else [pair(edge) for edge in cheap]
+
+
+def _for_nothing(edge: Edge) -> Edge:
+    """The same hop without its bytes: another keeps it anyway."""
+    return Edge(base=edge.base, version=edge.version)
+
+
+def _keep_floor(edges: Sequence[Edge], first: int, most: tuple[int, int], kept: dict[Pair, str]) -> None:
+    """Edges between the versions from `first` on, the newest first, at most so many bytes and so many of them."""
+    budget, left = most
     for edge in reversed(edges):
         start = edge.version - 1 if edge.base is None else edge.base
         if start < first - 1 or pair(edge) in kept:
             continue
-        budget -= edge.bytes
-        if budget < 0:
+        budget, left = budget - edge.bytes, left - 1
+        if budget < 0 or left < 0:
             break
         kept[pair(edge)] = FLOOR

@@ -132,3 +132,25 @@ def test_what_workers_wait_for_comes_back_with_the_first_request(b: broker.Broke
     assert [slot.name for slot in b.parts.index.slots()] == ["catalog.0"]
     assert hand.work() == 1
     assert request.wait(1).version == 5
+
+
+def test_after_a_rebuild_nothing_is_given_up_for_a_whole_cursor_lease(b: broker.Broker) -> None:
+    """Cursors are not restored: whoever lives must have the time to say so, and then keeps its road."""
+    b.dataset(OFFERS).publish([{"sku": f"k{number}", "price": 0} for number in range(2_000)])  # so that a delta is cheap
+    sink = Memory()
+    replica = b.replica(OFFERS, name="search", sink=sink)
+    replica.sync()
+    for price in (1, 2):
+        b.dataset(OFFERS).publish_delta([{"sku": "k0", "price": price}])
+    before = b.dataset(OFFERS).state.edges
+    b.parts.redis.run("FLUSHALL")
+    b.parts.catalog.rebuild()
+    lease, retention = b.parts.settings.cursor_seconds, b.dataset(OFFERS).retention
+    assert lease - 60 < retention.waits_seconds() <= lease
+    assert retention.apply() is None
+    assert b.dataset(OFFERS).state.edges == before
+    meta = b.parts.index.slot(OFFERS).meta
+    b.parts.redis.run("HINCRBY", meta, "born", int(-lease * 1000))  # a lease later
+    assert retention.waits_seconds() == 0
+    assert retention.apply() is not None
+    assert replica.sync().reset is None

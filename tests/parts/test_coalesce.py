@@ -22,6 +22,7 @@ from broker.model.dataset import Column, DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.settings import Settings
 from broker.stores.memory import MemoryStore
+from tests.campaign import examples
 
 COLUMNS = Schema(
     columns=(
@@ -133,7 +134,7 @@ def splits(draw: st.DrawFn, changes: Sequence[Change]) -> list[list[list[Change]
     return [cut(draw, version, 3) for version in cut(draw, changes, 4)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.data())
 def test_any_order_duplication_and_split_of_the_same_changes_gives_one_state(writer: Harness, data: st.DataObject) -> None:
     """Late ones included; orders differ per key, so there is one truth."""
@@ -142,14 +143,14 @@ def test_any_order_duplication_and_split_of_the_same_changes_gives_one_state(wri
     assert writer.state(ORDERED, data.draw(splits(shuffled))) == expected(changes, ordered=True)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.data())
 def test_ties_follow_commit_order_however_they_are_split(writer: Harness, data: st.DataObject) -> None:
     changes = data.draw(st.lists(CHANGES, max_size=14))
     assert writer.state(ORDERED, data.draw(splits(changes))) == expected(changes, ordered=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_without_an_order_the_later_change_wins_however_they_are_split(writer: Harness, data: st.DataObject) -> None:
     changes = data.draw(st.lists(CHANGES, max_size=14))
@@ -159,7 +160,7 @@ def test_without_an_order_the_later_change_wins_however_they_are_split(writer: H
 NUMBERS = st.sampled_from([math.nan, -math.inf, math.inf, -0.0, 0.0, 1.5]) | st.none()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([-0.0, 0.0, 1.0, math.nan]), NUMBERS, st.integers(0, 99)), min_size=1, max_size=10))
 def test_a_batch_of_floating_keys_and_orders_means_what_its_changes_mean_one_by_one(
     writer: Harness, rows: list[tuple[float, float | None, int]]
@@ -179,7 +180,7 @@ def test_a_batch_of_floating_keys_and_orders_means_what_its_changes_mean_one_by_
     assert standing([tables]) == standing([[table] for table in tables])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(CHANGES, max_size=20), st.sampled_from([(), ("at",), ORDER]))
 def test_arrow_and_duckdb_choose_the_same_changes(database: Database, changes: list[Change], order: tuple[str, ...]) -> None:
     columns = {name: pa.array([change.row[name] for change in changes], TYPES[name]) for name in (*KEY, *order)}

@@ -40,7 +40,7 @@ from broker.errors import (
 )
 from broker.model.commit import Edge, File
 from broker.model.dataset import Column, DatasetSpec, Schema
-from broker.model.names import derived_key
+from broker.model.names import DatasetId, derived_key
 from broker.model.request import Format, Selection
 from broker.settings import Settings
 from broker.stores.local import LocalStore
@@ -243,6 +243,29 @@ def test_encodings_are_not_types() -> None:
     found = reader_of(encoded, SPEC).read_all()
     assert [str(kind) for kind in found.schema.types] == ["string", "string", "string", "binary", "string"]
     assert arrow_schema(schema_of(found.schema)).types == found.schema.types
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        (pa.array([1], pa.int32()), pa.array([2**40])),
+        (pa.array([1.5], pa.float32()), pa.array([0.1])),
+        (pa.array([Decimal("1.5")]), pa.array([Decimal("12345.678")])),
+        (pa.array([date(2024, 1, 1)]), pa.array([datetime(2024, 1, 1, 12)], pa.timestamp("us"))),
+    ],
+)
+def test_a_wider_value_behind_a_file_of_the_narrower_type_is_read_as_it_is(
+    engine: Engine, narrow: pa.Array, wide: pa.Array
+) -> None:
+    """DuckDB would read both files at once with the first one's types: an error at best, and else another value."""
+    spec = DatasetSpec(dataset=DatasetId("t/d/widened"), key=("sku",))
+    edges = [Edge(base=None, version=1)]
+    for number, (sku, values) in enumerate([("a", narrow), ("b", narrow), ("c", wide)], 1):
+        written = engine.write_delta(spec, pa.table({"sku": [sku], "v": values}), None)
+        spec = spec.model_copy(update={"columns": written.schema})
+        edges.append(Edge(base=number, version=number + 1, files=written.files))
+    found = engine.read(spec, edges, ALL).read_all().sort_by("sku")["v"].to_pylist()
+    assert found[2] == wide.to_pylist()[0]
 
 
 def test_missing_columns_are_null_and_narrow_types_widen(engine: Engine) -> None:

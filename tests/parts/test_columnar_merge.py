@@ -19,6 +19,7 @@ from broker.model.request import Format, Selection
 from broker.settings import Settings
 from broker.sinks import Batch, DuckDB, Memory, Sink, SinkCursor
 from broker.stores.memory import MemoryStore
+from tests.campaign import examples
 
 COLUMNS = Schema(
     columns=(
@@ -100,7 +101,7 @@ def changes(draw: st.DrawFn) -> Change:
 
 HISTORIES = st.lists(changes(), min_size=1, max_size=5)
 SPECS = st.sampled_from([PLAIN, ORDERED])
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, object]]:
@@ -189,7 +190,7 @@ def test_what_comes_late_after_a_snapshot_brings_no_deleted_key_back_in_the_engi
     assert in_sink(late) == in_sink(sink)
 
 
-@settings(relaxed, max_examples=10)
+@settings(relaxed, max_examples=examples(10))
 @given(first=changes(), feed=changes(), later=HISTORIES, where=st.sampled_from([Selection(), WHERE]))
 def test_a_replica_in_duckdb_is_as_guarded_by_a_snapshots_tombstones(
     engine: Engine, tmp_path_factory: pytest.TempPathFactory, first: Change, feed: Change, later: list[Change], where: Selection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,11 +26,15 @@ class Fuse:
     """An on_step hook that crashes at `step`, once."""
 
     step = ""
+    amid: Callable[[], object] | None = None
+    """What happens at the step in place of a crash."""
 
     def __call__(self, step: str) -> None:
         if step == self.step:
             self.step = ""
-            raise Crash
+            if self.amid is None:
+                raise Crash
+            self.amid()
 
 
 @pytest.fixture
@@ -121,6 +125,25 @@ def test_orphans_are_swept_when_they_are_old_and_nothing_else_is(
     assert kept <= left
     assert len(named - left) == 1
     assert b.dataset(OFFERS).read()["sku"].to_pylist() == ["c"]
+
+
+def test_a_sweep_amid_an_upload_spares_it_for_longer_than_it_may_be_committed(
+    b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore
+) -> None:
+    inner, settings = store.inner, b.parts.settings
+    assert isinstance(inner, MemoryStore)
+    clock, swept = inner.clock, list[int]()
+
+    def sweep() -> None:
+        """By the store's clock the upload is as old as a commit may find it, twice over, less a minute."""
+        inner.clock = lambda: clock() + settings.orphan_seconds - 60
+        assert settings.upload_max_age_seconds * 2 <= settings.orphan_seconds
+        swept.append(janitor.run_once("janitor", sweep=True).swept)
+
+    fuse.step, fuse.amid = "upload", sweep
+    b.dataset(OFFERS).publish([{"sku": "b", "price": 2}])
+    assert swept == [0]
+    assert b.dataset(OFFERS).read()["sku"].to_pylist() == ["b"]
 
 
 def test_nothing_is_deleted_when_the_log_cannot_be_read(b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore) -> None:

@@ -12,7 +12,7 @@ import pytest
 import broker
 from broker.cursors import Cursors, LiveCursor
 from broker.errors import Invalid, NotFound
-from broker.model.commit import Edge, Retire
+from broker.model.commit import Edge, NewEdge, Retire, parse_record
 from broker.model.names import DatasetId
 from broker.retention import Retention
 from broker.rules.fold import TABLES, State, Tables, VersionInfo, edge_field
@@ -95,16 +95,45 @@ def test_what_nobody_produced_under_a_name_is_forgotten_at_once_and_the_newest_v
     assert forgotten(State(OFFERS, tables), [edge], 0)[1] == [(1, 3), (5, 5), (7, 8)]
 
 
-def test_a_live_cursor_keeps_its_road_and_a_lapsed_one_does_not(b: broker.Broker) -> None:
+def test_what_goes_is_told_before_and_recorded_after_by_edge_and_file(b: broker.Broker) -> None:
     offers = history(b)
+    before, planned = offers.state, duty(b).plan(OFFERS)
+    assert offers.state.seq == before.seq, "a plan changes nothing"
+    duty(b).apply(OFFERS)
+    (record,) = [parse_record(data, "log") for data in b.parts.catalog.records(OFFERS, before.seq + 1)]
+    assert isinstance(record.body, Retire)
+    assert record.body.edges == ((None, 1), (1, 2), (2, 3)) == tuple((edge.base, edge.version) for edge in planned.retire)
+    assert record.body.files == tuple(file.key for edge in planned.retire for file in edge.files)
+    assert record.producer == "retention"
+
+
+def test_a_live_cursor_keeps_its_road_and_a_lapsed_one_does_not(b: broker.Broker) -> None:
+    offers = b.dataset(OFFERS, key=["sku"])
+    rows = [{"sku": f"s{number}", "at": 0} for number in range(2_000)]
+    offers.publish(rows)
+    for at in range(1, 3):
+        offers.publish_delta([{"sku": "s0", "at": at}])
+    offers.publish(rows, delta=True)
+    b.parts.catalog.commit(OFFERS, lambda now: None if now.edge(None, 4) else NewEdge(edge=whole(offers)), "test")
     live = LiveCursor(name="search", version=2, session=offers.state.session)
     cursors(b, 60).report(OFFERS, live)
     cursors(b, 60).report(OFFERS, LiveCursor(name="old", version=1, session="another"))
-    assert duty(b).plan(OFFERS).why(1, 2) is None
-    duty(b).apply(OFFERS)
-    assert offers.plan(since=2).reset is None or offers.plan(since=2).edges[0].base is None
+    plan = duty(b).apply(OFFERS)
+    assert plan is not None
+    assert (plan.why(2, 3), plan.why(1, 2), plan.resets) == ("cursor search", None, ())
+    assert "cursor search" in duty(b).explain(OFFERS, 3)
+    assert offers.plan(since=2).reset is None
     cursors(b, 0).report(OFFERS, live)
-    assert duty(b).plan(OFFERS).why(2, 3) is None
+    duty(b).apply(OFFERS)
+    assert pairs(offers) == [(None, 4), (3, 4)], "only what the floor keeps anyway"
+    assert offers.plan(since=2).reset == "too-old"
+
+
+def whole(offers: broker.Dataset) -> Edge:
+    """A snapshot of the newest version, as compaction makes it."""
+    snapshot = offers.state.edge(None, 1)
+    assert snapshot is not None
+    return Edge(base=None, version=offers.state.version, files=snapshot.files)
 
 
 def test_a_replica_goes_on_without_a_reset_over_what_is_left(b: broker.Broker) -> None:

@@ -1,5 +1,5 @@
-"""P10 under a crowd: consumers that are live, slow, dead or expired, on a real Redis. Nobody who lives loses a road, the store
-stays small, and the dead pin nothing for ever."""
+"""P10 under a crowd: consumers that are live, slow, dead or expired, on a real Redis. Nobody who lives loses a road untold, the
+store stays small, and the dead pin nothing for ever."""
 
 from __future__ import annotations
 
@@ -95,8 +95,9 @@ class Crowd:
 
 @pytest.fixture
 def crowd(redis_url: str) -> Iterator[Crowd]:
+    prices = Random(5)
     with broker_over(MemoryStore(), redis_url) as b:
-        b.dataset(OFFERS, key=["sku"]).publish([{"sku": f"s{number}", "price": 0.5 + number} for number in range(KEYS)])
+        b.dataset(OFFERS, key=["sku"]).publish([{"sku": f"s{number}", "price": prices.random()} for number in range(KEYS)])
         made = Crowd(b, Random(11))
         for number in range(CONSUMERS):
             kind = KINDS[number % len(KINDS)]
@@ -116,14 +117,11 @@ def change(crowd: Crowd) -> None:
     crowd.b.dataset(OFFERS).publish_delta(upserts, [{"sku": f"s{keys[0]}"}])
 
 
-def roads(state: State, consumers: list[Consumer]) -> dict[str, tuple[tuple[int | None, int], ...]]:
-    """From where each stands to the newest version; nothing leads there: a KeyError in whoever compares."""
+def going_on(state: State, consumers: list[Consumer]) -> set[str]:
+    """Those whom the planner leads from where they stand to the newest version; for the others the snapshot is cheaper."""
     known = {version: cheapest(state.edges, version, state.version) for version in {one.version for one in consumers}}
-    return {
-        one.name: tuple((edge.base, edge.version) for edge in road)
-        for one in consumers
-        if (road := known[one.version]) is not None
-    }
+    assert None not in known.values(), "nothing leads to the newest version"
+    return {one.name for one in consumers if not (road := known[one.version]) or road[0].base is not None}
 
 
 @pytest.mark.timeout(300)
@@ -134,7 +132,7 @@ def test_nobody_who_lives_loses_a_road_and_the_store_stays_small(crowd: Crowd) -
         parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(snapshot_least_bytes=0)
     )
     retention = Retention(parts.catalog, parts.index, parts.leases, crowd.cursors(0), Floors(FLOOR_VERSIONS, 0))
-    retired = passed_by = 0
+    retired, told = 0, list[str]()
     for round in range(ROUNDS):
         change(crowd)
         crowd.act(round)
@@ -143,27 +141,17 @@ def test_nobody_who_lives_loses_a_road_and_the_store_stays_small(crowd: Crowd) -
         plan = retention.apply(OFFERS)
         assert plan is not None
         retired += len(plan.retire)
+        told += plan.resets
         after, live = crowd.state, crowd.live()
-        asked, given = roads(before, live), roads(after, live)
-        assert given.keys() == {consumer.name for consumer in live}
-        assert {name: given[name] for name in given if name not in plan.resets} == {
-            name: road for name, road in asked.items() if name not in plan.resets
-        }
-        anew = cheapest(after.edges, None, after.version)
-        assert anew is not None
-        passed_by += len(plan.resets)
-        assert all(_bytes(after, given[name]) <= sum(edge.bytes for edge in anew) for name in plan.resets)
+        assert going_on(before, live) - going_on(after, live) <= set(plan.resets), "nobody is sent away untold"
+        assert set(plan.resets) <= {consumer.name for consumer in live}
         whole = max(edge.bytes for edge in after.edges if edge.base is None)
         assert sum(edge.bytes for edge in after.edges) <= 2 * whole + floor_bytes(after)
         assert not [why for why in plan.kept.values() if why.startswith("cursor dead") and _silent(crowd, why)]
     assert retired > ROUNDS // 2
-    assert passed_by < ROUNDS * CONSUMERS // 20
+    assert len(told) < ROUNDS * CONSUMERS // 200, "few: those who stand so far behind that a snapshot costs about as much"
     _the_dead_come_back(crowd)
     _what_is_offered_is_all_that_is_stored(crowd)
-
-
-def _bytes(state: State, road: tuple[tuple[int | None, int], ...]) -> int:
-    return sum(edge.bytes for pair in road if (edge := state.edge(*pair)))
 
 
 def floor_bytes(state: State) -> int:

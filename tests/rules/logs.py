@@ -14,12 +14,14 @@ from broker.model.commit import (
     Edge,
     File,
     Hold,
+    Mark,
     Move,
     NewEdge,
     NewVersion,
     Point,
     Record,
     Retire,
+    SourceRange,
 )
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
@@ -29,6 +31,11 @@ from broker.rules.retention import forgotten, pair
 DATASET = "t/d/folded"
 SPEC = DatasetSpec(dataset=DatasetId(DATASET), key=("id",))
 TEXT = st.text(max_size=8)
+MARKS = st.builds(Mark, st.integers(0, 1 << 50), st.floats(0, 2e9))
+SOURCES = st.builds(
+    SourceRange, slot=st.integers(0, 3), after=st.just("0-0"), until=st.integers(1, 1 << 50).map("{}-0".format),
+    marks=st.dictionaries(TEXT, MARKS, max_size=2), rows=st.integers(0, 9), closed=st.sampled_from(["rows", "age", "idle"]),
+)  # fmt: skip
 
 
 def file_of(name: str, size: int) -> File:
@@ -54,6 +61,7 @@ def bodies(draw: st.DrawFn, state: State) -> Body:
                 edge=edge, position=draw(st.none() | st.integers() | st.dictionaries(TEXT, TEXT, max_size=2)),
                 production=draw(st.none() | st.just(f"p{state.seq}")), custom=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
                 confirmed_at=draw(st.none() | st.floats(0, 2e9)), rows_total=draw(st.none() | st.integers(0, 9)),
+                sources=draw(st.lists(SOURCES, max_size=2)),
             )  # fmt: skip
         case "edge":
             version = draw(st.integers(1, state.version))

@@ -53,6 +53,7 @@ def situations(draw: st.DrawFn) -> tuple[list[Edge], Wanted, Floors]:
 def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_before(
     situation: tuple[list[Edge], Wanted, Floors],
 ) -> None:
+    """Who was not told of a reset gets none, neither on the way to the newest version nor to what a channel names."""
     edges, wanted, floors = situation
     newest = edges[-1].version
     plan = retention(edges, wanted, floors, now=float(newest))
@@ -62,9 +63,30 @@ def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_b
         for version in versions:
             assert cheapest(left, None, version) == cheapest(edges, None, version)
     for name, at in wanted.readers.items():
-        if at < newest and name not in plan.resets:
-            assert cheapest(left, at, newest) == cheapest(edges, at, newest)
-        assert cheapest(left, at, newest) is not None
+        for target in {newest, *(versions[0] for versions in wanted.versions.values() if versions)}:
+            assert at >= target or name in plan.resets or anew(left, at, target) == anew(edges, at, target)
+        assert at == newest or cheapest(left, at, newest) is not None
+
+
+def anew(edges: list[Edge], at: int, target: int) -> bool:
+    """Whether the planner sends `at` to a snapshot, or nothing leads to `target`."""
+    road = cheapest(edges, at, target)
+    return not road or road[0].base is None
+
+
+@given(situations())
+def test_nobody_gives_way_while_the_deltas_from_the_farthest_reader_on_would_fit(
+    situation: tuple[list[Edge], Wanted, Floors],
+) -> None:
+    edges, wanted, floors = situation
+    newest = edges[-1].version
+    alone = Wanted(readers=wanted.readers)
+    plan = retention(edges, alone, floors, now=float(newest))
+    whole = cheapest(edges, None, newest)
+    assert whole is not None
+    farthest = min(wanted.readers.values(), default=newest)
+    chain = [edge for edge in edges if edge.base is not None and farthest <= edge.base == edge.version - 1]
+    assert plan.resets == () or sum({pair(edge): edge.bytes for edge in (*chain, *whole[1:])}.values()) > whole[0].bytes
 
 
 @given(situations())
@@ -126,14 +148,27 @@ def test_a_reader_far_behind_keeps_its_road_and_its_name_is_told() -> None:
 
 
 def test_those_too_far_behind_give_way_to_the_nearer_ones_and_are_named() -> None:
-    edges = chain(30, edge(None, 30, 100), edge(21, 30, 60))
-    readers = {"far": 21, "near": 24, "nearer": 28, "there": 30}
+    edges = chain(30, edge(None, 30, 100), edge(10, 30, 60))
+    readers = {"far": 10, "near": 24, "nearer": 28, "there": 30}
     plan = retention(edges, Wanted(readers=readers), NONE, now=100)
     assert plan.resets == ("far",)
-    assert plan.why(21, 30) is None
+    assert plan.why(10, 30) is None
     assert [plan.why(version, version + 1) for version in (23, 24, 27, 28)] == [
         None, "cursor near", "cursor near", "cursor nearer",
     ]  # fmt: skip
+
+
+def test_a_reader_joins_the_road_of_a_nearer_one_where_its_own_would_cost_more() -> None:
+    edges = chain(30, edge(None, 30, 100), edge(21, 30, 60))
+    plan = retention(edges, Wanted(readers={"far": 21, "near": 24}), NONE, now=100)
+    assert (plan.resets, plan.why(21, 30)) == ((), None)
+    assert [plan.why(version, version + 1) for version in (20, 21, 23, 24)] == [None, *["cursor far"] * 2, "cursor near"]
+
+
+def test_a_reader_keeps_its_own_road_where_the_common_one_would_be_longer_than_the_snapshots() -> None:
+    edges = chain(30, edge(None, 30, 100), edge(12, 30, 30))
+    plan = retention(edges, Wanted(readers={"far": 12, "near": 23}), NONE, now=100)
+    assert (plan.resets, plan.why(12, 30), plan.why(23, 24)) == ((), "cursor far", "cursor near")
 
 
 def test_who_walks_where_others_walk_anyway_costs_nothing_and_is_not_passed_by() -> None:
@@ -153,6 +188,8 @@ def test_the_floor_keeps_the_roads_between_the_newest_versions() -> None:
     edges = chain(20, edge(None, 20, 100))
     plan = retention(edges, Wanted(), Floors(versions=4, seconds=0), now=100)
     assert [plan.why(version - 1, version) for version in (16, 17, 18, 19, 20)] == [None, *[FLOOR] * 4]
+    bound = retention(edges, Wanted(), Floors(versions=4, seconds=0, edges=2), now=100)
+    assert [bound.why(version - 1, version) for version in (17, 18, 19, 20)] == [None, None, FLOOR, FLOOR]
 
 
 def test_a_floor_of_one_version_keeps_no_snapshot_before_it() -> None:

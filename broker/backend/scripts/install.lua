@@ -12,6 +12,7 @@ end
 if have >= want then return 'there' end
 local tables = tables_from(3)
 local state = cjson.decode(ARGV[2])
+if state.head.confirmed_at then state.head.confirmed_at = not_ahead(state.head.confirmed_at) end
 outgrow(state.head.epoch)
 for name, fields in pairs(state) do
   redis.call('DEL', tables[name])

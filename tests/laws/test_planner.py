@@ -1,0 +1,164 @@
+"""The planner against oracles: every road tried on small histories, another algorithm on 10,000 edges; its typed resets too.
+
+Histories are grown as the product grows them: versions, what compaction owes, what retention gives up, in any interleaving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.errors import NotFound
+from broker.model.commit import Edge
+from broker.model.request import Cursor, Selection
+from broker.rules.fold import State, replay
+from broker.rules.levels import Levels, due
+from broker.rules.plan import Plan, cheapest, plan, plan_for
+from broker.rules.retention import Floors, Pair, Wanted, retention
+from tests.rules.logs import DATASET, file_of, logs
+
+SEEN = Selection(where="n < 2")
+Cost = tuple[int, int, bool]
+"""Bytes, edges, and whether it starts from nothing: what a road is chosen by."""
+
+
+def edge(base: int | None, version: int, size: int) -> Edge:
+    return Edge(base=base, version=version, files=(file_of(f"{base}-{version}", size),))
+
+
+def ordered(edges: Iterable[Edge]) -> list[Edge]:
+    return sorted(edges, key=lambda edge: (edge.version, -1 if edge.base is None else edge.base))
+
+
+def every_road(edges: Iterable[Edge], held: int | None, want: int) -> list[tuple[Edge, ...]]:
+    """From `held` and from nothing, tried one by one."""
+    edges = list(edges)
+
+    def roads(at: int | None) -> Iterable[tuple[Edge, ...]]:
+        if at == want:
+            yield ()
+            return
+        for edge in edges:
+            if edge.base == at and edge.version <= want:
+                yield from ((edge, *rest) for rest in roads(edge.version))
+
+    return [*roads(None), *(roads(held) if held is not None else ())]
+
+
+def cost(road: Iterable[Edge]) -> Cost:
+    road = list(road)
+    return sum(edge.bytes for edge in road), len(road), bool(road) and road[0].base is None
+
+
+def the_reset(state: State, cursor: Cursor, want: int, asked: bool) -> str | None:
+    """In the words of the design."""
+    if cursor.session not in (None, state.session):
+        return "new-session"
+    if cursor.selection not in (None, SEEN.fingerprint):
+        return "filter-changed"
+    if asked:
+        return "asked"
+    if cursor.version > want:
+        return "rolled-back"
+    best = min(every_road(state.edges, cursor.version, want), key=cost)
+    if cursor.version == want or best[0].base is not None:
+        return None
+    touched = {end for edge in state.edges for end in (edge.base, edge.version)}
+    return "replaced" if cursor.version in touched else "too-old"
+
+
+@given(logs(), st.data())
+def test_whatever_the_history_a_cursor_gets_the_cheapest_road_and_a_reset_says_why(
+    log: list[bytes], data: st.DataObject
+) -> None:
+    state = replay(DATASET, log)
+    cursor = Cursor(
+        version=data.draw(st.integers(1, state.version + 2), "held"),
+        session=data.draw(st.sampled_from([None, state.session, state.session, "another"])),
+        selection=data.draw(st.sampled_from([None, SEEN.fingerprint, SEEN.fingerprint, "another"])),
+    )
+    want, asked = data.draw(st.integers(1, state.version + 1), "wanted"), data.draw(st.integers(0, 5)) == 0
+    try:
+        found = plan_for(state, cursor, SEEN, want, asked)
+    except NotFound:
+        fits = cursor.session in (None, state.session) and cursor.selection in (None, SEEN.fingerprint) and not asked
+        assert every_road(state.edges, cursor.version if fits and cursor.version <= want else None, want) == []
+        return
+    assert found.reset == the_reset(state, cursor, want, asked)
+    held = None if found.reset in ("new-session", "filter-changed", "asked", "rolled-back") else cursor.version
+    assert cost(found.edges) == min(map(cost, every_road(state.edges, held, want)))
+    leads(found, cursor.version, want)
+
+
+def leads(found: Plan, held: int, want: int) -> None:
+    """From what is held, or from nothing and then with a reason."""
+    at = found.base
+    for part in found.edges:
+        assert part.base == at
+        at = part.version
+    assert (at, found.version) == (want, want)
+    assert (found.base is None) == (found.reset is not None)
+    assert found.base in (None, held)
+
+
+@given(st.data())
+def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacted_and_given_up(data: st.DataObject) -> None:
+    edges: dict[Pair, Edge] = {(None, 1): edge(None, 1, data.draw(st.integers(20, 200)))}
+    newest, sizes = 1, st.integers(1, 60)
+    levels = Levels(data.draw(st.integers(2, 4)), data.draw(st.sampled_from([0.1, 0.5, 5.0])))
+    for deed in data.draw(st.lists(st.sampled_from(["delta"] * 6 + ["snapshot", "compact", "compact", "retire"]), max_size=30)):
+        match deed:
+            case "delta" | "snapshot":
+                base, newest = (newest if deed == "delta" else None), newest + 1
+                edges[base, newest] = edge(base, newest, data.draw(sizes))
+            case "compact":
+                if (work := next(due(ordered(edges.values()), levels), None)) is not None:
+                    edges[work.base, work.version] = edge(work.base, work.version, data.draw(sizes))
+            case _:
+                readers = {f"r{at}": at for at in data.draw(st.sets(st.integers(1, newest), max_size=4), "readers")}
+                kept = retention(ordered(edges.values()), Wanted(readers=readers), Floors(1, 0), now=0.0).kept
+                edges = {hop: known for hop, known in edges.items() if hop in kept}
+    offered = ordered(edges.values())
+    for held in range(1, newest + 1):
+        found = plan(offered, held, newest)
+        leads(found, held, newest)
+        assert (found.edges == ()) == (held == newest)
+        assert found.edges == () or cost(found.edges) == min(map(cost, every_road(offered, held, newest)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(seed: int) -> None:
+    random = Random(seed)
+    hops = [(version - 1 or None, version) for version in range(1, 7001)]
+    edges: dict[Pair, Edge] = {hop: edge(*hop, random.randint(1, 50)) for hop in hops}
+    while len(edges) < 10_000:
+        version = random.randint(2, 7000)
+        base = random.choice([None, max(1, version - random.choice([8, 64, 512, random.randint(2, 6000)]))])
+        if base is None or base < version:
+            edges[base, version] = edge(base, version, random.randint(1, 2000) if base else random.randint(1000, 60_000))
+    offered = ordered(edges.values())
+    want = 7000
+    left = backwards(offered, want)
+    for held in (None, 1, 2, 3500, 6400, 6992, 6999, *random.sample(range(1, 7000), 10)):
+        ways = [left[None], *([left[held]] if held in left else [])]
+        road = cheapest(offered, held, want)
+        assert road is not None
+        assert cost(road)[:2] == min(ways)
+
+
+def backwards(edges: list[Edge], want: int) -> dict[int | None, tuple[int, int]]:
+    """(bytes, edges) from each version, and from nothing, to `want`: from the end; the planner goes from the front."""
+    out = dict[int | None, list[Edge]]()
+    for part in edges:
+        out.setdefault(part.base, []).append(part)
+    left: dict[int | None, tuple[int, int]] = {want: (0, 0)}
+    for at in (*range(want - 1, 0, -1), None):
+        onward = [(part, left[part.version]) for part in out.get(at, ()) if part.version in left]
+        ways = [(part.bytes + size, 1 + count) for part, (size, count) in onward]
+        if ways:
+            left[at] = min(ways)
+    return left
