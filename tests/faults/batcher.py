@@ -20,7 +20,7 @@ from workers.batching import Batching
 
 
 def batcher_step(step: str) -> None:
-    steps._on_self("batcher", step)
+    steps.on_self("batcher", step)
     steps.count(f"batcher-{step}")
 
 

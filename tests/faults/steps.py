@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.rules.publishing import ReadLog, Seal
 
@@ -54,18 +55,18 @@ def child_step(step: str) -> None:
 
 
 def parent_step(step: str) -> None:
-    _on_self("parent", step)
+    on_self("parent", step)
 
 
 def replica_step(step: str) -> None:
-    _on_self("replica", step)
+    on_self("replica", step)
 
 
 def publisher_step(step: str) -> None:
-    _on_self("publisher", step)
+    on_self("publisher", step)
 
 
-def _on_self(role: str, step: str) -> None:
+def on_self(role: str, step: str) -> None:
     match take(role, step):
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,8 +75,15 @@ def _on_self(role: str, step: str) -> None:
 
 
 def observe() -> None:
-    """Count what the protocol meets: reservations of others, foreign records under one's own number, reconciles."""
-    perform, head = Catalog._perform, Catalog._head
+    """Count what is met: reservations of others, foreign records under one's own number, leases that the dead left."""
+    perform, head, acquire = Catalog._perform, Catalog._head, Leases.acquire
+
+    def acquired(self: Leases, slot: Any, name: str, owner: str) -> Any:
+        before = self._redis.run("HGET", slot.lease(name), "owner", writes=False)
+        lease = acquire(self, slot, name, owner)
+        if before is not None and before.decode() != owner:
+            count(f"take-over-{name.split(':')[1]}")
+        return lease
 
     def looked(self: Catalog, dataset: Any) -> Any:
         view = head(self, dataset)
@@ -94,7 +102,7 @@ def observe() -> None:
                 _local.sealed = (0, b"")
         return answer
 
-    Catalog._perform, Catalog._head = observed, looked  # type: ignore[method-assign]
+    Catalog._perform, Catalog._head, Leases.acquire = observed, looked, acquired  # type: ignore[method-assign]
 
 
 def _count_seal(seq: int, data: bytes) -> None:
