@@ -27,7 +27,7 @@ from tests.faults.feed import block_of
 LOST: Final = 5
 STEPS: Final = ("half", "sent")
 """A block is in every other log slot; a block is in, and nobody knows it yet."""
-PACE_SECONDS: Final = 0.02
+PACE_SECONDS: Final = 0.04
 SEALED_EVERY: Final = 6
 
 

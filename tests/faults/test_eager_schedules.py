@@ -78,7 +78,7 @@ class Schedule:
     number: int
     chance: random.Random
     dataset: DatasetId
-    producers: dict[str, int]
+    producers: dict[str, int] = field(default_factory=dict)
     appenders: dict[str, Forked] = field(default_factory=dict)
     followers: dict[str, Forked] = field(default_factory=dict)
     sleepers: list[Forked] = field(default_factory=list)
@@ -89,7 +89,10 @@ class Schedule:
     def of(cls, number: int) -> Schedule:
         chance = random.Random(f"{SEED}-{number}")
         dataset = DatasetId(f"shop/eager/s{number}{'-ordered' if number % 2 else ''}")
-        return cls(number, chance, dataset, {f"s{number}-{name}": chance.randrange(40, 50) for name in "ab"})
+        schedule = cls(number, chance, dataset)
+        fewest = 40 if schedule.kept == "sealed" else 60  # blocks that wait to be sealed take longer
+        schedule.producers = {f"s{number}-{name}": chance.randrange(fewest, fewest + 20) for name in "ab"}
+        return schedule
 
     @property
     def loss(self) -> str:
@@ -107,14 +110,15 @@ class Campaign:
     def __init__(self, arena: Arena, server: RedisServer, b: broker.Broker) -> None:
         self.arena, self.server, self.b = arena, server, b
         self.crew: list[tuple[str, Forked]] = []
+        self.schedule: Schedule | None = None
         self.met = Counter[str]()
         deck = [*DECK]
         random.Random(SEED).shuffle(deck)
         self._deck = cycle(deck)
 
     def run(self, number: int) -> None:
-        """One schedule: strikes at random moments of the work; then everything must come to rest, and be right."""
-        schedule = Schedule.of(number)
+        """One schedule: strikes at random moments of the work. In the end all processes are killed, and all must be right."""
+        self.schedule = schedule = Schedule.of(number)
         order = ["at"] if schedule.dataset.endswith("-ordered") else []
         self._persist(lambda: self.b.dataset(schedule.dataset, key=["sku"], order=order, schema=SCHEMA))
         while len([*(self.arena.home / "armed").iterdir()]) < ORDERS:
@@ -166,13 +170,17 @@ class Campaign:
         assert code in (None, 0, -signal.SIGKILL, *typed), f"a process ended with {code}:\n{self.arena.log_tail()}"
         return code is None
 
-    def stop(self, schedule: Schedule | None = None) -> None:
-        """Kill: a schedule's processes, or the whole crew."""
+    def stop(self) -> None:
+        """Kill all processes, and forget them."""
         self.arena.let_go_on()
-        own = [*schedule.appenders.values(), *schedule.followers.values(), *schedule.sleepers] if schedule else []
-        for process in own or [process for _, process in self.crew]:
+        processes = [process for _, process in self.crew]
+        if schedule := self.schedule:
+            processes += [*schedule.appenders.values(), *schedule.followers.values(), *schedule.sleepers]
+        for process in processes:
             process.kill()
+        for process in processes:
             process.wait()
+        self.crew, self.schedule = [], None
 
     # --- what a schedule waits for
 
@@ -240,13 +248,14 @@ class Campaign:
 
     def _check(self, schedule: Schedule) -> None:
         dataset = schedule.dataset
-        self._persist(lambda: check_log(self.b, dataset))
+        self.stop()
+        self._persist(lambda: self.b.parts.catalog.help(dataset, older_than_seconds=0))  # as the janitor does
+        check_log(self.b, dataset)
         found = Deltas.read(self.b, dataset)
         found.check(schedule.producers)
         self.met["coalesced"] += sum(int(delta.version.system["coalesced"]) for delta in found.deltas)
         records = (parse_record(data, "log") for data in self.b.parts.catalog.records(dataset))
         self.met["reconcile"] += sum(record.body.kind == "barrier" for record in records)
-        self.stop(schedule)
         for kind in follower.KINDS:
             self._check_replica(dataset, kind, found)
 
