@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Final, NamedTuple
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import broker
 from broker.model.commit import Edge, NewEdge, NewVersion, SourceRange, parse_record
 from broker.model.names import DatasetId
 from broker.rules.fold import NOTHING_CONSUMED
-from tests.faults.feed import Row, block_of, deleted_keys, own_keys
+from tests.faults.feed import SHARED, Row, block_of, deleted_keys, own_keys
 
 LIVING: Final = ("rows", "upserts")
 
@@ -147,11 +146,13 @@ class Deltas:
 
     def _check_end(self, producers: Mapping[str, int]) -> None:
         """The state is what the blocks say. Only without an order the log alone knows whose write of a shared key came last."""
-        blocks = (block_of(*block, self.ordered) for block in blocks_of(producers))
-        wanted = reduce(self.applied, ({row["sku"]: self._held(block.kind, row) for row in block.rows} for block in blocks), {})
-        decided = self.ordered
+        wanted: State = {}
+        for producer, number in blocks_of(producers):
+            block = block_of(producer, number, self.ordered)
+            wanted = self.applied(wanted, {row["sku"]: self._held(block.kind, row) for row in block.rows})
         assert wanted.keys() == self.final.keys()
-        assert [sku for sku, held in self.final.items() if held != wanted[sku] and (decided or not _shared(sku))] == []
+        decided = [sku for sku in wanted if self.ordered or not sku.startswith(SHARED)]
+        assert [sku for sku in decided if self.final[sku] != wanted[sku]] == []
 
     def _held(self, kind: str, row: Row) -> Held:
         return Held(row["at"] if self.ordered else 0, row if kind == "u" else None)
@@ -161,10 +162,6 @@ class Deltas:
         for edge, changes in self.merged:
             reached = changes if edge.base is None else self.applied(self.states[edge.base], changes)
             assert self._kept(reached) == self.states[edge.version], f"{edge.kind} {edge.base} -> {edge.version}"
-
-
-def _shared(sku: str) -> bool:
-    return sku.startswith("shared-")
 
 
 def blocks_of(producers: Mapping[str, int]) -> Iterator[tuple[str, int]]:

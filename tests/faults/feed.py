@@ -12,8 +12,11 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 Row = dict[str, Any]
-SCHEMA: Final = pa.schema([("sku", pa.string()), ("by", pa.string()), ("n", pa.int64()), ("part", pa.int64()), ("at", pa.int64())])
+SCHEMA: Final = pa.schema(
+    [("sku", pa.string()), ("by", pa.string()), ("n", pa.int64()), ("part", pa.int64()), ("at", pa.int64())]
+)
 OWN_ROWS: Final = 6
+SHARED: Final = "shared-"
 SHARED_KEYS: Final = 3
 LATE: Final = 8
 """So much older are the rows that come late: older than what the same producer sent four blocks before."""
@@ -25,7 +28,6 @@ class Block:
 
     kind: Literal["u", "d"]
     rows: list[Row]
-
 
 
 def own_keys(producer: str, number: int) -> list[str]:
@@ -43,7 +45,7 @@ def block_of(producer: str, number: int, ordered: bool) -> Block:
     at = number * 2 + producer.endswith("b")
     if keys := deleted_keys(producer, number):
         return Block("d", [{"sku": sku} | ({"at": at} if ordered else {}) for sku in keys])
-    shared, late = f"shared-{number % SHARED_KEYS}", LATE if ordered and number % 5 == 4 else 0
+    shared, late = f"{SHARED}{number % SHARED_KEYS}", LATE if ordered and number % 5 == 4 else 0
     orders = {sku: at for sku in (*own_keys(producer, number), producer)} | {shared: at - late}
     return Block("u", [_row(sku, producer, number, order) for sku, order in orders.items()])
 

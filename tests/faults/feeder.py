@@ -3,7 +3,7 @@
 BROKER_FAULTS=<folder> python -m tests.faults.feeder <dataset> <producer> <last block> <kept>
 
 `kept`: the level that a loss of Redis must leave whole, "accepted" or "sealed". A line of `acked.<producer>` for each block
-acknowledged at that level. A process that is asked for such a block again ends with exit code 5: something acknowledged is lost.
+acknowledged at that level. Exit code 5: such a block is asked for again, so something acknowledged is lost.
 """
 
 from __future__ import annotations

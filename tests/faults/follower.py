@@ -70,7 +70,7 @@ def main(kind: str, dataset: str) -> int:
         while True:
             try:
                 replica = replica_of(b, steps.HOME, kind, DatasetId(dataset), on_step)
-                replica.follow(KINDS[kind].policy, lambda report: steps.count(f"applied-{kind}"))
+                replica.follow(KINDS[kind].policy, lambda _: steps.count(f"applied-{kind}"))
             except Transient:  # nothing to follow yet: Redis is away
                 time.sleep(0.05)
             except Fenced as error:

@@ -27,7 +27,7 @@ import pytest
 
 import broker
 from broker import microbatcher
-from broker.errors import Busy, Transient
+from broker.errors import Transient
 from broker.model.commit import parse_record
 from broker.model.names import DatasetId
 from broker.receipts import digest_of_rows, expected
@@ -53,8 +53,11 @@ WAIT_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = LEASE_SECONDS * 2
 BATCHING: Final = tuple(dict.fromkeys((*microbatcher.STEPS[:3], *publishing.STEPS, *microbatcher.STEPS[3:])))
 STEPS: Final = {
-    "batcher": BATCHING, "compactor": compactor.STEPS, **dict.fromkeys(follower.KINDS, follower.STEPS), "appender": feeder.STEPS,
-}  # fmt: skip
+    "batcher": BATCHING,
+    "compactor": compactor.STEPS,
+    **dict.fromkeys(follower.KINDS, follower.STEPS),
+    "appender": feeder.STEPS,
+}
 DECK: Final = [
     f"{role}.{step}.{fault}"
     for role, steps in STEPS.items()
@@ -294,8 +297,8 @@ class Campaign:
         return "\n".join([*lines, ", ".join(f"{name} {counts[name]}" for name in COLUMNS)])
 
     def hits(self) -> Counter[str]:
-        return Counter(path.name.rsplit(".", 3)[0] if path.name.endswith(".over") else path.name.rsplit(".", 2)[0]
-                       for path in (self.arena.home / "hit").iterdir())
+        """`<role>.<step>.<fault>` -> how often."""
+        return Counter(".".join(path.name.split(".")[:3]) for path in (self.arena.home / "hit").iterdir())
 
     def counts(self) -> Counter[str]:
         return self.arena.counts() + self.met
