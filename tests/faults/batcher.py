@@ -9,14 +9,19 @@ import logging
 import sys
 import time
 from threading import Event
+from typing import Final
 
+from broker import microbatcher
 from broker.catalog import OnStep, nothing
 from broker.errors import Transient
 from broker.parts import Parts, open_parts
+from broker.rules import publishing
 from broker.settings import load
 from tests.faults import steps
 from tests.faults.arena import settings_of
 from workers.batching import Batching
+
+STEPS: Final = tuple(dict.fromkeys((*microbatcher.STEPS[:3], *publishing.STEPS, *microbatcher.STEPS[3:])))
 
 
 def batcher_step(step: str) -> None:

@@ -39,7 +39,7 @@ def main() -> int:
                 steps.count("refused-compactor" if "the lease was lost" in why else "failed-compaction")
         except Transient:
             pass
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,11 @@ import pyarrow as pa
 import pytest
 
 import broker
-from broker import microbatcher
 from broker.errors import Transient
 from broker.model.commit import parse_record
 from broker.model.names import DatasetId
 from broker.receipts import digest_of_rows, expected
-from broker.rules import publishing
-from tests.faults import compactor, feeder, follower
+from tests.faults import batcher, compactor, feeder, follower
 from tests.faults.arena import LEASE_SECONDS, Arena, check_log
 from tests.faults.deltas import Deltas
 from tests.faults.feed import SCHEMA
@@ -51,9 +49,8 @@ ORDERS: Final = 8
 """Faults that wait for somebody to reach their step."""
 WAIT_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = LEASE_SECONDS * 2
-BATCHING: Final = tuple(dict.fromkeys((*microbatcher.STEPS[:3], *publishing.STEPS, *microbatcher.STEPS[3:])))
 STEPS: Final = {
-    "batcher": BATCHING,
+    "batcher": batcher.STEPS,
     "compactor": compactor.STEPS,
     **dict.fromkeys(follower.KINDS, follower.STEPS),
     "appender": feeder.STEPS,

@@ -27,12 +27,12 @@ from broker.rules import publishing
 from broker.rules.fold import NOTHING_CONSUMED
 from tests.faults.appender import rows_of
 from tests.faults.arena import Arena, check_log
+from tests.faults.batcher import STEPS
 from tests.faults.nursery import Forked, fork
 from tests.servers import RedisServer, redis_server, temporary_folder, wait_until
 
 SCHEDULES: Final = int(os.environ.get("BROKER_FAULT_SCHEDULES", "4"))
 SEED: Final = int(os.environ.get("BROKER_FAULT_SEED", "1"))
-STEPS: Final = tuple(dict.fromkeys((*microbatcher.STEPS[:3], *publishing.STEPS, *microbatcher.STEPS[3:])))
 BATCHERS: Final = 2
 CAMPAIGN: Final = 50
 """From so many schedules on, what was never met is a hole in the campaign, and fails it."""
