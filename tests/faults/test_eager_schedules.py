@@ -119,6 +119,14 @@ class Campaign:
     def run(self, number: int) -> None:
         """One schedule: strikes at random moments of the work. In the end all processes are killed, and all must be right."""
         self.schedule = schedule = Schedule.of(number)
+        try:
+            self._attack(schedule)
+        finally:
+            self.stop()
+        self._check(schedule)
+        self._clean()
+
+    def _attack(self, schedule: Schedule) -> None:
         order = ["at"] if schedule.dataset.endswith("-ordered") else []
         self._persist(lambda: self.b.dataset(schedule.dataset, key=["sku"], order=order, schema=SCHEMA))
         while len([*(self.arena.home / "armed").iterdir()]) < ORDERS:
@@ -130,8 +138,6 @@ class Campaign:
             schedule.strikes += 1
         wait_until(lambda: self._reached(schedule, work), "the appenders", WAIT_SECONDS)
         wait_until(lambda: self._sealed(schedule), "all sealed", WAIT_SECONDS)
-        self._check(schedule)
-        self._clean()
 
     # --- processes
 
@@ -248,7 +254,6 @@ class Campaign:
 
     def _check(self, schedule: Schedule) -> None:
         dataset = schedule.dataset
-        self.stop()
         self._persist(lambda: self.b.parts.catalog.help(dataset, older_than_seconds=0))  # as the janitor does
         check_log(self.b, dataset)
         found = Deltas.read(self.b, dataset)
@@ -320,6 +325,7 @@ def campaign() -> Iterator[Campaign]:
                 found.stop()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", range(SCHEDULES))
 def test_every_acknowledged_record_of_a_schedule_is_in_one_delta_and_every_replica_ends_equal(
     campaign: Campaign, number: int
