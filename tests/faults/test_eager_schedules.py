@@ -197,6 +197,10 @@ class Campaign:
             return True
         return sum(acked(self.arena.home, producer) for producer in schedule.producers) >= blocks + 1
 
+    def _work_until(self, schedule: Schedule, met: Callable[[], bool]) -> None:
+        """Let the schedule go on until something is met, or until there is nothing more to do."""
+        wait_until(lambda: met() or self._reached(schedule, sum(schedule.producers.values())), "the appenders", WAIT_SECONDS)
+
     def _sealed(self, schedule: Schedule) -> bool:
         self.tend(schedule)
         try:
@@ -242,13 +246,17 @@ class Campaign:
             self.server.kill()
             self.server.start()
             return
-        order = f"{schedule.chance.choice(['batcher', 'compactor'])}.reserve.pause"
+        order = schedule.chance.choice(["batcher.upload.pause", "batcher.reserve.pause", "compactor.reserve.pause"])
         self.arena.arm(order)
-        wait_until(lambda: self._reached(schedule, 10**9) or not self.arena.is_armed(order), "a writer asleep", WAIT_SECONDS)
+        self._work_until(schedule, lambda: not self.arena.is_armed(order))
         if schedule.saved is not None:
             self.server.roll_back(schedule.saved)
         else:
             self.server.wipe()
+        if schedule.chance.random() < 0.5:  # it wakes when a producer sends again what was lost, before that is batched
+            gaps = self.arena.counts()["gap"]
+            self._work_until(schedule, lambda: self.arena.counts()["gap"] > gaps)
+            self.arena.let_go_on()
 
     # --- the end of a schedule
 
