@@ -109,7 +109,7 @@ class Deltas:
             for producer, last in producers.items():
                 blocks = [source.marks[producer].block for source in ranges if producer in source.marks]
                 assert blocks == sorted(blocks)
-                assert blocks[-1] <= last
+                assert max(blocks, default=0) <= last
         produced = sum(len(block_of(*block, self.ordered).rows) for block in blocks_of(producers))
         assert sum(source.rows for ranges in slots.values() for source in ranges) == produced
 
