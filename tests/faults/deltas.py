@@ -94,6 +94,7 @@ class Deltas:
         """`producers`: name -> its last block. Each of their records is in exactly one delta, whatever was killed."""
         self._check_ranges(producers)
         self._check_each_record_once(producers)
+        self._check_nothing_twice(producers)
         self._check_order(producers)
         self._check_end(producers)
         self._check_merged()
@@ -110,8 +111,11 @@ class Deltas:
                 blocks = [source.marks[producer].block for source in ranges if producer in source.marks]
                 assert blocks == sorted(blocks)
                 assert max(blocks, default=0) <= last
+
+    def _check_nothing_twice(self, producers: Mapping[str, int]) -> None:
+        """As many changes were read from the log as were produced, whatever became of them behind that."""
         produced = sum(len(block_of(*block, self.ordered).rows) for block in blocks_of(producers))
-        assert sum(source.rows for ranges in slots.values() for source in ranges) == produced
+        assert sum(source.rows for delta in self.deltas for source in delta.version.sources) == produced
 
     def _check_each_record_once(self, producers: Mapping[str, int]) -> None:
         seen = defaultdict[str, str](str)

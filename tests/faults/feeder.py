@@ -57,7 +57,8 @@ def feed(log: ChangeLog, producer: str, last: int, kept: str) -> int:
         if number <= acked(steps.HOME, producer):
             sys.stderr.write(f"{producer}: block {number} was acknowledged, and is asked for again\n")
             return LOST
-        level = "sealed" if kept == "sealed" and number % SEALED_EVERY == 0 else "accepted"
+        # The last one, too: nobody would send again what a loss behind it takes away.
+        level = "sealed" if kept == "sealed" and (number % SEALED_EVERY == 0 or number == last) else "accepted"
         try:
             _append(log, (producer, number), ordered, level)
         except Gap:
