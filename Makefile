@@ -7,6 +7,7 @@
 #   make simulate   1,000,000 fault schedules of the publishing protocol, in a model (make test runs 10,000)
 #   make laws    2,000 random examples of each law: merging, planning, folding, retention (make test: a few)
 #   make schedules  200 fault schedules of the real thing: workers, Redis and store killed and paused (make test runs 4)
+#   make eager-schedules  200 of appenders, micro-batchers, compactors, replicas and Redis; 100 of batches closed by the clock
 
 RUN := .venv/bin/python -m
 # Where the environment forbids bytecode, each of the suite's many processes compiles all modules anew: a fifth of its start.
@@ -16,8 +17,9 @@ TEST_WORKERS ?= 4
 SCHEDULES ?= 1000000
 FAULT_SCHEDULES ?= 200
 LAW_EXAMPLES ?= 2000
+CLOCK_SCHEDULES ?= 100
 
-.PHONY: demo test check format-check lint types bench simulate schedules laws format docs clean
+.PHONY: demo test check format-check lint types bench simulate schedules eager-schedules laws format docs clean
 
 demo: .venv/ready
 	@$(RUN) broker.cli demo
@@ -44,6 +46,10 @@ simulate: .venv/ready
 
 schedules: .venv/ready
 	BROKER_FAULT_SCHEDULES=$(FAULT_SCHEDULES) $(RUN) pytest tests/faults/test_schedules.py
+
+eager-schedules: .venv/ready
+	BROKER_FAULT_SCHEDULES=$(FAULT_SCHEDULES) $(RUN) pytest tests/faults/test_eager_schedules.py
+	BROKER_FAULT_SCHEDULES=$(CLOCK_SCHEDULES) $(RUN) pytest tests/faults/test_microbatch_faults.py
 
 # On the whole way an example takes about half a second: hours for all sinks.
 laws: .venv/ready

@@ -107,13 +107,15 @@ class Compactor:
 
     def _visit(self, dataset: DatasetId, report: CompactReport) -> None:
         try:
-            seq = self._catalog.state(dataset).seq
-            done = 0
+            state, done = self._catalog.known(dataset), 0
+            if not state.exists:  # dropped: it offers nothing
+                self._seen[dataset] = state.seq
+                return
             for work in self.compact(dataset):
                 report.add(work)
                 done += 1
             if done < MERGES:
-                self._seen[dataset] = seq + done
+                self._seen[dataset] = state.seq + done
         except Busy:
             return
         except BrokerError as error:  # one dataset's harm must not end the care for the others

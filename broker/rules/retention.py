@@ -9,10 +9,11 @@ What stays, in this order:
     cursors                 a road from where each live one stands to the newest version and to every channel's
 
 The byte rule bounds the last two, each by the bytes of the snapshot on the newest version's road: what is kept for floors
-alone, the oldest going first, and no more edges than a state can carry; and deltas and roll-ups for cursors, together with those of the newest version's road. Those
-that stand nearest are served first, and each next one by the road that adds fewest bytes to what is kept, so that roads run
-together: all who are ahead of a reader cost no more than the deltas from where it stands. Who stands so far behind that its
-road does not fit takes the snapshot: a plan with a typed reset, never a gap. It is named (`resets`).
+alone, the oldest going first, and of that no more edges than a state can carry; and deltas and roll-ups for cursors, together
+with those of the newest version's road. Those that stand nearest are served first, and each next one by the road that adds
+fewest bytes to what is kept, so that roads run together: all who are ahead of a reader cost no more than the deltas from where
+it stands. Who stands so far behind that its road does not fit takes the snapshot: a plan with a typed reset, never a gap. It is
+named (`resets`).
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from tests.faults import steps
 from tests.faults.batcher import opened_parts
 
 ROWS = 5
+PACE_SECONDS = 0.02
+"""Between blocks: so that the clock closes several batches."""
 
 
 def rows_of(producer: str, block: int) -> list[dict[str, Any]]:
@@ -31,13 +33,14 @@ def append(b: Broker, dataset: str, producer: str, last: int) -> None:
         log.append(rows_of(producer, block), producer=producer, block=block, timeout=20)
         with (steps.HOME / f"acked.{producer}").open("ab", buffering=0) as acked:
             acked.write(f"{block}\n".encode())
+        time.sleep(PACE_SECONDS)
 
 
-def main(dataset: str, producer: str, last: int) -> int:
+def main(dataset: str, producer: str, last: str) -> int:
     with Broker(opened_parts()) as b:
         while True:
             try:
-                append(b, dataset, producer, last)
+                append(b, dataset, producer, int(last))
                 return 0
             except Terminal as error:
                 sys.stderr.write(f"{error}\n")
@@ -47,4 +50,4 @@ def main(dataset: str, producer: str, last: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    sys.exit(main(*sys.argv[1:]))

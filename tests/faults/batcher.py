@@ -9,18 +9,23 @@ import logging
 import sys
 import time
 from threading import Event
+from typing import Final
 
+from broker import microbatcher
 from broker.errors import Transient
 from broker.parts import Parts, open_parts
+from broker.rules import publishing
 from broker.rules.steps import OnStep, nothing
 from broker.settings import load
 from tests.faults import steps
 from tests.faults.arena import settings_of
 from workers.batching import Batching
 
+STEPS: Final = tuple(dict.fromkeys((*microbatcher.STEPS[:3], *publishing.STEPS, *microbatcher.STEPS[3:])))
+
 
 def batcher_step(step: str) -> None:
-    steps._on_self("batcher", step)
+    steps.on_self("batcher", step)
     steps.count(f"batcher-{step}")
 
 

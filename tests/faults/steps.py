@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from broker.backend.leases import Leases
 from broker.catalog_driver import Driver
 from broker.rules.publishing import ReadLog, Seal
 
@@ -52,18 +53,18 @@ def child_step(step: str) -> None:
 
 
 def parent_step(step: str) -> None:
-    _on_self("parent", step)
+    on_self("parent", step)
 
 
 def replica_step(step: str) -> None:
-    _on_self("replica", step)
+    on_self("replica", step)
 
 
 def publisher_step(step: str) -> None:
-    _on_self("publisher", step)
+    on_self("publisher", step)
 
 
-def _on_self(role: str, step: str) -> None:
+def on_self(role: str, step: str) -> None:
     match take(role, step):
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -72,9 +73,16 @@ def _on_self(role: str, step: str) -> None:
 
 
 def observe() -> None:
-    """Count what the protocol meets: reservations of others, foreign records under one's own number, reconciles."""
-    perform, heads = Driver.perform, Driver.heads
+    """Count what is met: reservations of others, foreign records under one's own number, leases that the dead left."""
+    perform, heads, acquire = Driver.perform, Driver.heads, Leases.acquire
     sealed, opened = dict[Any, tuple[int, bytes]](), dict[Any, Any]()  # by log: a group's effects run in several threads
+
+    def acquired(self: Leases, slot: Any, name: str, owner: str) -> Any:
+        before = self._redis.run("HGET", slot.lease(name), "owner", writes=False)
+        lease = acquire(self, slot, name, owner)
+        if before is not None and before.decode() != owner:
+            count(f"take-over-{name.split(':')[1]}")
+        return lease
 
     def looked(self: Driver, logs: Any) -> Any:
         views = heads(self, logs)
@@ -93,7 +101,7 @@ def observe() -> None:
                     count("foreign-record")
         return answer
 
-    Driver.perform, Driver.heads = observed, looked  # type: ignore[method-assign]
+    Driver.perform, Driver.heads, Leases.acquire = observed, looked, acquired  # type: ignore[method-assign]
 
 
 if "BROKER_FAULTS" in os.environ:

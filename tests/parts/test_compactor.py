@@ -12,7 +12,7 @@ import pytest
 import broker
 from broker.backend.keys import compact_lease
 from broker.columnar.engine import EVERYTHING
-from broker.compactor import Compactor
+from broker.compactor import Compactor, CompactReport
 from broker.errors import Busy, StaleBase
 from broker.model.commit import Edge
 from broker.model.names import DatasetId
@@ -126,6 +126,16 @@ def test_while_another_compacts_the_dataset_it_is_left_alone(b: broker.Broker) -
             next(compactor(b).compact(OFFERS))
         assert compactor(b).run_once().roll_ups == 0
     assert compactor(b).run_once().roll_ups
+
+
+def test_a_dropped_dataset_is_no_failure_and_has_its_turn_again_when_it_is_made_anew(b: broker.Broker) -> None:
+    published(b, 5, [])
+    duty = compactor(b)
+    b.dataset(OFFERS).drop()
+    for _ in range(2):
+        assert duty.run_once() == CompactReport()
+    published(b, 5, [])
+    assert duty.run_once().roll_ups
 
 
 def test_a_session_that_ended_while_its_edges_were_merged_gets_none_of_them(
