@@ -73,19 +73,26 @@ def begun(shell: Shell, handle: Handle) -> None:
 # --- the age of micro-batches
 
 
+@pytest.fixture
+def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The worker's logging would stay behind in this process."""
+    monkeypatch.setattr("workers.__main__.log_to_stderr", lambda _: None)
+    return Cli(capsys)
+
+
 @pytest.mark.parametrize(("given", "seconds"), [(["--max-age", "100ms"], 0.1), (["--max-age", "2s"], 2.0), ([], 1.0)])
 def test_the_age_of_micro_batches_is_an_option_or_the_setting(
-    given: list[str], seconds: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    given: list[str], seconds: float, in_process: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = list[float]()
     monkeypatch.setattr("workers.__main__.serve_batches", lambda settings, *_: served.append(settings.max_age_seconds))
-    Cli(capsys).ok("worker", "--role", "microbatch", *given)
+    in_process.ok("worker", "--role", "microbatch", *given)
     assert served == [seconds]
 
 
 @pytest.mark.parametrize("words", [["--max-age", "1s"], ["--role", "microbatch", "--max-age", "soon"]])
-def test_an_age_that_is_none_or_of_another_role_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    done = Cli(capsys)("worker", *words)
+def test_an_age_that_is_none_or_of_another_role_is_refused(words: list[str], in_process: Cli) -> None:
+    done = in_process("worker", *words)
     assert (done.code, "--max-age" in done.err) == (Exit.USAGE, True)
 
 
