@@ -21,7 +21,7 @@ import broker
 from broker.cli.exits import Exit
 from broker.settings import load
 from broker.stores.open import open_store
-from tests.cli import Shell
+from tests.cli import Cli, Shell
 from tests.debian import CSV, Index, write
 from tests.servers import wait_until
 
@@ -55,15 +55,16 @@ class Story:
     """One dataset and those who follow it, in a folder of their own."""
 
     shell: Shell
+    cli: Cli
     index: Index
     every: list[broker.Report] = field(default_factory=list)
 
     def pull(self, name: str, *options: object) -> dict[str, Any]:
-        report: dict[str, Any] = self.shell.json("pull", DATASET, "--to", f"{name}.duckdb", *options)
+        report: dict[str, Any] = self.cli.json("pull", DATASET, "--to", f"{name}.duckdb", *options)
         return report
 
     def versions(self) -> list[int]:
-        return [info["version"] for info in self.shell.json("versions", "list", DATASET)]
+        return [info["version"] for info in self.cli.json("versions", "list", DATASET)]
 
     def differing(self, name: str, expected: str) -> int:
         return self.index.differing_from(expected, self.shell.folder / f"{name}.duckdb", "packages")
@@ -71,9 +72,9 @@ class Story:
     # --- chapters
 
     def publish(self) -> None:
-        self.shell.ok("dataset", "create", DATASET, "--key", "package", "--order", "seen")
-        self.shell.ok("publish", DATASET, "main.csv.gz")
-        self.shell.ok("promote", DATASET, 1, "--to", "production")
+        self.cli.ok("dataset", "create", DATASET, "--key", "package", "--order", "seen")
+        self.cli.ok("publish", DATASET, "main.csv.gz")
+        self.cli.ok("promote", DATASET, 1, "--to", "production")
         assert self.pull("shop", "--channel", "production")["version"] == 1
         for name, options in (("latest", ()), ("net", ("--where", WHERE))):
             assert self.pull(name, *options)["version"] == 1
@@ -85,7 +86,7 @@ class Story:
             replica = b.replica(DATASET, name="every", sink=sink)
             with replica.following(broker.Every(), told=self.every.append):
                 for name, rows in (("security", 2_994), ("updates", 38)):
-                    done = self.shell.json("append", DATASET, f"{name}.csv.gz", "--level", "sealed")
+                    done = self.cli.json("append", DATASET, f"{name}.csv.gz", "--level", "sealed")
                     assert (done["rows"], done["level"]) == (rows, "sealed")
                     self.pull("net", "--where", WHERE)
                 newest = self.versions()[-1]
@@ -97,7 +98,7 @@ class Story:
         versions = self.versions()
         assert len(versions) >= 3
         assert [report.version for report in self.every] == versions
-        assert self.shell.json("log", "status", DATASET)["slots"][0]["unbatched_rows"] == 0
+        assert self.cli.json("log", "status", DATASET)["slots"][0]["unbatched_rows"] == 0
         assert self.differing("every", NEWEST) == 0
         assert self.differing("latest", NEWEST) == 0
         assert self.differing("net", f"SELECT * FROM ({NEWEST}) WHERE {WHERE}") == 0
@@ -107,17 +108,17 @@ class Story:
         before = self.versions()
         assert self.pull("shop", "--channel", "production")["mode"] == "up-to-date"
         assert self.differing("shop", "FROM main") == 0
-        self.shell.ok("promote", DATASET, before[-1], "--to", "production", "--expect", 1)
+        self.cli.ok("promote", DATASET, before[-1], "--to", "production", "--expect", 1)
         assert self.pull("shop", "--channel", "production")["version"] == before[-1]
         assert self.differing("shop", NEWEST) == 0
-        self.shell.ok("rollback", DATASET, "production")
+        self.cli.ok("rollback", DATASET, "production")
         assert self.pull("shop", "--channel", "production")["reset"] == "rolled-back"
         assert self.differing("shop", "FROM main") == 0
         assert (self.pull("latest")["mode"], self.versions()) == ("up-to-date", before)
 
     def look_back(self) -> None:
         """What one package was, version by version."""
-        told = self.shell.json("history", DATASET, PACKAGE)
+        told = self.cli.json("history", DATASET, PACKAGE)
         wanted = self.index.engine.execute(f"SELECT version FROM {OF_ALL} WHERE package = '{PACKAGE}' ORDER BY seen").fetchall()
         assert [moment["row"]["version"] for moment in told] == [row[0] for row in wanted]
         assert [moment["change"] for moment in told] == ["added", "changed", "changed"]
@@ -127,25 +128,25 @@ class Story:
         """The delete goes out as a version; those who need it still are named, and once they have it, nothing is left."""
         self.derive()
         assert {"data", "derived"} <= self.traces()
-        first = self.shell("erase", DATASET, PACKAGE)
+        first = self.cli("erase", DATASET, PACKAGE)
         assert (first.code, "the delete stays for" in first.out) == (Exit.FAILED, True)
         newest = self.versions()[-1]
-        self.shell.ok("promote", DATASET, newest, "--to", "production")
+        self.cli.ok("promote", DATASET, newest, "--to", "production")
         assert self.pull("shop", "--channel", "production")["version"] == newest
         assert [self.pull(*who)["deletes"] for who in (("latest",), ("net", "--where", WHERE))] == [1, 1]
         with broker.connect() as b:
             sink = broker.sinks.DuckDB(self.shell.folder / "every.duckdb", table="packages")
             assert b.replica(DATASET, name="every", sink=sink).sync().deletes == 1
             sink.close()
-        assert self.shell.json("erase", DATASET, PACKAGE)["done"]
+        assert self.cli.json("erase", DATASET, PACKAGE)["done"]
 
     def derive(self) -> None:
         """A file made for one selection, which has the package too: a worker makes it, and asks no source."""
         (self.shell.folder / "broker.toml").write_text(SOURCE)
         chosen = ("--where", DERIVED, "--format", "csv", "--max-staleness", 3600)
-        asked = self.shell.json("request", DATASET, "--target", "reports", *chosen)["request"]
+        asked = self.cli.json("request", DATASET, "--target", "reports", *chosen)["request"]
         self.shell.ok("worker", "--burst")
-        assert self.shell.json("requests", "show", asked)["state"] == "completed"
+        assert self.cli.json("requests", "show", asked)["state"] == "completed"
 
     def traces(self) -> set[str]:
         """Folders of the store in which some object has the package's name or a row of it, as bytes or as Parquet."""
@@ -169,11 +170,11 @@ def says(data: bytes, key: str, needles: list[str]) -> bool:
 
 
 @pytest.fixture
-def story(shell: Shell, index: Index, monkeypatch: pytest.MonkeyPatch) -> Story:
+def story(shell: Shell, index: Index, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Story:
     """Checkpoints come soon, so that there are some to look into."""
     monkeypatch.setenv("BROKER_CHECKPOINT_EVERY", "2")
     shell.environment["BROKER_CHECKPOINT_EVERY"] = "2"
-    return Story(shell, index)
+    return Story(shell, Cli(capsys), index)
 
 
 @pytest.mark.slow(90)
@@ -191,4 +192,4 @@ def test_debian_from_its_first_publication_to_the_erasure_of_a_package(story: St
     for name in ("every", "latest", "net", "shop"):
         wanted = f"SELECT * FROM ({NEWEST}) WHERE package <> '{PACKAGE}'" + (f" AND ({WHERE})" if name == "net" else "")
         assert story.differing(name, wanted) == 0
-    assert story.shell.json("history", DATASET, PACKAGE) == []
+    assert story.cli.json("history", DATASET, PACKAGE) == []
