@@ -1,7 +1,7 @@
 """The main job in under a minute, on an embedded Redis and a local folder: `broker demo`, `make demo`.
 
 Everything is real: a worker process answers requests from a folder of files, one worker is killed with -9 in the middle of a
-production, and the end is a comparison of replica and source, row by row.
+production, and the end is a comparison of replica and source, row by row. Behind it come micro-batches and a channel.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Final
 
 from broker.backend import embedded
 from broker.connect import Broker, connect
+from broker.demo_changes import Changes
 from broker.demo_data import Feeds, generated_feeds, real_feeds
 from broker.errors import RequestFailed, TimedOut
 from broker.handle import Handle
@@ -45,7 +46,8 @@ Tell = Callable[[str], None]
 
 
 def show(tell: Tell, *, generated: bool = False, keep: bool = False) -> bool:
-    """Run the demonstration in a temporary folder; `tell` gets each line. True: replica and source are equal, row by row.
+    """Run the demonstration in a temporary folder; `tell` gets each line. True: replica and source are equal, row by
+    row, and so is what came by single changes.
 
     `generated`: a made-up catalogue, also where the real one lies beside the checkout. `keep`: leave the folder.
     """
@@ -77,7 +79,7 @@ class Demo:
 
     def run(self) -> bool:
         self._prepare()
-        with self._worker() as worker:
+        with self._worker(CONFIG_FILE) as worker:
             self._snapshot()
             self._sync("A replica in DuckDB takes the snapshot")
             self._change(self.feeds.second, "20-changes.csv.gz")
@@ -85,10 +87,12 @@ class Demo:
             self._sync("The replica takes only the difference")
             self._change(self.feeds.third, "30-late.csv.gz")
             lost = self._kill(worker)
-        with self._worker():
+        with self._worker(CONFIG_FILE):
             once = self._answered_once(lost)
         self._sync("The replica goes on where it was")
-        return self._equal() and once
+        equal = self._equal()
+        with self._worker("--role", "microbatch", "--max-age", "100ms"):
+            return Changes(self.broker, self.folder, self._step, self.tell).run() and equal and once
 
     # --- steps
 
@@ -182,16 +186,16 @@ class Demo:
             raise
 
     @contextmanager
-    def _worker(self) -> Iterator[subprocess.Popen[bytes]]:
+    def _worker(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """A worker process in a process group of its own, so that -9 meets its children too."""
         parts, home = self.broker.parts, self.folder / ".broker"
         options = ["--redis", parts.redis.url, "--store", str(home / "store"), "--home", str(home)]
-        command = [sys.executable, "-m", "broker.cli", "worker", CONFIG_FILE, *options]
+        command = [sys.executable, "-m", "broker.cli", "worker", *arguments, *options]
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._step(f"A worker starts: broker worker {CONFIG_FILE} (pid {process.pid})")
+        self._step(f"A worker starts: broker worker {' '.join(arguments)} (pid {process.pid})")
         try:
             yield process
         finally:

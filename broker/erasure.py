@@ -4,7 +4,7 @@
                       ──► whatever else lies in the store ──► proof: every object is read again
 
 Each step is found done by whoever repeats it. A delete stays in its edge while a live consumer needs it to let the key go:
-the same call, later, finishes. What cannot be undone is named: sealed records of the log, which tell the ranges of files.
+the same call, later, finishes. Sealed records stay: they tell of no record's values, but for what users put into attributes.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "arrow")
 class Erased:
     """What was done, and what is left. `objects`: read by the proof; `holding`: those of them that have the key still.
 
-    `waits_for`: live consumers below the version whose delete they need. `log_records`: sealed records that name the key as
-    the first or last of a file.
+    `waits_for`: live consumers below the version whose delete they need.
     """
 
     deleted_in: int | None = None
@@ -59,7 +58,6 @@ class Erased:
     waits_for: list[str] = field(default_factory=list)
     objects: int = 0
     holding: list[str] = field(default_factory=list)
-    log_records: int = 0
 
     @property
     def done(self) -> bool:
@@ -218,8 +216,6 @@ class Erasure:
         named = self._named(dataset)
         files = [named.get(info.key) or self._file(info) for info in self._objects(dataset)]
         report.objects, report.holding = len(files), [file.key for file in one.holding(files)]
-        bounds = {f'"{side}":{json.dumps(one.key[0], ensure_ascii=False)}'.encode() for side in ("low", "high")}
-        report.log_records = sum(any(bound in data for bound in bounds) for data in self.catalog.records(dataset))
 
     def _objects(self, dataset: DatasetId) -> list[ObjectInfo]:
         folders = (f"{dataset}/data/", f"{dataset}/derived/")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from broker.catalog import Catalog
 from broker.columnar.engine import Engine
-from broker.columnar.trace import difference_result, entries_result, key_result, may_hold, numbered
+from broker.columnar.trace import difference_result, entries_result, key_result, numbered
 from broker.errors import Invalid, NotFound
 from broker.model.commit import Edge
 from broker.model.dataset import DatasetSpec
@@ -83,7 +83,7 @@ class Past:
     def _entries(self, state: State, key: tuple[str, ...]) -> dict[Pair, list[_Entry]]:
         spec, edges = state.spec, state.edges
         self._engine.query(spec, [], lambda _: key_result(spec, key)).read_all()
-        files = [(number, file) for number, file in numbered(edges) if file.rows and may_hold(spec, file, key)]
+        files = [(number, file) for number, file in numbered(edges) if file.rows]
         wanted = {number for number, _ in files}
         asked = [
             edge.model_copy(update={"files": tuple(file for at, file in files if at == number)})

@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ class Shell:
                 self._command(arguments), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=file,
                 stderr=file,
             )  # fmt: skip
+
+    @contextmanager
+    def working(self, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+        """`broker worker …` in the background until the block ends, where it must end well when asked to."""
+        log = self.folder / "worker.log"
+        process = self.start("worker", *arguments, log=log)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            code = process.wait(SECONDS)
+        assert code == 0, log.read_text()
 
     @staticmethod
     def _command(arguments: tuple[object, ...]) -> list[str]:

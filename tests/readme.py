@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -129,8 +131,30 @@ def errors_table() -> str:
 GENERATED: Final = {"settings": settings_table, "commands": commands_table, "exits": exits_table, "errors": errors_table}
 
 
+def titled(title: str) -> str:
+    """The text of the README's file of this name. Raises StopIteration."""
+    return next(block.text for block in blocks(README.read_text("utf-8")) if block.title == title)
+
+
+SHOWN: Final = re.compile(r"<!-- (tests/flows/test_\w+\.py): (\w+) -->\n.*?<!-- /\2 -->", re.DOTALL)
+"""Where the README shows a part of a flow."""
+
+
+def part(flow: str, name: str) -> str:
+    """What the README shows of a flow's file: from the line `# README: name` on, until the next comment that begins so or the
+    end of the function. Raises ValueError."""
+    lines = (ROOT / flow).read_text("utf-8").splitlines()
+    begin = [line.strip() for line in lines].index(f"# README: {name}")
+    inside = lines[begin][: -len(lines[begin].lstrip())]
+    shown = takewhile(
+        lambda line: not line or (line.startswith(inside) and not line.startswith(f"{inside}# README")), lines[begin + 1 :]
+    )
+    return textwrap.dedent("\n".join(shown)).strip()
+
+
 def generated(text: str) -> str:
     """The README's text with every generated part as it must be; parts stand between `<!-- name -->` and `<!-- /name -->`."""
+    text = SHOWN.sub(lambda at: f"<!-- {at[1]}: {at[2]} -->\n\n```python\n{part(at[1], at[2])}\n```\n\n<!-- /{at[2]} -->", text)
     for name, make in GENERATED.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, _, rest = text.partition(begin)

@@ -21,15 +21,14 @@ from broker.cli.program import COMMANDS
 from broker.settings import Settings
 from broker.sources import load_sources
 from tests.conftest import DEBIAN
-from tests.readme import README, ROOT, Block, blocks, generated, holds, steps
+from tests.readme import README, ROOT, SHOWN, Block, blocks, generated, holds, steps
 
 TEXT: Final = README.read_text("utf-8")
 BLOCKS: Final = tuple(blocks(TEXT))
 LANGUAGES: Final = ("console", "python", "sh", "toml", "csv")
 STEP_SECONDS: Final = 180
 PROMISES: Final = [f"P{number}" for number in range(1, 13)]
-LATER: Final = ("P5", "P10")
-"""They belong to the change log, the channels and retention."""
+FLOWS: Final = ("eager_replication", "go_live", "on_demand", "micro_batching")
 
 
 class Reader:
@@ -151,6 +150,13 @@ def test_the_generated_parts_are_as_the_code_says() -> None:
     assert generated(TEXT) == TEXT, "the README's tables differ from the code: make docs"
 
 
+@pytest.mark.parametrize("flow", FLOWS)
+def test_each_flow_has_a_file_and_the_readme_shows_every_part_it_marks(flow: str) -> None:
+    marked = re.findall(r"^ +# README: (\w+)$", (ROOT / f"tests/flows/test_{flow}.py").read_text("utf-8"), re.MULTILINE)
+    assert marked
+    assert [name for path, name in SHOWN.findall(TEXT) if path == f"tests/flows/test_{flow}.py"] == marked
+
+
 def test_every_setting_and_command_is_named() -> None:
     missing = [name for name in Settings.model_fields if f"`{name}`" not in TEXT]
     missing += [name for name in COMMANDS if f"`broker {name}" not in TEXT]
@@ -184,7 +190,7 @@ def test_all_promises_are_listed() -> None:
 def test_a_promise_names_tests_that_exist(promise: str) -> None:
     row = promise_rows()[promise]
     nodes = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
-    assert nodes or (promise in LATER and "not yet" in row), row
+    assert nodes, row
     for path, name in nodes:
         assert (ROOT / path).is_file(), f"{promise} names {path}, which is not there"
         assert name in names_in(ROOT / path), f"{promise} names {path}::{name}, which is not there"

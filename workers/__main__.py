@@ -13,7 +13,8 @@ from typing import Final
 import click
 
 from broker.cli.face import Command, Face, pass_face
-from broker.errors import Invalid, NotFound, Terminal
+from broker.errors import Invalid, InvalidRequest, NotFound, Terminal
+from broker.model.duration import seconds_of
 from broker.model.names import check_name
 from broker.parts import Parts, insisted_parts
 from broker.producers import Producers
@@ -36,7 +37,7 @@ log = logging.getLogger("broker.worker")
     broker worker my_module:app --processes 4
     broker worker --burst
     broker worker my_module:app --role parts --processes 8
-    broker worker --role microbatch
+    broker worker --role microbatch --max-age 100ms
     broker worker --role compact
     broker worker sources/broker.toml
     """,
@@ -57,6 +58,10 @@ log = logging.getLogger("broker.worker")
     help="lead: requests only; parts: only RQ workers, --processes for parts of heavy productions and one that joins them; "
     "microbatch: versions from change logs, start one a core; compact: compaction and retention. Both without an APP.",
 )  # fmt: skip
+@click.option(
+    "--max-age", metavar="TIME",
+    help="Of the role microbatch: a change is visible so long after it was appended, 100ms or 1s. Default: max_age_seconds.",
+)  # fmt: skip
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do for these producers.")
 @click.option("--name", help="Name in status and logs. Default: host, pid and a random part.")
 @click.option(
@@ -68,15 +73,19 @@ log = logging.getLogger("broker.worker")
 )
 @pass_face
 def worker(
-    face: Face, app: str | None, *, processes: int, role: str, burst: bool, name: str | None, drain_seconds: float
-) -> None:
+    face: Face, app: str | None, *, processes: int, role: str, max_age: str | None, burst: bool, name: str | None,
+    drain_seconds: float,
+) -> None:  # fmt: skip
     """Serve the producers of APP (module:attribute, or a .toml file; default: the sources of broker.toml).
 
     TERM or INT: takes no more, finishes what runs, ends. A second one ends at once.
     """
     log_to_stderr(face.json)
+    if max_age is not None and role != "microbatch":
+        raise InvalidRequest("only micro-batches have an age", of="--max-age", hint="Add --role microbatch")
     if role == "microbatch":
-        serve_batches(face.settings(), check_name(name, "worker") if name else None, burst)
+        age = None if max_age is None else seconds_of(max_age, "--max-age")
+        serve_batches(face.settings(max_age_seconds=age), check_name(name, "worker") if name else None, burst)
         return
     if role == "compact":
         serve_maintenance(face.settings(), check_name(name, "worker") if name else None, burst)

@@ -21,7 +21,7 @@ from broker.rules.fold import MARK_SECONDS
     broker erase shop/customers/people 4711
     broker erase debian/packages/main bash amd64 --now
     """,
-    answer="{dataset, deleted_in, rewritten, removed, waits_for, objects, holding, log_records, done}",
+    answer="{dataset, deleted_in, rewritten, removed, waits_for, objects, holding, done}",
 )  # fmt: skip
 @click.argument("name", metavar="DATASET")
 @click.argument("key", nargs=-1, required=True)
@@ -61,6 +61,4 @@ def _told(report: Erased) -> list[str]:
         lines.append(f"not finished: {len(report.holding)} of {report.objects} object(s) hold the key")
     if report.waits_for:
         lines.append(f"the delete stays for {', '.join(report.waits_for)}: erase again when they have it, or --now")
-    if report.log_records:
-        lines.append(f"{report.log_records} sealed record(s) of the log name the key as the first or last of a file")
     return lines

@@ -32,9 +32,12 @@ class Face:
     json: bool = False
     debug: bool = False
 
-    def settings(self) -> Settings:
-        """Options, then BROKER_* variables, then broker.toml, then defaults. Raises InvalidSettings."""
-        return load(redis=self.redis, store=self.store, home=self.home)
+    def settings(self, **more: object) -> Settings:
+        """Options, then BROKER_* variables, then broker.toml, then defaults. Raises InvalidSettings.
+
+        `more`: what a command's own options say; None: not given.
+        """
+        return load(redis=self.redis, store=self.store, home=self.home, **more)
 
     def connect(self) -> Broker:
         """Raises InvalidSettings, Unavailable, Unsupported."""

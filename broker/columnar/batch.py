@@ -11,8 +11,7 @@ import pyarrow as pa
 from broker.columnar.coalesce import Changes, coalesce
 from broker.columnar.database import Database
 from broker.columnar.engine import Written
-from broker.columnar.formats import encoder_of
-from broker.columnar.parquet import Outbox, Target
+from broker.columnar.parquet import Outbox, ParquetEncoder, Target
 from broker.columnar.scratch import PrivateFolder
 from broker.model.commit import File, Role
 from broker.model.dataset import DatasetSpec
@@ -53,7 +52,7 @@ class BatchWriter:
 
 
 def _target(spec: DatasetSpec, role: Role, columns: pa.Schema) -> Target:
-    return Target(role, columns, partial(data_key, spec.dataset), encoder_of("parquet", spec.key[0]))
+    return Target(role, columns, partial(data_key, spec.dataset), ParquetEncoder)
 
 
 def _of_partition(file: File, partition: int) -> File:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from broker.columnar import feed
 from broker.columnar.database import Database, Session
 from broker.columnar.fetch import Fetcher
-from broker.columnar.formats import arrow_dataset, bound_name, encoder_of, rendered
+from broker.columnar.formats import ENCODERS, arrow_dataset, bound_name, rendered
 from broker.columnar.intake import Accepted, Intake, accept, changed_sides
 from broker.columnar.kept import Kept
 from broker.columnar.keys import KeyCheck, duplicate_key, duplicates_sql
@@ -155,7 +155,7 @@ class Engine:
         with self._plan(spec, edges) as plan, appearing(path) as file, Hashed(file) as sink:
             result = rows_result(spec, selection, plan.sources(schema_of_spec(spec)))
             sql, columns = rendered(result.sql, result.schema, form)
-            encoder = encoder_of(form, spec.key[0])(sink, columns)
+            encoder = ENCODERS[form](sink, columns)
             for batch in cast(plan.session.stream(sql), columns):
                 encoder.write(batch)
                 rows += batch.num_rows
@@ -280,7 +280,7 @@ class Engine:
         return KeyCheck(self._keys, spec.key, columns, str(spec.dataset))
 
     def _canonical(self, spec: DatasetSpec, role: Role, columns: pa.Schema) -> Target:
-        return Target(role, columns, partial(data_key, spec.dataset), encoder_of("parquet", spec.key[0]))
+        return Target(role, columns, partial(data_key, spec.dataset), ENCODERS["parquet"])
 
     @contextmanager
     def _plan(self, spec: DatasetSpec, edges: Sequence[Edge]) -> Iterator[_Plan]:
@@ -321,7 +321,7 @@ class Engine:
         form: Format = "parquet",
         new_key: Callable[[], str] | None = None,
     ) -> tuple[File, ...]:
-        encoder = encoder_of(form, spec.key[0])
+        encoder = ENCODERS[form]
         with self._outbox() as outbox:
             for result in results:
                 sql, columns = rendered(result.sql, result.schema, form)

@@ -12,7 +12,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -21,7 +21,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from broker.columnar.parquet import Bounds, Encoder, Hashed, ParquetEncoder
+from broker.columnar.parquet import Encoder, Hashed, ParquetEncoder
 from broker.columnar.sql import listed, quoted, text_literal
 from broker.columnar.types import FIXED_TYPES, arrow_schema, cast_type
 from broker.errors import Corrupt
@@ -43,9 +43,8 @@ class CsvEncoder:
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write(batch)
 
-    def close(self) -> Bounds:
+    def close(self) -> None:
         self._writer.close()
-        return None, None
 
 
 class LinesEncoder:
@@ -61,8 +60,8 @@ class LinesEncoder:
         ends = memoryview(offsets).cast("i")
         self._sink.write(memoryview(data)[ends[lines.offset] : ends[lines.offset + len(lines)]])
 
-    def close(self) -> Bounds:
-        return None, None
+    def close(self) -> None:
+        """Nothing is left: each line went out as it came."""
 
 
 class ArrowEncoder:
@@ -72,17 +71,13 @@ class ArrowEncoder:
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)
 
-    def close(self) -> Bounds:
+    def close(self) -> None:
         self._writer.close()
-        return None, None
 
 
-def encoder_of(form: Format, bound: str) -> Callable[[Hashed, pa.Schema], Encoder]:
-    """`bound`: the column whose lowest and highest value the file's record notes."""
-    kinds: dict[Format, Callable[[Hashed, pa.Schema], Encoder]] = {
-        "parquet": partial(ParquetEncoder, bound=bound), "csv": CsvEncoder, "jsonl": LinesEncoder, "arrow": ArrowEncoder,
-    }  # fmt: skip
-    return kinds[form]
+ENCODERS: Final[dict[Format, Callable[[Hashed, pa.Schema], Encoder]]] = {
+    "parquet": ParquetEncoder, "csv": CsvEncoder, "jsonl": LinesEncoder, "arrow": ArrowEncoder,
+}  # fmt: skip
 
 
 def rendered(sql: str, schema: Schema, form: Format) -> tuple[str, pa.Schema]:

@@ -20,7 +20,7 @@ class Kept:
     def __init__(self, folder: Path, columns: pa.Schema) -> None:
         self._scratch = Scratch(folder / f"{uuid.uuid4().hex}.parquet")
         self._sink = Hashed(self._scratch)
-        self._encoder = ParquetEncoder(self._sink, columns, bound="")
+        self._encoder = ParquetEncoder(self._sink, columns)
         self._names = columns.names
 
     @property

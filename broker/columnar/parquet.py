@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,14 +20,9 @@ from broker.stores.port import ObjectStore, Upload
 # Measured over 3,000,000 rows of 6 columns: groups of 128k rows cost a third more time, zstd level 3 (default: 1) half more.
 ROW_GROUP_ROWS: Final = 524_288
 ROW_GROUP_BYTES: Final = 64 << 20  # of Arrow memory: what huge values may hold back, and far below Arrow's 2 GiB of text
-MAX_BOUND_CHARACTERS: Final = 200
 SAMPLE_ROWS: Final = 8192
 WRITE_BYTES: Final = 1 << 20
 COMMIT_THREADS: Final = 8
-
-
-Bounds: TypeAlias = tuple[str | None, str | None]
-"""The lowest and highest value of a file's first key column as text, where known."""
 
 
 class Encoder(Protocol):
@@ -35,7 +30,7 @@ class Encoder(Protocol):
 
     def write(self, batch: pa.RecordBatch) -> None: ...
 
-    def close(self) -> Bounds:
+    def close(self) -> None:
         """Write what is left."""
         ...
 
@@ -102,9 +97,8 @@ class Hashed:
 class ParquetEncoder:
     """Row groups of 512k rows or 64 MiB, so that their statistics prune and memory stays bounded."""
 
-    def __init__(self, sink: Any, columns: pa.Schema, bound: str) -> None:
-        self._index = columns.get_field_index(bound)
-        self._sink, self._schema, self._metadata = sink, columns, list[pq.FileMetaData]()
+    def __init__(self, sink: Any, columns: pa.Schema) -> None:
+        self._sink, self._schema = sink, columns
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
@@ -116,23 +110,18 @@ class ParquetEncoder:
         if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
             self._flush()
 
-    def close(self) -> Bounds:
+    def close(self) -> None:
         if self._held or not self._writer:
             self._flush()
         assert self._writer
         self._writer.close()
-        return _bounds(self._metadata[0], self._index)
 
     def _flush(self) -> None:
         table = pa.Table.from_batches(self._held, self._schema)
         if self._writer is None:
             self._writer = pq.ParquetWriter(
-                self._sink,
-                self._schema,
-                compression="zstd",
-                use_dictionary=repetitive(table),
-                metadata_collector=self._metadata,
-            )
+                self._sink, self._schema, compression="zstd", use_dictionary=repetitive(table)
+            )  # fmt: skip
         if table.num_rows:
             self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._held, self._rows, self._bytes = [], 0, 0
@@ -145,19 +134,6 @@ def repetitive(table: pa.Table) -> bool | list[str]:
         return True
     flat = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     return [name for name in flat if pc.count_distinct(sample[name]).as_py() < SAMPLE_ROWS // 2]
-
-
-def _bounds(metadata: pq.FileMetaData, column: int) -> Bounds:
-    if column < 0 or metadata.schema.column(column).max_repetition_level or metadata.num_columns != len(metadata.schema.names):
-        return None, None
-    groups = [metadata.row_group(index).column(column).statistics for index in range(metadata.num_row_groups)]
-    if not groups or not all(group is not None and group.has_min_max for group in groups):
-        return None, None
-    least, greatest = min(group.min for group in groups), max(group.max for group in groups)
-    if not isinstance(least, str | int):
-        return None, None
-    low, high = str(least), str(greatest)
-    return (low, high) if max(len(low), len(high)) <= MAX_BOUND_CHARACTERS else (None, None)
 
 
 @dataclass(frozen=True)
@@ -229,12 +205,12 @@ class Outbox:
 
     def _close(self, done: _Open) -> None:
         before = done.sink.bytes
-        low, high = done.encoder.close()
+        done.encoder.close()
         done.sink.flush()
         self._tally.bytes += done.sink.bytes - before
         file = File(
             role=done.target.role, key=done.key, sha256=done.sink.sha256, bytes=done.sink.bytes, rows=done.rows,
-            format=done.target.format, low=low, high=high, since=done.target.since,
+            format=done.target.format, since=done.target.since,
         )  # fmt: skip
         self._files.append((done.upload, file))
 

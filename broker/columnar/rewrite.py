@@ -10,9 +10,8 @@ from typing import Final
 import pyarrow as pa
 
 from broker.columnar.engine import Engine
-from broker.columnar.formats import encoder_of
 from broker.columnar.merge import rows_sql
-from broker.columnar.parquet import Outbox, Target
+from broker.columnar.parquet import Outbox, ParquetEncoder, Target
 from broker.columnar.results import Result, named_by_deletes, schema_of_spec, shape_of
 from broker.columnar.scan import relations, sources_of
 from broker.columnar.trace import GONE, Paths, entries_result, holds_sql, key_result, without_sql
@@ -67,7 +66,7 @@ class OneKey:
             return Result(file.role, without_sql(spec, columns.names, relation, self.key), columns)
 
         fields = arrow_schema(columns)
-        target = Target(file.role, fields, partial(data_key, spec.dataset), encoder_of("parquet", spec.key[0]))
+        target = Target(file.role, fields, partial(data_key, spec.dataset), ParquetEncoder)
         with Outbox(store, settings.max_file_rows) as outbox:
             rest = self._engine.query(spec, [Edge(version=1, files=(file,))], ask)
             outbox.write(replace(target, since=file.since), rest, even_empty=file.role == "rows")

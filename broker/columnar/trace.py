@@ -123,13 +123,6 @@ def without_sql(spec: DatasetSpec, names: Sequence[str], source: str, key: Seque
     return f"SELECT {listed(names)} FROM ({source}) WHERE NOT ({holds_sql(spec, schema_of_spec(spec), key)})"
 
 
-def may_hold(spec: DatasetSpec, file: File, key: Sequence[str]) -> bool:
-    """Whether a file's range leaves room for the key. Ranges are texts, so they only tell where the first key column is one."""
-    if file.low is None or file.high is None or schema_of_spec(spec).types[spec.key[0]] != "VARCHAR":
-        return True
-    return file.low <= key[0] <= file.high
-
-
 def numbered(edges: Iterable[Edge]) -> list[tuple[int, File]]:
     """The files of edges, each with its edge's place."""
     return [(number, file) for number, edge in enumerate(edges) for file in edge.files]

@@ -32,7 +32,10 @@ class Fence(NamedTuple):
 
 
 class File(Frozen):
-    """An immutable object. `key` is the full store key; sizes are bytes; `low`/`high` bound the first key column as text."""
+    """An immutable object. `key` is the full store key; sizes are bytes.
+
+    Nothing here tells of a record's values: what is sealed stays, and a key that is erased must leave no trace.
+    """
 
     role: Role
     key: str
@@ -41,8 +44,6 @@ class File(Frozen):
     rows: int = Field(ge=0)
     format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
     partition: int = Field(0, ge=0)
-    low: str | None = None
-    high: str | None = None
     since: int | None = Field(
         None, ge=0, description="tombstones: no later their deletes were committed (epoch seconds); None: with the edge"
     )

@@ -8,44 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from tests.cli import Shell
+from tests.debian import Index
 from tests.servers import RedisServer, S3Server
 
 DATASET = "debian/catalog/packages"
 WHERE = "section = 'utils'"
-CSV = "header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"', nullstr = ''"
 CONFIG = f"""
 [[sources]]
 dataset = "{DATASET}"
 kind = "files"
 glob = "feeds/*.csv.gz"
 """
-
-
-class Index:
-    """The source as DuckDB alone sees it: version 1 is main, version 2 has security over it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.engine = duckdb.connect()
-        for name in ("main", "security"):
-            self.engine.execute(f"CREATE TABLE {name} AS SELECT * FROM read_csv('{folder / name}.csv.gz', {CSV})")
-        self.engine.execute("CREATE VIEW v1 AS FROM main")
-        self.engine.execute("CREATE VIEW v2 AS FROM main ANTI JOIN security USING (package) UNION ALL FROM security")
-        self.columns = [row[0] for row in self.engine.execute("DESCRIBE main").fetchall()]
-
-    def count(self, sql: str) -> int:
-        row = self.engine.execute(f"SELECT count(*) FROM ({sql})").fetchone()
-        assert row is not None
-        return int(row[0])
-
-    def differing(self, expected: str, found: str, columns: list[str] | None = None) -> int:
-        """Rows on one side only, compared as text."""
-        listed = ", ".join(f'"{name}"::VARCHAR' for name in columns or self.columns)
-        one, two = f"SELECT {listed} FROM ({expected})", f"SELECT {listed} FROM ({found})"
-        return self.count(f"({one} EXCEPT ALL {two}) UNION ALL ({two} EXCEPT ALL {one})")
 
 
 @dataclass

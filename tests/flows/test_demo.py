@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from broker import demo
+from broker import demo, demo_changes
 from broker.cli.exits import Exit
 from broker.demo_data import generated_feeds
 from broker.sinks import DuckDB
 from tests.cli import Cli, Shell
 
-STEPS = 13
+STEPS = 18
 
 
 def test_the_demo_runs_through_and_finds_replica_and_source_equal(tmp_path: Path) -> None:
@@ -23,6 +23,9 @@ def test_the_demo_runs_through_and_finds_replica_and_source_equal(tmp_path: Path
     assert "Both were answered from 1 production" in done.out
     assert "Terminal events of the request: 1. Versions: 1, 2, 3." in done.out
     assert "20200 rows in the source; missing in the replica: 0; in the replica only: 0" in done.out
+    assert "broker.channel.promoted: the shop serves version" in done.out
+    assert "(reset: rolled-back)" in done.out
+    assert re.search(r"^   \d+ rows, \d+ stars; production, live: equal$", done.out, re.MULTILINE)
     assert done.out.splitlines()[-1].startswith("PASSED")
     assert list(tmp_path.iterdir()) == []
 
@@ -52,6 +55,19 @@ def test_the_comparison_sees_a_row_too_many_a_row_too_few_and_a_changed_one(tmp_
         broker.replica(demo.DATASET, name=demo.TARGET, sink=sink).sync()
         sink.close()
     assert demo.difference(tmp_path) == (3, 2, len(rows))
+
+
+def test_the_plain_computation_takes_the_newest_change_of_each_package() -> None:
+    changes = [
+        {"package": "b", "at": 2, "stars": 2},
+        {"package": "a", "at": 1, "stars": 5},
+        {"package": "b", "at": 1, "stars": 9},
+    ]
+    assert demo_changes.standing(changes) == [changes[1], changes[0]]
+    made = demo_changes.made_changes()
+    assert len(made) == 5_500
+    assert [row["at"] for row in made] != sorted(row["at"] for row in made)
+    assert made == demo_changes.made_changes()
 
 
 def test_the_made_up_catalogue_is_the_same_every_time(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Go live: a search index is filled from staging while production serves, and one event switches it.
 
-The data lies in a real S3 store; every read of it is counted.
+The data lies on S3 servers, one of each kind; every read of it is counted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import broker
 from broker import Broker, Dataset
 from broker.errors import Conflict
 from broker.sinks import DuckDB
@@ -41,10 +42,11 @@ def reads() -> Reads:
     return Reads()
 
 
-@pytest.fixture
-def b(redis_url: str, s3_moto: S3Server, reads: Reads) -> Iterator[Broker]:
-    settings = s3_moto.settings()
-    store = FaultyStore(open_store(settings.store or "", settings, conditional=True), reads)
+@pytest.fixture(params=["rclone", "moto"])
+def b(request: pytest.FixtureRequest, redis_url: str, reads: Reads) -> Iterator[Broker]:
+    server: S3Server = request.getfixturevalue(f"s3_{request.param}")
+    settings = server.settings()
+    store = FaultyStore(open_store(settings.store, settings, conditional=request.param == "moto"), reads)
     with broker_over(store, redis_url, s3_access_key=ACCESS_KEY, s3_secret_key=SECRET_KEY) as connected:
         yield connected
 
@@ -65,6 +67,55 @@ def wait_for(b: Broker, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any
     entries = b.parts.redis.run("XREVRANGE", b.parts.index.slot(b.dataset(OFFERS).id).events, "+", "-", writes=False)
     told: list[dict[str, Any]] = [json.loads(fields[1]) for _, fields in entries]
     return next(event for event in told if what(event))
+
+
+def test_a_search_index_is_filled_from_staging_and_switches_when_an_event_says_so(
+    b: Broker, reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # README: live
+    catalog = b.dataset("goodstuff_01/shop/catalog", key=["sku"])
+    catalog.publish([{"sku": "a", "price": 1}, {"sku": "b", "price": 1}])
+    catalog.promote(1, to="production")
+
+    sink = broker.sinks.DuckDB("index.duckdb", table="catalog")  # stands for the search index
+    index = b.replica("goodstuff_01/shop/catalog", name="index", sink=sink, channel="production")
+    assert index.sync().version == 1
+
+    catalog.publish_delta(upserts=[{"sku": "a", "price": 2}])
+    catalog.promote(2, to="staging")
+    ready = index.preload("staging")  # fetched and verified, while production serves on
+    assert (ready.version, index.sync().mode) == (2, "up-to-date")
+
+    # README goes on: whatever was read so far, no more will be
+    before = list(reads.data)
+    # README: switch
+    news = b.events("goodstuff_01/shop/catalog", channel="production", types=["promoted", "rolled-back"]).listen(timeout=30)
+    assert next(news).present  # first comes what stands: version 1
+
+    catalog.promote(2, to="production", expect=1)  # raises Conflict if production moved meanwhile
+    assert next(news).data["version"] == 2
+    switched = index.sync()  # from what lies ready: the store is not read
+    assert (switched.version, switched.upserts, switched.reset) == (2, 1, None)
+
+    catalog.rollback("production")
+    assert next(news).type == "broker.channel.rolled-back"
+    assert index.sync().reset == "rolled-back"
+    assert b.released("goodstuff_01/shop", "production") == {"catalog": 1}
+
+    # README: listen
+    heard = next(b.events("goodstuff_01/shop/*", channel="production").listen(timeout=5))
+    assert heard.data["version"] == 1  # a listener that comes late learns the present first
+
+    with index.following():  # syncs whenever an event tells of something new
+        catalog.promote(2, to="production")
+    index.sync()  # what was told last may not have been applied when the block ended
+    assert index.lag().versions == 0
+
+    # README ends here
+    assert reads.data == before
+    assert rows(sink) == sorted(map(str, catalog.read(2).to_pylist()))
+    sink.close()
 
 
 def test_the_search_index_switches_on_one_event_without_reading_the_store(

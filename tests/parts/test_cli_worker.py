@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from broker.cli.exits import Exit
 from broker.connect import Broker, connect
 from broker.errors import Transient
 from broker.handle import Handle
 from broker.model.request import State
-from tests.cli import Shell
+from tests.cli import Cli, Shell
 from tests.servers import wait_until
 from workers.loop import Loop
 
@@ -67,6 +68,32 @@ def worker(shell: Shell, own: Broker) -> Iterator[subprocess.Popen[bytes]]:
 def begun(shell: Shell, handle: Handle) -> None:
     wait_until((shell.folder / "begun").exists, "the producer to begin")
     assert handle.status().state is State.RUNNING
+
+
+# --- the age of micro-batches
+
+
+@pytest.fixture
+def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The worker's logging would stay behind in this process."""
+    monkeypatch.setattr("workers.__main__.log_to_stderr", lambda _: None)
+    return Cli(capsys)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(["--max-age", "100ms"], 0.1), (["--max-age", "2s"], 2.0), ([], 1.0)])
+def test_the_age_of_micro_batches_is_an_option_or_the_setting(
+    given: list[str], seconds: float, in_process: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = list[float]()
+    monkeypatch.setattr("workers.__main__.serve_batches", lambda settings, *_: served.append(settings.max_age_seconds))
+    in_process.ok("worker", "--role", "microbatch", *given)
+    assert served == [seconds]
+
+
+@pytest.mark.parametrize("words", [["--max-age", "1s"], ["--role", "microbatch", "--max-age", "soon"]])
+def test_an_age_that_is_none_or_of_another_role_is_refused(words: list[str], in_process: Cli) -> None:
+    done = in_process("worker", *words)
+    assert (done.code, "--max-age" in done.err) == (Exit.USAGE, True)
 
 
 # --- burst

@@ -438,7 +438,6 @@ def test_a_snapshot_is_cut_at_the_row_limit_and_reads_as_one(store: MemoryStore)
     with Engine(store, Settings(max_file_rows=1000)) as engine:
         spec, edge = published(engine, SPEC, batches_of(rows(1500), rows(1500, start=1500)))
         assert [file.rows for file in edge.files] == [1000, 1000, 1000]
-        assert all(file.low is not None and file.high is not None and file.low < file.high for file in edge.files)
         assert engine.read(spec, [edge], ALL).read_all().num_rows == 3000
 
 

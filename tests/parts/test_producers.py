@@ -502,7 +502,7 @@ def test_a_reader_outlives_its_spool() -> None:
 
 
 def test_durations_are_a_number_and_a_unit() -> None:
-    assert [seconds_of(text) for text in ("30s", "15m", "24h", "7d")] == [30, 900, 86_400, 604_800]
+    assert [seconds_of(text) for text in ("100ms", "30s", "15m", "24h", "7d")] == [0.1, 30, 900, 86_400, 604_800]
 
 
 @pytest.mark.parametrize("text", ["", "24", "h", "1.5h", "-1h", "24 h", "24H", "1w", "٣h", None, 24])
