@@ -120,7 +120,7 @@ class Replica:
     def repair(self, timeout: float = 30.0) -> Repaired:
         """Compare the sink with the version it holds, and bring back the rows that differ, in one transaction.
 
-        Only key buckets that differ are fetched, where a worker (`--role compact`, or any that takes care) tells which those are
+        Only key buckets that differ are fetched, where a worker (`--role compact`, or any that takes care) tells which they are
         and lays them out, within `timeout` seconds for either; else the version's whole road is read. Raises NotFound (nothing
         held that is still readable: sync instead), Busy, Fenced, Corrupt, Unavailable; the sink is whole always.
         """

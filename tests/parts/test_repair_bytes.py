@@ -1,4 +1,4 @@
-"""What a repair fetches: no more than twice the bytes of the key buckets that differ. Every byte read of an S3 store is counted.
+"""What a repair fetches: no more than twice the bytes of the key buckets that differ. Every byte read of S3 is counted.
 
 The bytes of a bucket are its even share, 1 of 256, of the files that lead to the version, as they were published. What is read
 for it is what a worker laid out, with the footer that tells where.
@@ -18,13 +18,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import broker
-from broker.columnar import buckets
+from broker.columnar import buckets, digest
 from broker.columnar.buckets import Ranges, digest_of_rows, lay_out, read_buckets
-from broker.columnar.digest import BUCKETS
+from broker.columnar.digest import BUCKETS, ContentDigest
 from broker.columnar.engine import EVERYTHING, Engine
+from broker.columnar.results import schema_of_spec
+from broker.columnar.types import arrow_schema, schema_of
 from broker.connect import Broker
+from broker.errors import Corrupt, Unavailable
 from broker.mending import Mending
-from broker.model.names import DatasetId, data_key, derived_key
+from broker.model.commit import Edge, File
+from broker.model.dataset import DatasetSpec
+from broker.model.names import DatasetId, derived_key
 from broker.parts import Parts
 from broker.replica import Replica
 from broker.replica_repair import MOST_BUCKETS
@@ -33,12 +38,12 @@ from broker.sinks import DuckDB, Memory
 from broker.stores.memory import MemoryStore
 from broker.stores.open import open_store
 from tests.cli import Shell
-from tests.faulty_store import Fault, FaultyStore, never
+from tests.faulty_store import Fault, FaultyStore, at, matching
 from tests.ledger import broker_over
-from tests.servers import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.servers import ACCESS_KEY, SECRET_KEY, S3Server, wait_until
 
 OFFERS = DatasetId("shop/catalog/offers")
-ROWS, DELTAS = 200_000, 4
+ROWS, FEW, DELTAS = 200_000, 20_000, 4
 OFFER = """'sku-' || (hash(i) % 1000000000)::VARCHAR || i AS sku, (hash(i, 2) % 100000) / 100.0 AS price,
     (hash(i, 3) % 1000)::INT AS stock, 'https://shop.example/p/' || lower(hex(hash(i))) || '.html' AS url,
     'Product ' || (hash(i, 4) % 50000) || ', colour ' || (hash(i, 5) % 40) || ', size ' || (hash(i, 6) % 12) AS title,
@@ -48,11 +53,11 @@ OFFER = """'sku-' || (hash(i) % 1000000000)::VARCHAR || i AS sku, (hash(i, 2) % 
 class Counting(FaultyStore):
     """Counts the bytes that data files gave, whether sealed or derived."""
 
-    bytes = 0
+    read = 0
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         for chunk in super().get(key, start, length):
-            self.bytes += len(chunk) if "/data/" in key or "/derived/" in key else 0
+            self.read += len(chunk) if "/data/" in key or "/derived/" in key else 0
             yield chunk
 
 
@@ -62,15 +67,11 @@ def offers(rows: int, begin: int = 0) -> pa.Table:
     return relation.to_arrow_table()
 
 
-@pytest.fixture(params=["moto", "rclone"])
-def s3(request: pytest.FixtureRequest) -> S3Server:
-    server: S3Server = request.getfixturevalue(f"s3_{request.param}")
-    return server
-
-
 @pytest.fixture
-def store(s3: S3Server) -> Counting:
-    settings = s3.settings()
+def store(request: pytest.FixtureRequest) -> Counting:
+    """A bucket of moto's, or of the server that a test names."""
+    server: S3Server = request.getfixturevalue(f"s3_{getattr(request, 'param', 'moto')}")
+    settings = server.settings()
     return Counting(open_store(settings.store or "", settings))
 
 
@@ -81,13 +82,13 @@ def opened(store: Counting, redis_url: str) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def b(redis_url: str, store: Counting) -> Iterator[Broker]:
-    """The broker's side: it published, and its reading is its own."""
+def b(redis_url: str, store: Counting, request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """The broker's side: it published a few rows, or as many as a test says, and its reading is its own."""
     with opened(Counting(store.inner), redis_url) as connected:
         dataset = connected.dataset(OFFERS, key="sku")
-        dataset.publish(offers(ROWS))
+        dataset.publish(offers(getattr(request, "param", FEW)))
         for number in range(DELTAS):
-            dataset.publish_delta(offers(1_000, ROWS + number * 1_000), offers(10, number * 10).select(["sku"]))
+            dataset.publish_delta(offers(100, ROWS + number * 100), offers(10, number * 10).select(["sku"]))
         yield connected
 
 
@@ -141,11 +142,13 @@ def road_bytes(b: Broker) -> int:
     return sum(edge.bytes for edge in b.dataset(OFFERS).plan().edges)
 
 
-def content(table: pa.Table) -> list[dict[str, object]]:
-    return sorted(table.to_pylist(), key=lambda row: str(row["sku"]))
+def same(left: pa.Table, right: pa.Table, key: str = "sku") -> bool:
+    return bool(left.sort_by(key).equals(right.sort_by(key)))
 
 
+@pytest.mark.parametrize("store", ["moto", "rclone"], indirect=True)
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("b", [ROWS], indirect=True)
 def test_a_repair_fetches_at_most_twice_the_bytes_of_the_buckets_that_differ(
     b: Broker, damaged: Callable[[int], Replica], store: Counting, rows: int
 ) -> None:
@@ -153,9 +156,9 @@ def test_a_repair_fetches_at_most_twice_the_bytes_of_the_buckets_that_differ(
     with worker(b.parts):
         done = replica.repair()
     assert (len(done.buckets), done.upserts) == (rows, rows)
-    assert done.bytes == store.bytes
-    assert 0 < store.bytes <= 2 * road_bytes(b) * rows / BUCKETS
-    assert content(replica.sink.read()) == content(b.dataset(OFFERS).read())
+    assert done.bytes == store.read
+    assert 0 < store.read <= 2 * road_bytes(b) * rows / BUCKETS
+    assert same(replica.sink.read(), b.dataset(OFFERS).read())
 
 
 def test_without_a_worker_the_whole_road_is_read_and_counted(
@@ -164,8 +167,8 @@ def test_without_a_worker_the_whole_road_is_read_and_counted(
     replica = damaged(1)
     done = replica.repair()
     assert done.upserts == 1
-    assert done.bytes == store.bytes == road_bytes(b)
-    assert content(replica.sink.read()) == content(b.dataset(OFFERS).read())
+    assert done.bytes == store.read == road_bytes(b)
+    assert same(replica.sink.read(), b.dataset(OFFERS).read())
 
 
 def test_a_replica_that_holds_what_it_must_fetches_nothing(
@@ -174,37 +177,145 @@ def test_a_replica_that_holds_what_it_must_fetches_nothing(
     replica = damaged(0)
     with worker(b.parts):
         assert replica.repair().buckets == ()
-    assert store.bytes == 0
+    assert store.read == 0
 
 
 def test_where_most_buckets_differ_the_whole_road_is_read_which_is_no_more_than_twice_their_bytes(
     b: Broker, damaged: Callable[[int], Replica], store: Counting
 ) -> None:
-    replica = damaged(ROWS // 100)
+    replica = damaged(FEW // 10)
     with worker(b.parts):
         done = replica.repair()
     assert len(done.buckets) > MOST_BUCKETS
-    assert done.bytes == store.bytes == road_bytes(b) <= 2 * road_bytes(b) * len(done.buckets) / BUCKETS
-    assert content(replica.sink.read()) == content(b.dataset(OFFERS).read())
+    assert done.bytes == store.read == road_bytes(b) <= 2 * road_bytes(b) * len(done.buckets) / BUCKETS
+    assert same(replica.sink.read(), b.dataset(OFFERS).read())
 
 
-@pytest.mark.parametrize("fault", [Fault.OTHER_BYTES, Fault.TRUNCATED, Fault.CUT])
-@pytest.mark.parametrize("at", range(1, 6))
 def test_a_part_that_is_not_what_was_laid_out_is_never_written_and_whole_files_repair(
-    b: Broker, damaged: Callable[[int], Replica], store: Counting, fault: Fault, at: int
+    b: Broker, damaged: Callable[[int], Replica], store: Counting
 ) -> None:
-    replica, reads = damaged(1), [0]
-
-    def plan(method: str, key: str, nth: int) -> Fault | None:
-        del nth
-        if method != "get" or "/derived/" not in key:
-            return None
-        reads[0] += 1
-        return fault if reads[0] == at else None
-
-    store.plan = plan
+    replica = damaged(1)
+    store.plan = matching("get", "/derived/", Fault.OTHER_BYTES)
     with worker(b.parts):
-        replica.repair()
-    store.plan = never
-    assert reads[0] >= at
-    assert content(replica.sink.read()) == content(b.dataset(OFFERS).read())
+        done = replica.repair()
+    assert store.hits["get", Fault.OTHER_BYTES]
+    assert road_bytes(b) < done.bytes == store.read
+    assert same(replica.sink.read(), b.dataset(OFFERS).read())
+
+
+def test_a_filtered_replica_with_few_columns_is_repaired_by_bucket_too(b: Broker, consumer: Broker, store: Counting) -> None:
+    sink, where, columns = Memory(), "price < 100", ["stock"]
+    b.replica(OFFERS, name="search", sink=sink, where=where, columns=columns).sync()
+    wrong = next(iter(sink._state.rows))
+    sink._state.rows[wrong]["stock"] = -1
+    with worker(b.parts):
+        done = consumer.replica(OFFERS, name="search", sink=sink, where=where, columns=columns).repair()
+    assert (len(done.buckets), done.upserts) == (1, 1)
+    assert 0 < done.bytes == store.read < road_bytes(b) / 20
+    assert same(sink.read(), b.dataset(OFFERS).read(where=where, columns=columns))
+
+
+def test_what_was_learnt_for_one_replica_serves_all_that_hold_the_same(b: Broker, consumer: Broker, store: Counting) -> None:
+    sinks = {name: Memory() for name in ("one", "two")}
+    for name, sink in sinks.items():
+        b.replica(OFFERS, name=name, sink=sink).sync()
+        del sink._state.rows[next(iter(sink._state.rows))]
+    with worker(b.parts):
+        consumer.replica(OFFERS, name="one", sink=sinks["one"]).repair()
+    assert consumer.replica(OFFERS, name="two", sink=sinks["two"]).repair().bytes < road_bytes(b) / 10
+    assert b.parts.mending.run_once() == 0
+
+
+def test_a_worker_process_answers_a_repair(redis_url: str, tmp_path: Path) -> None:
+    place = tmp_path / "replica.duckdb"
+    shell = Shell(tmp_path, {"BROKER_REDIS": redis_url, "BROKER_STORE": str(tmp_path / "store")})
+    with broker.connect(redis=redis_url, store=str(tmp_path / "store")) as b:
+        b.dataset(OFFERS, key="sku").publish(offers(FEW))
+        replica = b.replica(OFFERS, name="search", sink=DuckDB(place, "offers"))
+        replica.sync()
+        damage(place, 1)
+        running, slot = shell.start("worker", "--role", "compact", log=tmp_path / "log"), b.parts.index.slot(OFFERS)
+        wait_until(lambda: bool(b.parts.redis.run("EXISTS", slot.heeded, writes=False)), "the worker")
+        done = replica.repair(timeout=60)
+        running.terminate()
+        assert running.wait(60) == 0
+        assert (len(done.buckets), done.upserts) == (1, 1)
+        assert done.bytes < road_bytes(b) / 10
+        assert same(replica.sink.read(), b.dataset(OFFERS).read())
+
+
+# --- the file by bucket itself
+
+MEMORY = MemoryStore()
+COLUMNS = pa.schema([("k", pa.string()), ("v", pa.list_(pa.int64()))])
+KEYS = st.lists(st.text("abc", min_size=1, max_size=6), unique=True, max_size=60)
+
+
+Laid = tuple[pa.Table, ContentDigest, File]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine(MEMORY, load()) as made:
+        yield made
+
+
+SPEC = DatasetSpec.of(
+    dataset=OFFERS, key=("k",), columns=schema_of(pa.schema([("k", pa.string()), ("v", pa.list_(pa.int64()))]))
+)
+
+
+def laid_out(engine: Engine, keys: list[str]) -> Laid:
+    rows = pa.table({"k": keys, "v": [[len(key), None] for key in keys]}, schema=arrow_schema(schema_of_spec(SPEC)))
+    written = engine.write_snapshot(SPEC, rows)
+    edges = [Edge(version=1, files=written.files)]
+    (file,) = lay_out(engine, MEMORY, SPEC, edges, EVERYTHING, lambda form: derived_key(OFFERS, 1, "0" * 32, form)).files
+    return rows, digest_of_rows(engine, SPEC.key, rows), file
+
+
+@pytest.fixture(scope="module")
+def laid(engine: Engine) -> Laid:
+    return laid_out(engine, [f"k{number}" for number in range(40)])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(keys=KEYS, data=st.data())
+def test_some_buckets_are_exactly_their_rows_however_many_batches_they_take(
+    engine: Engine, keys: list[str], data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(buckets, "BATCH_ROWS", data.draw(st.integers(1, 4)))
+        patched.setattr(digest, "BUCKETS", 7)
+        rows, right, file = laid_out(engine, keys)
+        wanted = data.draw(st.sets(st.integers(0, 6)))
+        found = read_buckets(engine, Ranges(MEMORY, file), SPEC.key, right, wanted)
+        with engine.session("test") as session:
+            session.bind("given", rows)
+            chosen = f"{digest.bucket_sql(SPEC.key)} IN ({', '.join(map(str, wanted)) or 'NULL'})"
+            names = [name for (name,) in session.rows(f"SELECT k FROM given WHERE {chosen}")]
+    assert sorted(found.column("k").to_pylist()) == sorted(names)
+
+
+@pytest.mark.parametrize("fault", [Fault.OTHER_BYTES, Fault.TRUNCATED, Fault.CUT, Fault.REFUSED])
+@pytest.mark.parametrize("nth", range(1, 4))
+def test_any_read_that_goes_wrong_is_an_error_of_its_own_kind(engine: Engine, fault: Fault, nth: int) -> None:
+    _, right, file = laid_out(engine, [f"k{number}" for number in range(1_000)])
+    store = FaultyStore(MEMORY, at("get", nth, fault))
+    with pytest.raises(Unavailable if fault is Fault.REFUSED else Corrupt):
+        read_buckets(engine, Ranges(store, file), SPEC.key, right, {right.buckets[3].number})
+    assert store.hits["get", fault] == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@given(at=st.integers(0, 1 << 20), bit=st.integers(0, 7))
+def test_no_flipped_bit_of_a_file_by_bucket_gives_other_rows(engine: Engine, laid: Laid, at: int, bit: int) -> None:
+    rows, right, file = laid
+    data = bytearray(b"".join(MEMORY.get(file.key)))
+    data[at % len(data)] ^= 1 << bit
+    spoilt = MemoryStore()
+    spoilt.put(file.key, bytes(data))
+    try:
+        found = read_buckets(engine, Ranges(spoilt, file), SPEC.key, right, range(BUCKETS))
+    except Corrupt:
+        return
+    assert same(found.select(rows.schema.names), rows, "k")
