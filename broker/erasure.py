@@ -22,7 +22,7 @@ from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot
 from broker.backend.leases import Leases
 from broker.backend.logs import Logs
-from broker.catalog import Catalog
+from broker.catalog import Catalog, OnStep, nothing
 from broker.columnar.blocks import decoded, key_texts
 from broker.columnar.engine import Engine, Written
 from broker.columnar.results import schema_of_spec
@@ -42,6 +42,8 @@ from broker.stores.port import ObjectInfo, ObjectStore
 
 POLL_SECONDS: Final = 0.1
 TRIES: Final = 5
+STEPS: Final = ("waited", "deleted", "rewritten", "committed", "retired", "removed", "cleared")
+"""The named steps of an erasure, in order, from the third to the last but one for each edge: tests kill at each."""
 FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "arrow")
 
 
@@ -78,6 +80,7 @@ class Erasure:
     leases: Leases
     cursors: Cursors
     settings: Settings
+    on_step: OnStep = nothing
 
     def erase(self, dataset: DatasetId, key: Any, now: bool = False, timeout: float = 30.0) -> Erased:
         """`now`: also the delete that live consumers wait for; those must then `repair`. `timeout`: for the change log.
@@ -89,11 +92,14 @@ class Erasure:
             state = self.catalog.state(dataset)
             one = OneKey(self.engine, state.spec, texts_of(state.spec, key))
             self._await_batches(dataset, one, timeout)
+            self.on_step("waited")
             report.deleted_in = self._delete(dataset, one)
+            self.on_step("deleted")
             behind = {} if now else self._behind(dataset)
             for edge in self.catalog.state(dataset).edges:
                 self._rewrite_again(edge, one, (behind, lease), report)
             self._clear(dataset, one, lease, report)
+            self.on_step("cleared")
             self._prove(dataset, one, report)
         return report
 
@@ -163,8 +169,10 @@ class Erasure:
         files = tuple(new for file in edge.files for new in fresh.get(file.key, (file,)))
         made = tuple(new for news in fresh.values() for new in news)
         self.publication.verify(Written(made, schema_of_spec(one.spec)))
+        self.on_step("rewritten")
         self._commit(edge, edge.model_copy(update={"files": files}), lease, begun)
         self.store.delete([file.key for file in found])
+        self.on_step("removed")
         report.rewritten.append((edge.base, edge.version))
         report.removed += [file.key for file in found]
 
@@ -180,7 +188,9 @@ class Erasure:
             return NewEdge(edge=new)
 
         self.catalog.commit(dataset, edge, "erase", lease, begun)
+        self.on_step("committed")
         self._retire(dataset, gone, lease)
+        self.on_step("retired")
 
     def _retire(self, dataset: DatasetId, files: tuple[str, ...], lease: Lease) -> None:
         """Say in the log that the files are given up: once, as the records behind the first look tell."""

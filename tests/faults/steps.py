@@ -65,6 +65,10 @@ def publisher_step(step: str) -> None:
     _on_self("publisher", step)
 
 
+def eraser_step(step: str) -> None:
+    _on_self("eraser", step)
+
+
 def _on_self(role: str, step: str) -> None:
     match take(role, step):
         case "kill":
