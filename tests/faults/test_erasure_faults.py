@@ -33,8 +33,8 @@ def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
     if request.param != "folder":
         server: S3Server = request.getfixturevalue(f"s3_{request.param}")
         settings["store"] = server.url()
-    with redis_server() as server, temporary_folder("erase") as home:
-        yield Arena(home, server.url, settings=settings)
+    with redis_server() as redis, temporary_folder("erase") as home:
+        yield Arena(home, redis.url, settings=settings)
 
 
 @pytest.fixture(scope="module")

@@ -146,8 +146,7 @@ def same(left: pa.Table, right: pa.Table, key: str = "sku") -> bool:
     return bool(left.sort_by(key).equals(right.sort_by(key)))
 
 
-@pytest.mark.parametrize("store", ["moto", "rclone"], indirect=True)
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("store", "rows"), [("moto", 1), ("rclone", 3)], indirect=["store"])
 @pytest.mark.parametrize("b", [ROWS], indirect=True)
 def test_a_repair_fetches_at_most_twice_the_bytes_of_the_buckets_that_differ(
     b: Broker, damaged: Callable[[int], Replica], store: Counting, rows: int
