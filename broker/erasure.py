@@ -37,11 +37,14 @@ from broker.publication import Publication
 from broker.rules.fold import State
 from broker.rules.plan import plan
 from broker.rules.publishing import Lease
+from broker.rules.steps import OnStep, nothing
 from broker.settings import Settings
 from broker.stores.port import ObjectInfo, ObjectStore
 
 POLL_SECONDS: Final = 0.1
 TRIES: Final = 5
+STEPS: Final = ("waited", "deleted", "rewritten", "committed", "retired", "removed", "cleared")
+"""The named steps of an erasure, in order, from the third to the last but one for each edge: tests kill at each."""
 FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "arrow")
 
 
@@ -76,6 +79,7 @@ class Erasure:
     leases: Leases
     cursors: Cursors
     settings: Settings
+    on_step: OnStep = nothing
 
     def erase(self, dataset: DatasetId, key: Any, now: bool = False, timeout: float = 30.0) -> Erased:
         """`now`: also the delete that live consumers wait for; those must then `repair`. `timeout`: for the change log.
@@ -87,11 +91,14 @@ class Erasure:
             state = self.catalog.state(dataset)
             one = OneKey(self.engine, state.spec, texts_of(state.spec, key))
             self._await_batches(dataset, one, timeout)
+            self.on_step("waited")
             report.deleted_in = self._delete(dataset, one)
+            self.on_step("deleted")
             behind = {} if now else self._behind(dataset)
             for edge in self.catalog.state(dataset).edges:
                 self._rewrite_again(edge, one, (behind, lease), report)
             self._clear(dataset, one, lease, report)
+            self.on_step("cleared")
             self._prove(dataset, one, report)
         return report
 
@@ -161,8 +168,10 @@ class Erasure:
         files = tuple(new for file in edge.files for new in fresh.get(file.key, (file,)))
         made = tuple(new for news in fresh.values() for new in news)
         self.publication.verify(Written(made, schema_of_spec(one.spec)))
+        self.on_step("rewritten")
         self._commit(edge, edge.model_copy(update={"files": files}), lease, begun)
         self.store.delete([file.key for file in found])
+        self.on_step("removed")
         report.rewritten.append((edge.base, edge.version))
         report.removed += [file.key for file in found]
 
@@ -178,7 +187,9 @@ class Erasure:
             return NewEdge(edge=new)
 
         self.catalog.commit(dataset, edge, "erase", lease, begun)
+        self.on_step("committed")
         self._retire(dataset, gone, lease)
+        self.on_step("retired")
 
     def _retire(self, dataset: DatasetId, files: tuple[str, ...], lease: Lease) -> None:
         """Say in the log that the files are given up: once, as the records behind the first look tell."""

@@ -19,7 +19,9 @@ from broker.compactor import Compactor
 from broker.cursors import Cursors
 from broker.events import Events, Tools
 from broker.hands import insisted
+from broker.mending import Mending
 from broker.publication import Publication
+from broker.repairs import Repairs
 from broker.replica_followed import Means
 from broker.requests import Requests
 from broker.retention import Retention
@@ -61,13 +63,26 @@ class Parts:
     @property
     def means(self) -> Means:
         """What replicas work with."""
-        return Means(self.catalog, self.engine, self.leases, self.events, self.cursors, self.settings.digest_every)
+        return Means(
+            self.catalog, self.engine, self.leases, self.events, self.cursors, self.repairs, self.derived, self.store,
+            self.settings.digest_every,
+        )  # fmt: skip
+
+    @property
+    def repairs(self) -> Repairs:
+        """What replicas ask so as to repair themselves."""
+        return Repairs(self.redis, self.index)
 
     @property
     def audits(self) -> Audits:
         """The duty that compares receipts, and tells of cursors that lag or end."""
         parts = (self.catalog, self.channels, self.index, self.engine)
         return Audits(parts, self.cursors, self.events, self.settings.lag_seconds)
+
+    @property
+    def mending(self) -> Mending:
+        """The duty that answers replicas which repair themselves."""
+        return Mending(self.index, self.catalog, self.engine, self.store, self.derived, self.repairs, self.settings)
 
     def caveats(self) -> list[str]:
         """What cannot be promised with this Redis and this store, in words; empty when all is well."""

@@ -8,11 +8,11 @@ from typing import Final
 
 import pyarrow as pa
 
+from broker.columnar.buckets import digest_of_rows
 from broker.columnar.database import Session
-from broker.columnar.digest import ContentDigest, bucket_sql, buckets_sql, digest_of
+from broker.columnar.digest import ContentDigest, bucket_sql
 from broker.columnar.engine import Engine
 from broker.columnar.sql import listed
-from broker.columnar.types import schema_of
 from broker.cursors import Receipt
 from broker.errors import NotFound
 from broker.model.dataset import DatasetSpec
@@ -29,14 +29,6 @@ RIGHT: Final = "broker_right_rows"
 def content_of(engine: Engine, sink: Sink, key: Sequence[str]) -> ContentDigest:
     """The content digest of a sink's rows: where they lie, if the sink can, else read into memory."""
     return sink.digest() if isinstance(sink, Digesting) else digest_of_rows(engine, key, sink.read())
-
-
-def digest_of_rows(engine: Engine, key: Sequence[str], rows: pa.RecordBatchReader | pa.Table) -> ContentDigest:
-    """The content digest of rows, by key bucket. A reader is consumed."""
-    schema = schema_of(rows.schema)
-    with engine.session("content digest") as session:
-        session.bind(MINE, rows)
-        return digest_of(schema, session.rows(buckets_sql(schema, key, f"SELECT * FROM {MINE}")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,12 @@ from broker.errors import Corrupt, NotFound, Transient
 from broker.model.event import ReplicaReset
 from broker.model.names import check_name
 from broker.model.request import Cursor, ResetReason, Selection
-from broker.receipts import Amends, amends, content_of, digest_of_rows, receipt_of
+from broker.receipts import Amends, content_of, receipt_of
+from broker.repairs import Ask
 from broker.replica_followed import Followed, Means
 from broker.replica_following import Follower, Following
 from broker.replica_following import nothing as unheard
+from broker.replica_repair import Comparison, Repaired
 from broker.rules.correlation import correlation_of, line
 from broker.rules.fold import State
 from broker.rules.following import Lag, Latest, Policy, lag_of, next_version, proof_due
@@ -56,17 +58,6 @@ class Report:
     reset: ResetReason | None = None
     seconds: float = 0.0
     correlation: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """What one repair did. `buckets`: key buckets that differed; none: the sink held what it must. `bytes`: of files read."""
-
-    version: int
-    buckets: tuple[int, ...] = ()
-    upserts: int = 0
-    deletes: int = 0
-    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +121,28 @@ class Replica:
         """The content digest of the sink's rows. Raises NotFound before the first sync."""
         return content_of(self._engine, self.sink, self._catalog.state(self.dataset).spec.key)
 
-    def repair(self) -> Repaired:
+    def repair(self, timeout: float = 30.0) -> Repaired:
         """Compare the sink with the version it holds, and bring back the rows that differ, in one transaction.
 
-        Only rows of key buckets whose digests differ are compared and written. Raises NotFound (nothing held that is still
-        readable: sync instead), Busy, Fenced, Corrupt, Unavailable; the sink is whole always.
+        Only key buckets that differ are fetched, where a worker (`--role compact`, or any that takes care) tells which they are
+        and lays them out, within `timeout` seconds for either; else the version's whole road is read. Raises NotFound (nothing
+        held that is still readable: sync instead), Busy, Fenced, Corrupt, Unavailable; the sink is whole always.
         """
         with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
             state, held = self._catalog.state(self.dataset), self.sink.cursor(self.name)
             if held is None or not held.version or reset_of(state, _cursor_of(held), self.selection):
                 raise NotFound("nothing to repair", of=f"{self.dataset}: {self.name}", why="a sync starts anew", hint="Sync it")
-            edges, key = plan(state.edges, None, held.version).edges, state.spec.key
-            right = digest_of_rows(self._engine, key, self._engine.read(state.spec, edges, self.selection))
-            found = content_of(self._engine, self.sink, key)
-            wrong = found.differing(right)
-            done = Applied()
+            seen, found = self.selection, content_of(self._engine, self.sink, state.spec.key)
+            ask = Ask(
+                dataset=self.dataset, replica=self.name, version=held.version, where=seen.where, columns=seen.columns
+            )  # fmt: skip
+            look = Comparison(self._means, ask, timeout)
+            right = look.right()
+            wrong, done = found.differing(right), Applied()
             if wrong:
-                rows = self._engine.read(state.spec, edges, self.selection)
-                mended = amends(self._engine, state.spec, self.sink.read(), rows, wrong)
-                done = self._mend(lease, state, held, mended)
+                done = self._mend(lease, state, held, look.amends(self.sink.read(), right, wrong))
             self._report(held, receipt_of(self.digest() if wrong else found, held.version))
-            return Repaired(held.version, wrong, done.upserts, done.deletes, sum(edge.bytes for edge in edges))
+            return Repaired(held.version, wrong, done.upserts, done.deletes, look.bytes)
 
     def _mend(self, lease: Lease, state: State, held: SinkCursor, mended: Amends) -> Applied:
         fence = (lease.fence.epoch, lease.fence.counter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from broker.backend.derived import Derived
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.channels import Channels
@@ -11,8 +12,10 @@ from broker.columnar.engine import Engine
 from broker.cursors import Cursors
 from broker.events import Events
 from broker.model.names import LIVE, DatasetId
+from broker.repairs import Repairs
 from broker.rules.fold import State
 from broker.rules.following import Goal, goal_of
+from broker.stores.port import ObjectStore
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Means:
     leases: Leases
     events: Events
     cursors: Cursors
+    repairs: Repairs
+    derived: Derived
+    store: ObjectStore
     digest_every: int
 
 

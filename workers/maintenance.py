@@ -27,6 +27,8 @@ COMPACT_SECONDS: Final = 5.0
 """Between two looks at which heads moved, in three round trips a slot."""
 RETENTION_SECONDS: Final = 300.0
 AUDIT_SECONDS: Final = 60.0
+MEND_SECONDS: Final = 1.0
+"""A replica waits for the answer."""
 RUN_COMPACTION: Final = "workers.jobs.compact"
 RUN_RETENTION: Final = "workers.jobs.retain"
 
@@ -35,11 +37,15 @@ class Maintenance:
     """Passes over all datasets; each tells in a line what it did."""
 
     def __init__(self, parts: Parts) -> None:
-        self._parts, self._audits = parts, parts.audits
+        self._parts, self._audits, self._mending = parts, parts.audits, parts.mending
 
     def audit(self) -> None:
         """Compare what replicas proved, and tell of those that lag or are about to be forgotten."""
         self._audits.run_once()
+
+    def mend(self) -> None:
+        """Answer replicas that repair themselves."""
+        self._mending.run_once()
 
     def compact(self) -> None:
         done = self._parts.compactor.run_once()
@@ -90,6 +96,7 @@ def add_maintenance(loop: Loop, parts: Parts, elsewhere: bool = False) -> None:
     loop.every("compact", COMPACT_SECONDS, duty.compact)
     loop.every("retention", RETENTION_SECONDS, duty.retain)
     loop.every("audit", AUDIT_SECONDS, mine.audit)
+    loop.every("mend", MEND_SECONDS, mine.mend)
 
 
 def serve_maintenance(settings: Settings, name: str | None = None, burst: bool = False) -> None:

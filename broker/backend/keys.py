@@ -30,6 +30,9 @@ Inside one slot:
     cursors:<tenant>/<name>     hash   consumer -> end of its lease (ms) and JSON of where it stands
     batches:<tenant>/<name>     hash   log slot -> JSON of its closed micro-batch, until the next commit takes it
     once:<what>                 string that an event told once a time leaves behind
+    asked                       hash   <dataset>|<replica> -> JSON of what the replica must know to repair itself
+    heeded                      string that is there while some worker answers what is asked
+    content:<tenant>/<name>:<id> string: JSON of a content digest by key bucket, for an hour; id: columnar/buckets.py
     parts:<flight>              hash   plan, total, left, rows, bytes; attempt:, done:, error:<number of part | finalise>
 
 Inside a log slot, `{domain.shard.pN}`:
@@ -124,6 +127,17 @@ class Slot:
     @property
     def workers(self) -> bytes:
         return self.key("workers")
+
+    @property
+    def asked(self) -> bytes:
+        return self.key("asked")
+
+    @property
+    def heeded(self) -> bytes:
+        return self.key("heeded")
+
+    def content(self, dataset: DatasetId, id: str) -> bytes:
+        return self.key(f"content:{dataset.tenant}/{dataset.name}:{id}")
 
     def tables(self, dataset: DatasetId) -> list[bytes]:
         """The projection's hashes, in the order of TABLES."""

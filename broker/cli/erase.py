@@ -47,7 +47,8 @@ def erasure_of(broker: Broker) -> Erasure:
     seconds = getattr(parts.settings, "cursor_seconds", MARK_SECONDS)
     cursors = Cursors(parts.redis, parts.index, seconds)
     return Erasure(
-        parts.redis, parts.store, parts.catalog, parts.engine, parts.publication, parts.leases, cursors, parts.settings
+        parts.redis, parts.store, parts.catalog, parts.engine, parts.publication, parts.leases, cursors, parts.settings,
+        parts.on_step,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ BUCKETS: Final = 256
 _HALF: Final = 1 << 64
 _ALIKE: Final = {"HUGEINT": "DECIMAL(38,0)"}
 """Arrow has one type for both, and their values have one text."""
+_FLOATS: Final = ("FLOAT", "DOUBLE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,14 @@ class ContentDigest:
 
 def buckets_sql(schema: Schema, key: Sequence[str], relation: str) -> str:
     """One row per key bucket: number, rows, and the sums of the halves, to be read by `digest_of`."""
-    row = _text(column.name for column in schema.columns)
+    row = _joined(_value(column.name, column.type) for column in schema.columns)
     hashed = f"SELECT {bucket_sql(key)} AS b, md5_number_upper({row}) AS u, md5_number_lower({row}) AS l FROM ({relation})"
     return f"SELECT b, count(*), sum(u)::VARCHAR, sum(l)::VARCHAR FROM ({hashed}) GROUP BY b ORDER BY b"
 
 
 def bucket_sql(key: Sequence[str]) -> str:
     """The key bucket of a row, from 0 to BUCKETS - 1."""
-    return f"(md5_number_lower({_text(key)}) % {BUCKETS})::INTEGER"
+    return f"(md5_number_lower({_joined(map(_value, key))}) % {BUCKETS})::INTEGER"
 
 
 def digest_of(schema: Schema, found: Iterable[tuple[int, int, str, str]]) -> ContentDigest:
@@ -76,6 +77,10 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _text(names: Iterable[str]) -> str:
-    values = (f"CAST({quoted(name)} AS VARCHAR)" for name in names)
+def _value(name: str, type: str = "") -> str:
+    """A value's text. -0.0 is 0.0, as it is to SQL: a database may keep either for the other."""
+    return f"CAST({quoted(name)}{f' + CAST(0 AS {type})' if type in _FLOATS else ''} AS VARCHAR)"
+
+
+def _joined(values: Iterable[str]) -> str:
     return " || ".join(f"coalesce(strlen({value}) || ':' || {value}, '-')" for value in values)

@@ -1,13 +1,14 @@
 """A replica in an SQLite file (the standard library's driver).
 
 Journal mode WAL, which the file keeps: readers go on while something is applied; WAL wants a local disk, not a network share.
-SQLite has five types. Integers and booleans become INTEGER, floats REAL (NaN becomes NULL), BLOB stays; everything else is
-TEXT: dates and times in ISO form with all digits of their unit (a time with zone in UTC, ending in Z), decimals and integers
-beyond 64 bits as decimal digits, nested values as JSON.
+SQLite has five types. Integers and booleans become INTEGER, floats REAL (but NaN, which SQLite lacks, the text `NaN`, and -0.0
+becomes 0.0), BLOB stays; everything else is TEXT: dates and times in ISO form with all digits of their unit (a time with zone
+in UTC, ending in Z), decimals and integers beyond 64 bits as decimal digits, nested values as JSON.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from broker.sinks.port import Batch, Shape, nothing
 from broker.sinks.sql import FileSink
 from broker.sinks.values import is_nested, restored, to_json
 
+NAN: Final = "NaN"
 READ_ROWS: Final = 10_000
 _REBUILT: Final = "broker_rebuilt"
 _INTEGERS: Final = frozenset({"BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"})
@@ -67,11 +69,16 @@ def encoded(values: pa.Array, kind: pa.DataType) -> list[Any]:
         values = values.cast(pa.int8())
     elif kind == pa.uint64() or not plain:
         values = pc.cast(values, pa.string())
-    return values.to_pylist()  # type: ignore[no-any-return]
+    found: list[Any] = values.to_pylist()
+    if pa.types.is_floating(kind) and pc.any(pc.is_nan(values)).as_py():  # the driver would make NULL of it
+        return [NAN if value is not None and math.isnan(value) else value for value in found]
+    return found
 
 
 def decoded(values: Sequence[Any], column: Column) -> pa.Array:
     """The inverse of `encoded`."""
+    if pa.types.is_floating(arrow_type(column.type)):
+        values = [math.nan if value == NAN else value for value in values]
     storage = {"INTEGER": pa.int64(), "REAL": pa.float64(), "BLOB": pa.binary(), "TEXT": pa.string()}[declared(column.type)]
     return restored(pa.array(values, storage), column.type)
 

@@ -64,6 +64,10 @@ def publisher_step(step: str) -> None:
     on_self("publisher", step)
 
 
+def eraser_step(step: str) -> None:
+    on_self("eraser", step)
+
+
 def on_self(role: str, step: str) -> None:
     match take(role, step):
         case "kill":

@@ -26,10 +26,11 @@ import pyarrow as pa
 import pytest
 
 import broker
+from broker.columnar.buckets import digest_of_rows
 from broker.errors import Transient
 from broker.model.commit import parse_record
 from broker.model.names import DatasetId
-from broker.receipts import digest_of_rows, expected
+from broker.receipts import expected
 from tests.faults import batcher, compactor, feeder, follower
 from tests.faults.arena import LEASE_SECONDS, Arena, check_log
 from tests.faults.deltas import Deltas

@@ -66,7 +66,7 @@ def test_values_lie_in_their_documented_forms(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         found = connection.execute("SELECT * FROM t").fetchone()
     assert found == (
-        1, "2024-01-02", "2024-01-02 03:04:05.000006", "2024-01-02 03:04:05.000006Z", "1.50", None, "[1, null]"
+        1, "2024-01-02", "2024-01-02 03:04:05.000006", "2024-01-02 03:04:05.000006Z", "1.50", "NaN", "[1, null]"
     )  # fmt: skip
 
 
