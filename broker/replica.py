@@ -14,7 +14,7 @@ from broker.backend.keys import replica_lease
 from broker.columnar.digest import ContentDigest
 from broker.columnar.types import schema_of
 from broker.cursors import LiveCursor, Receipt
-from broker.errors import Corrupt, NotFound, Transient
+from broker.errors import Corrupt, Fenced, NotFound, StaleBase, Transient
 from broker.model.event import ReplicaReset
 from broker.model.names import check_name
 from broker.model.request import Cursor, ResetReason, Selection
@@ -162,7 +162,7 @@ class Replica:
             self._renew(held)
             return Report(mode, held.version if held else 0, seconds=time.monotonic() - begun)
         with self._leases.held(self._catalog.slot(self.dataset), replica_lease(self.dataset, self.name), self._owner) as lease:
-            return self._apply(lease, begun, policy)
+            return self._apply((lease.fence.epoch, lease.fence.counter), begun, policy, held)
 
     def wake(self) -> None:
         """Let a `sync` that waits in another thread look at once: an event said that there is something new."""
@@ -199,10 +199,17 @@ class Replica:
         wanted = (want, state.session, self.selection.fingerprint)
         return (held.version, held.session, held.selection) != wanted
 
-    def _apply(self, lease: Lease, begun: float, policy: Policy) -> Report:
-        fence = (lease.fence.epoch, lease.fence.counter)
-        held = self.sink.cursor(self.name)
-        self.sink.take(self.name, held, fence)
+    def _apply(self, fence: tuple[int, int], begun: float, policy: Policy, held: SinkCursor | None) -> Report:
+        """The sink compares its cursor with `held`, which others may have moved while this process waited for the lease."""
+        try:
+            return self._applied(fence, begun, policy, held)
+        except (StaleBase, Fenced):
+            now = self.sink.cursor(self.name)
+            if now == held or now is None or now.fence > fence:  # nobody moved it, or it went to somebody else
+                raise
+            return self._applied(fence, begun, policy, now)
+
+    def _applied(self, fence: tuple[int, int], begun: float, policy: Policy, held: SinkCursor | None) -> Report:
         state, want = self._followed.look()
         if not want:  # the session ended meanwhile
             return Report("nothing-yet", held.version if held else 0, seconds=time.monotonic() - begun)
@@ -213,7 +220,7 @@ class Replica:
         found, batch = self._fetched(state, found)
         self._on_step("fetched")
         to = SinkCursor(self.dataset, found.version, state.session, self.selection.fingerprint, fence)
-        applied = self.sink.apply(self.name, batch, expect=taken(held, fence), to=to)
+        applied = self.sink.apply(self.name, batch, expect=held, to=to)
         self._on_step("applied")
         log.debug("applied", extra=line(state, found.version, replica=self.name, rows=applied.rows))
         self._tell(held, to, found)
