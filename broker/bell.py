@@ -21,8 +21,9 @@ from broker.errors import BrokerError
 from broker.model.commit import Announce, Edge, Move, Record, Why
 from broker.model.event import Event, EventType, Moved, rfc3339
 from broker.model.names import LIVE, ChannelsId, DatasetId
-from broker.rules.fold import Named, State
+from broker.rules.fold import State
 from broker.rules.news import news_of
+from broker.rules.patch import Named
 from broker.rules.plan import cheapest
 
 log = logging.getLogger("broker.bell")

@@ -15,7 +15,8 @@ from broker.bell import notification, rung
 from broker.errors import BrokerError, NotFound
 from broker.model import names
 from broker.model.names import LIVE, ChannelsId, DatasetId, log_id
-from broker.rules.fold import Named, State
+from broker.rules.fold import State
+from broker.rules.patch import Named
 from broker.stores.port import ObjectStore
 
 ROUNDS: Final = 8

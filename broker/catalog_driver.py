@@ -19,7 +19,8 @@ from broker.errors import BrokerError, Corrupt, OutcomeUnknown, Reconciling, Tra
 from broker.model.commit import digest, parse_record
 from broker.model.names import DatasetId, log_id
 from broker.rules import publishing as protocol
-from broker.rules.fold import State, after, fold, patch_of
+from broker.rules.fold import State, after, fold
+from broker.rules.patch import patch_of
 from broker.rules.publishing import Effect, HeadView, PublishAnswer, ReserveAnswer
 from broker.rules.steps import OnStep, nothing
 from broker.sealed import Sealed

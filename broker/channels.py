@@ -23,8 +23,9 @@ from broker.errors import Busy, InvalidName, InvalidRequest, NotFound, OutcomeUn
 from broker.model.commit import Announce, Body, Point, Why, checked_version, parse_record
 from broker.model.names import LIVE, ChannelsId, DatasetId, check_name
 from broker.rules.announcing import Wish, moved, moved_back, standing_of
-from broker.rules.fold import Named, State
+from broker.rules.fold import State
 from broker.rules.hearing import Pointer as Present
+from broker.rules.patch import Named
 from broker.rules.plan import EVERYTHING, plan_for
 from broker.rules.publishing import Lease
 

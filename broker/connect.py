@@ -29,9 +29,9 @@ from broker.replica import Replica
 from broker.replica_followed import Followed
 from broker.responses import Response, Responses
 from broker.retention import DatasetRetention
-from broker.rules.fold import Named, VersionInfo
 from broker.rules.fold import State as DatasetState
 from broker.rules.hearing import Wanted
+from broker.rules.patch import Named, VersionInfo
 from broker.rules.plan import Plan, plan
 from broker.sealed import Checked
 from broker.settings import load

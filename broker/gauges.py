@@ -18,8 +18,8 @@ from broker.backend.registry import Registry
 from broker.cursors import LiveCursor
 from broker.model.names import LIVE, DatasetId
 from broker.model.request import PRIORITIES
-from broker.rules.fold import TABLES, Named
 from broker.rules.following import Goal
+from broker.rules.patch import TABLES, Named
 
 _VERSIONS, _EDGES, _HOLDS, _CHANNELS = map(TABLES.index, ("versions", "edges", "holds", "channels"))
 RUN: Final = 500

@@ -14,7 +14,8 @@ from broker.errors import BrokerError, Corrupt, InvalidName, NotFound, OutcomeUn
 from broker.model import names
 from broker.model.names import LIVE, DatasetId, log_id
 from broker.rules.checkpoint import Checkpoint
-from broker.rules.fold import TABLES, State, fold
+from broker.rules.fold import State, fold
+from broker.rules.patch import TABLES
 from broker.stores.port import ObjectInfo, ObjectStore
 
 log = logging.getLogger("broker.sealed")

@@ -19,7 +19,7 @@ from broker.backend.keys import Slot
 from broker.backend.lanes import Argument
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
-from broker.rules.fold import VersionInfo
+from broker.rules.patch import VersionInfo
 
 UNINDEXED: Final = frozenset({"rows", "bytes", "files", "base", "produced", "name"})
 """System attributes without sets of their own: nearly every version has another value. They are compared one by one."""

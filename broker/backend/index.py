@@ -12,7 +12,8 @@ from broker.backend.keys import SLOTS, Slot, slot_for
 from broker.backend.lanes import Argument
 from broker.errors import BrokerError, OutcomeUnknown
 from broker.model.names import ChannelsId, DatasetId
-from broker.rules.fold import TABLES, Patch, State
+from broker.rules.fold import State
+from broker.rules.patch import TABLES, Patch
 from broker.rules.publishing import PublishAnswer, Reserve, ReserveAnswer
 
 T = TypeVar("T")

@@ -57,7 +57,7 @@ from typing import Final
 from zlib import crc32
 
 from broker.model.names import ChannelsId, DatasetId
-from broker.rules.fold import TABLES
+from broker.rules.patch import TABLES
 
 LOG_SLOT: Final = "p"
 SLOTS: Final = b"broker:slots"

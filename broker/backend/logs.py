@@ -11,7 +11,8 @@ from broker.backend.keys import Slot, log_slot, slot_for
 from broker.errors import BrokerError, OutcomeUnknown, Unavailable
 from broker.model.names import DatasetId
 from broker.rules.blocks import Kind
-from broker.rules.fold import MARK_SECONDS, NOTHING_CONSUMED, State
+from broker.rules.fold import State
+from broker.rules.patch import MARK_SECONDS, NOTHING_CONSUMED
 from broker.settings import Settings
 
 CLOCK_MARGIN_MS: Final = 10_000

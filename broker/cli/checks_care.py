@@ -15,7 +15,8 @@ from broker.errors import NotFound
 from broker.gauges import CursorGauge, DatasetGauge, SlotGauge
 from broker.metrics import watcher
 from broker.model.finding import Verdict
-from broker.rules.fold import Named, State
+from broker.rules.fold import State
+from broker.rules.patch import Named
 from broker.settings import Settings
 
 

@@ -12,7 +12,7 @@ from broker.connect import Broker
 from broker.cursors import Cursors
 from broker.erasure import Erased, Erasure
 from broker.model.names import DatasetId
-from broker.rules.fold import MARK_SECONDS
+from broker.rules.patch import MARK_SECONDS
 
 
 @click.command(

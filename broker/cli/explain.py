@@ -15,7 +15,7 @@ from broker.connect import Broker, Dataset
 from broker.errors import InvalidRequest, NotFound
 from broker.inquiry import Whereabouts
 from broker.model.commit import Edge, Record, digest, parse_record
-from broker.rules.fold import VersionInfo
+from broker.rules.patch import VersionInfo
 
 
 @click.group(

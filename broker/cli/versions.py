@@ -8,7 +8,7 @@ from broker.cli.exits import Exit
 from broker.cli.face import Face, Group, columns, fields_of, joined, pass_face
 from broker.cli.words import bytes_text, time_text
 from broker.errors import BrokerError, NotFound
-from broker.rules.fold import VersionInfo
+from broker.rules.patch import VersionInfo
 from broker.sealed import Checked
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from broker.errors import Conflict, NotFound
 from broker.model.commit import PAST, Announce, Move, Point, Why
-from broker.rules.fold import Named, State
+from broker.rules.fold import State
+from broker.rules.patch import Named
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from typing import Literal
 
 from broker.errors import Corrupt
 from broker.model.dataset import Frozen
-from broker.rules.fold import TABLES, State
+from broker.rules.fold import State
+from broker.rules.patch import TABLES
 
 
 class Checkpoint(Frozen):

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from broker.errors import Invalid
 from broker.model.names import LIVE
-from broker.rules.fold import Named, State
+from broker.rules.fold import State
+from broker.rules.patch import Named
 from broker.rules.plan import cheapest
 
 

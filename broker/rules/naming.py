@@ -10,7 +10,8 @@ from collections.abc import Container
 
 from broker.errors import Corrupt
 from broker.model.commit import Edge, digest, parse_record
-from broker.rules.fold import State, edge_field, patch_of
+from broker.rules.fold import State
+from broker.rules.patch import edge_field, patch_of
 
 
 class Naming:

@@ -24,7 +24,8 @@ from itertools import islice
 from typing import Final, TypeAlias
 
 from broker.model.commit import Edge
-from broker.rules.fold import State, VersionInfo
+from broker.rules.fold import State
+from broker.rules.patch import VersionInfo
 from broker.rules.plan import cheapest
 
 Pair: TypeAlias = tuple[int | None, int]

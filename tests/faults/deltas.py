@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import broker
 from broker.model.commit import Edge, NewEdge, NewVersion, SourceRange, parse_record
 from broker.model.names import DatasetId
-from broker.rules.fold import NOTHING_CONSUMED
+from broker.rules.patch import NOTHING_CONSUMED
 from tests.faults.feed import SHARED, Row, block_of, deleted_keys, own_keys
 
 LIVING: Final = ("rows", "upserts")

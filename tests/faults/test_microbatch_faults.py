@@ -24,7 +24,7 @@ from broker.errors import Transient
 from broker.model.commit import NewVersion, SourceRange, parse_record
 from broker.model.names import DatasetId
 from broker.rules import publishing
-from broker.rules.fold import NOTHING_CONSUMED
+from broker.rules.patch import NOTHING_CONSUMED
 from tests.faults.appender import rows_of
 from tests.faults.arena import Arena, check_log
 from tests.faults.batcher import STEPS

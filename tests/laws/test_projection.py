@@ -18,7 +18,8 @@ from broker.backend.index import Index, Move
 from broker.model.commit import Barrier, digest, parse_record
 from broker.model.names import DatasetId
 from broker.rules.checkpoint import Checkpoint
-from broker.rules.fold import State, fold, patch_of
+from broker.rules.fold import State, fold
+from broker.rules.patch import patch_of
 from tests.campaign import examples
 from tests.rules.logs import DATASET, logs
 from tests.servers import RedisServer

@@ -22,8 +22,8 @@ from broker.errors import BadData, Busy, Fenced, TimedOut
 from broker.model.commit import NewEdge, Retire, parse_record
 from broker.model.names import DatasetId, data_key
 from broker.parts import open_parts
-from broker.rules.fold import MARK_SECONDS
 from broker.rules.levels import Levels
+from broker.rules.patch import MARK_SECONDS
 from broker.settings import Settings, load
 from broker.sinks.memory import Memory
 from tests.cli import Cli

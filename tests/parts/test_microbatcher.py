@@ -20,7 +20,7 @@ from broker.microbatcher import BatchReport
 from broker.model.commit import NewVersion, SourceRange, parse_record
 from broker.model.names import DatasetId
 from broker.rules.batching import PRODUCER
-from broker.rules.fold import NOTHING_CONSUMED
+from broker.rules.patch import NOTHING_CONSUMED
 from broker.settings import Settings
 from tests.servers import redis_server, wait_until
 from workers.batching import Batching

@@ -15,7 +15,8 @@ from broker.errors import Invalid, NotFound
 from broker.model.commit import Edge, NewEdge, Retire, parse_record
 from broker.model.names import DatasetId
 from broker.retention import Retention
-from broker.rules.fold import TABLES, State, Tables, VersionInfo, edge_field
+from broker.rules.fold import State
+from broker.rules.patch import TABLES, Tables, VersionInfo, edge_field
 from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, forgotten
 from broker.sinks.memory import Memory
 from tests.servers import wait_until

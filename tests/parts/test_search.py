@@ -16,7 +16,7 @@ from broker.cli.exits import Exit
 from broker.connect import Broker
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
-from broker.rules.fold import VersionInfo
+from broker.rules.patch import VersionInfo
 from broker.search import Search
 from tests.cli import Cli
 

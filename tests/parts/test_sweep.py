@@ -11,8 +11,9 @@ from broker.janitor import LATE_SECONDS, Janitor
 from broker.model.commit import Edge, File, NewEdge, Retire
 from broker.model.names import data_key
 from broker.retention import Retention
-from broker.rules.fold import State, edge_field, replay
+from broker.rules.fold import State, replay
 from broker.rules.naming import Naming
+from broker.rules.patch import edge_field
 from broker.rules.retention import Floors
 from broker.stores.memory import MemoryStore
 from tests.faulty_store import Fault, FaultyStore, matching, never

@@ -39,7 +39,8 @@ from broker.rules.batching import (
     share_of,
     version_of,
 )
-from broker.rules.fold import NOTHING_CONSUMED, State, fold
+from broker.rules.fold import State, fold
+from broker.rules.patch import NOTHING_CONSUMED
 from broker.settings import Settings
 
 OFFERS = DatasetId("shop/catalog/offers")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from broker.errors import Corrupt, NotFound
 from broker.model.commit import GENESIS, Alter, Body, Create, Drop, Edge, NewVersion, Record, digest, parse_record
 from broker.rules.checkpoint import Checkpoint
-from broker.rules.fold import TABLES, Patch, State, Tables, apply, fold, patch_of, replay
+from broker.rules.fold import State, fold, replay
+from broker.rules.patch import TABLES, Patch, Tables, apply, patch_of
 from tests.rules.logs import DATASET, SPEC, file_of, logs
 
 

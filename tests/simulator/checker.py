@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from broker.model.commit import GENESIS, Barrier, File, Hold, NewEdge, NewVersion, Record
-from broker.rules.fold import State, edge_field
+from broker.rules.fold import State
+from broker.rules.patch import edge_field
 from broker.rules.publishing import HeadView, Lease, Reserve
 from tests.simulator.redis_model import ModelRedis, Sealed
 from tests.simulator.store_model import ModelStore

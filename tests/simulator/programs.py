@@ -11,7 +11,8 @@ from broker.model.commit import Body, Create, Edge, File, Hold, NewEdge, NewVers
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
 from broker.rules.checkpoint import Checkpoint
-from broker.rules.fold import State, edge_field
+from broker.rules.fold import State
+from broker.rules.patch import edge_field
 from broker.rules.publishing import (
     Draft,
     Effect,

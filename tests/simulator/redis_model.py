@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from broker.model.commit import GENESIS, Barrier, Fence, Record, digest, parse_record
-from broker.rules.fold import TABLES, Patch, State, Tables, patch_of
+from broker.rules.fold import State
+from broker.rules.patch import TABLES, Patch, Tables, patch_of
 from broker.rules.publishing import HeadView, Lease, PublishAnswer, Reserve, ReserveAnswer
 
 DATASET = "t/d/simulated"

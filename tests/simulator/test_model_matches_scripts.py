@@ -17,7 +17,8 @@ from broker.errors import Busy, Fenced
 from broker.model.commit import GENESIS, Barrier, Body, Create, Hold, Record, digest, parse_record
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
-from broker.rules.fold import TABLES, State, patch_of, replay
+from broker.rules.fold import State, replay
+from broker.rules.patch import TABLES, patch_of
 from broker.rules.publishing import Lease, PublishAnswer, Reserve, ReserveAnswer
 from tests.servers import RedisServer, redis_server
 from tests.simulator.redis_model import DATASET, LOCAL, MAX_AGE_SECONDS, ModelRedis, Sealed

@@ -10,7 +10,8 @@ from typing import Any, Final
 from broker.errors import Conflict, Corrupt, OutcomeUnknown, Unavailable
 from broker.model.commit import parse_record
 from broker.rules.checkpoint import Checkpoint
-from broker.rules.fold import TABLES, State, replay
+from broker.rules.fold import State, replay
+from broker.rules.patch import TABLES
 from broker.rules.publishing import (
     HeadView,
     Install,
