@@ -75,12 +75,13 @@ class Catalog:
 
     def known(self, dataset: DatasetId) -> State:
         """As `state`, also of a dataset that was dropped or never created, and of a log of announcements."""
-        view = self._head(dataset)
-        # An empty log of announcements is adopted by that: it is asked for again and again.
-        if not view.current and (view.state.seq or isinstance(dataset, ChannelsId) or self._sealed.exists(dataset)):
-            self.reconcile(dataset)
+        for _ in range(protocol.MAX_ROUNDS):  # behind a reconciliation Redis may have lost its memory again
             view = self._head(dataset)
-        return view.state
+            # An empty log of announcements is adopted by that: it is asked for again and again.
+            if view.current or not (view.state.seq or isinstance(dataset, ChannelsId) or self._sealed.exists(dataset)):
+                return view.state
+            self.reconcile(dataset)
+        raise Reconciling("the index does not come to rest", of=dataset, hint="Is Redis restarting again and again?")
 
     def noted(self, dataset: DatasetId) -> tuple[int, Any]:
         """The newest version offered (0: none) and the producer's note, which productions without a version move too."""
