@@ -75,11 +75,28 @@ class Catalog:
 
     def known(self, dataset: DatasetId) -> State:
         """As `state`, also of a dataset that was dropped or never created, and of a log of announcements."""
+        return self._current(dataset).state
+
+    def finished(self, dataset: DatasetId) -> State:
+        """As `state`, with nothing left reserved: what was reserved under a lease may come to stand long after the lease.
+
+        Whoever takes such a lease over, and decides by another log than the one it writes, must know of it. Raises NotFound.
+        """
+        for _ in range(protocol.MAX_ROUNDS):
+            view = self._current(dataset)
+            if view.reservation is None:
+                if not view.state.exists and not isinstance(dataset, ChannelsId):
+                    view.state.spec  # noqa: B018 - raises NotFound with its hint
+                return view.state
+            self._drive(dataset, protocol.settle(*view.reservation))
+        raise Reconciling("others reserve again and again", of=dataset, hint="Use fewer writers at once")
+
+    def _current(self, dataset: DatasetId) -> HeadView:
         for _ in range(protocol.MAX_ROUNDS):  # behind a reconciliation Redis may have lost its memory again
             view = self._head(dataset)
             # An empty log of announcements is adopted by that: it is asked for again and again.
             if view.current or not (view.state.seq or isinstance(dataset, ChannelsId) or self._sealed.exists(dataset)):
-                return view.state
+                return view
             self.reconcile(dataset)
         raise Reconciling("the index does not come to rest", of=dataset, hint="Is Redis restarting again and again?")
 

@@ -81,13 +81,13 @@ class Clock:
 
 
 @contextmanager
-def clock_for(modules: tuple[str, ...], clock: Clock) -> Iterator[None]:
-    """While it lasts these modules tell the time by `clock`."""
-    kept = {name: vars(sys.modules[name])["time"] for name in modules}
-    for name in modules:
-        vars(sys.modules[name])["time"] = clock
+def swapped(modules: tuple[str, ...], name: str, value: object) -> Iterator[None]:
+    """While it lasts, modules that know something by this name know `value` instead."""
+    kept = {module: found for module in modules if (found := vars(sys.modules[module]).get(name)) is not None}
+    for module in kept:
+        vars(sys.modules[module])[name] = value
     try:
         yield
     finally:
-        for name, real in kept.items():
-            vars(sys.modules[name])["time"] = real
+        for module, real in kept.items():
+            vars(sys.modules[module])[name] = real

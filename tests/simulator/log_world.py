@@ -54,7 +54,7 @@ LIMITS: Final = Limits.of(SETTINGS)
 KINDS: Final = ("accepted", "sealed", "insisting", "named", "unnamed", "unnamed sealed")
 """Of producers. The first three number their blocks and keep what they sent; `insisting` ones ask until all of it is there. For the
 others their client numbers."""
-CALLS: Final = 5
+CALLS: Final = 4
 """Of each producer."""
 SLOTS: Final = range(SETTINGS.log_slots)
 PLACE: Final = INDEX.slot(ID)
@@ -66,10 +66,10 @@ CLOCK_FAULT_MS: Final = 9_000
 def log_plan_of(seed: int) -> Plan:
     """As `plan_of`: each schedule has its own few kinds of faults."""
     pick = Choices(seed).below
-    jobs = tuple(Job(f"p{number}", KINDS[pick(len(KINDS))]) for number in range(1 + pick(3)))
+    jobs = tuple(Job(f"p{number}", KINDS[pick(len(KINDS))]) for number in range(1 + pick(2)))
     return Plan(
         jobs=jobs, workers=1 + pick(2), helpers=tuple(h for h in ("janitor", "sweeper", "checkpointer") if not pick(3)),
-        stormy_steps=60 + pick(200), network_rate=(0.0, 0.02, 0.06, 0.15)[pick(4)], fault_rate=(0.0, 0.01, 0.03, 0.06)[pick(4)],
+        stormy_steps=40 + pick(160), network_rate=(0.0, 0.02, 0.06, 0.15)[pick(4)], fault_rate=(0.0, 0.01, 0.03, 0.06)[pick(4)],
         nap_rate=(0.0, 0.1, 0.4)[pick(3)], landing=(1, 10)[pick(2)], faults=tuple(kind for kind in WORLD_FAULTS if pick(2)),
         conditional=True,
     )  # fmt: skip
@@ -103,8 +103,11 @@ class LogScriptsSeen(LogScripts):
 class LogWorld(ProductWorld):
     modules: ClassVar = (
         "broker.catalog", "broker.changelog", "broker.changelog_delivery", "broker.changelog_sending", "broker.microbatcher",
-        "broker.microbatcher_closing",
+        "broker.microbatcher_closing", "broker.rules.blocks",
     )  # fmt: skip
+    leaps: ClassVar = (15.0, 15.0, 15.0, 700.0)
+    """Together less than the life of marks: whoever sends a block again later than that is told so, or cannot be known."""
+
     checker: LogChecker
     scripts: ClassVar[type[LogScriptsSeen]] = LogScriptsSeen
 
@@ -149,11 +152,14 @@ class LogWorld(ProductWorld):
         ]  # fmt: skip
 
     def redis_fault(self, fault: str) -> None:
-        servers = [self.redis.server, self.log_scripts.server]
-        super().redis_fault(fault)
+        if self.plan.apart and self.choices.below(2):
+            self.counters[f"log slots: {fault}"] += 1
+            self.say(f"log slots: {fault}")
+            self.upset(self.log_scripts.server, fault)
+        else:
+            super().redis_fault(fault)
         if fault != "restart":
             self.log_scripts.ahead_ms = self.choices.below(2 * CLOCK_FAULT_MS) - CLOCK_FAULT_MS
-        del servers
         entries = (entry for found in self.standing().values() for entry in found.values())
         self.checker.lost({token for entry in entries for token in tokens_in(entry)})
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 from typing import Any, ClassVar, Final, cast
 
@@ -19,7 +19,7 @@ from broker.model.names import DatasetId
 from broker.rules.publishing import Effect, HeadView, Lease, ReadHead, ReadLog
 from broker.sealed import Sealed
 from broker.settings import Settings
-from tests.simulator.fibres import Clock, Script, clock_for, perform
+from tests.simulator.fibres import Clock, Script, perform, swapped
 from tests.simulator.programs import LEASE_SECONDS, Acquire, Doing, Renew, Sleep
 from tests.simulator.world import Again, Process, World
 
@@ -44,12 +44,21 @@ class ProductWorld(World):
 
     def run(self) -> None:
         try:
-            with clock_for(self.modules, Clock(lambda: self.redis.now, nap)), _quiet(), _ids_of(self):
+            clock, ids = Clock(lambda: self.redis.now, nap), count(1)
+            with swapped(self.modules, "time", clock), swapped(self.modules, "uuid4", lambda: self._new_id(next(ids))), _quiet():
                 super().run()
         finally:
             for process in self.processes:
                 if process.program is not None:
                     process.program.close()
+
+    def _new_id(self, number: int) -> _Id:
+        """In the order in which they are asked for: a schedule is the same each time."""
+        self.named(id := f"{number:08x}" + "0" * 24)
+        return _Id(id)
+
+    def named(self, id: str) -> None:
+        """Somebody asked for an id of its own."""
 
     def advance(self, process: Process) -> None:
         self.acting = process
@@ -169,27 +178,6 @@ class WorldLeases(Leases):
 @dataclass(frozen=True, slots=True)
 class _Id:
     hex: str
-
-
-@contextmanager
-def _ids_of(world: ProductWorld) -> Iterator[None]:
-    """Ids in the order in which they are asked for: a schedule is the same each time."""
-    count = 0
-
-    def next_id() -> _Id:
-        nonlocal count
-        count += 1
-        return _Id(f"{count:08x}" + "0" * 24)
-
-    names = [name for name in (*world.modules, "broker.rules.blocks") if "uuid4" in vars(sys.modules[name])]
-    kept = {name: vars(sys.modules[name])["uuid4"] for name in names}
-    for name in names:
-        vars(sys.modules[name])["uuid4"] = next_id
-    try:
-        yield
-    finally:
-        for name, real in kept.items():
-            vars(sys.modules[name])["uuid4"] = real
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from broker.errors import Conflict, Corrupt, OutcomeUnknown, Unavailable
 from broker.model.commit import parse_record
@@ -49,7 +49,7 @@ from tests.simulator.programs import (
     sweeper,
     worker,
 )
-from tests.simulator.redis_model import DATASET, LOCAL, ModelRedis, Sealed
+from tests.simulator.redis_model import DATASET, LOCAL, ModelRedis, Sealed, Server
 from tests.simulator.store_model import ModelStore, StoredFile
 from tests.simulator.talk import brief
 
@@ -80,6 +80,8 @@ class Process:
 
 @dataclass(slots=True)
 class World:
+    leaps: ClassVar[tuple[float, ...]] = LEAPS
+
     plan: Plan
     choices: Choices
     redis: ModelRedis
@@ -250,14 +252,14 @@ class World:
         if self.trace is not None:
             self.say(f"{process.owner}: {brief(effect)} -> {brief(outcome)}")
         if isinstance(effect, Reserve) and outcome.kind == "reserved":
-            self._nap(process)
+            self.stall(process)
         return outcome
 
-    def _nap(self, process: Process) -> None:
+    def stall(self, process: Process) -> None:
         """Between reserve and seal a process may sleep long, and Redis may forget meanwhile."""
         if self.calm or not self.plan.nap_rate or not self.choices.happens(self.plan.nap_rate):
             return
-        self._suspend(process)
+        self.suspend(process)
         forgets = [fault for fault in self.plan.faults if fault in REDIS_FAULTS]
         if forgets and self.choices.below(2):
             self._befall(forgets[self.choices.below(len(forgets))])
@@ -369,16 +371,16 @@ class World:
                 self.redis_fault(fault)
         elif fault == "crash":
             self.counters["fault crash"] += 1
-            self._crash(self._victim())
+            self.crash(self._victim())
         elif fault == "pause":
-            self._suspend(self._victim())
+            self.suspend(self._victim())
         else:
-            seconds = LEAPS[self.choices.below(len(LEAPS))]
+            seconds = self.leaps[self.choices.below(len(self.leaps))]
             self.redis.server.now += seconds
             self.counters["fault leap"] += 1
             self.say(f"{seconds:.0f} seconds pass")
 
-    def _suspend(self, victim: Process) -> None:
+    def suspend(self, victim: Process) -> None:
         victim.asleep_until = self.steps + 10 + self.choices.below(60)
         self.counters["fault pause"] += 1
         self.say(f"{victim.owner} is suspended")
@@ -386,7 +388,7 @@ class World:
     def _victim(self) -> Process:
         return self.processes[self.choices.below(len(self.processes))]
 
-    def _crash(self, victim: Process) -> None:
+    def crash(self, victim: Process) -> None:
         self.say(f"{victim.owner} crashes")
         if victim.program is not None:
             victim.program.close()
@@ -396,17 +398,20 @@ class World:
 
     def redis_fault(self, fault: str) -> None:
         self.counters[f"fault {fault}"] += 1
-        match fault:
-            case "restart":
-                self.redis.server.restart()
-            case "rollback":
-                self.redis.server.restart(1 + self.choices.below(12))
-            case "wipe":
-                self.redis.server.wipe()
-            case _:
-                self.redis.server.flush()
+        self.upset(self.redis.server, fault)
         self.checker.restarted()
         self.say(f"redis: {fault}; it has record {self.redis.seq} of {len(self.checker.chain)}")
+
+    def upset(self, server: Server, fault: str) -> None:
+        match fault:
+            case "restart":
+                server.restart()
+            case "rollback":
+                server.restart(1 + self.choices.below(12))
+            case "wipe":
+                server.wipe()
+            case _:
+                server.flush()
 
     # --- the end
 
@@ -417,12 +422,12 @@ class World:
             self.drive(janitor_pass(self, helper))
         self.checker.rest()
         told = replay(DATASET, [self.store.log[number] for number in range(1, len(self.store.log) + 1)])
-        self._compare("P9", told)
+        self.compare("P9", told)
         self.redis.server.wipe()
         self.checker.restarted()
         self.drive(reconcile())
         again = replay(DATASET, [self.store.log[number] for number in range(1, len(self.store.log) + 1)])
-        self._compare("P8", again)
+        self.compare("P8", again)
         if [table for table in TABLES if table != "head" and again.tables[table] != told.tables[table]]:
             raise Violation("P8", "the rebuild changed versions")
 
@@ -445,7 +450,7 @@ class World:
             except Again:
                 continue
 
-    def _compare(self, promise: str, told: State) -> None:
+    def compare(self, promise: str, told: State) -> None:
         for table in TABLES:
             kept = {name: text for name, text in self.redis.tables[table].items() if name not in LOCAL}
             if kept != told.tables[table]:
