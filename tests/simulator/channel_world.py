@@ -77,12 +77,15 @@ class ChannelWorld(ProductWorld):
         self.moves: dict[str, int] = {}
         self.notices: dict[str, bytes] = {}
         self.resting: set[str] = set()
+        self.asked: list[DatasetId] = []
+        """What is to be rung for: by anybody, in any order, as bells are threads."""
         self.cut = False
         """A bell may not have rung: its process died, or Redis did not answer."""
         programs: dict[str, Callable[[ChannelWorld, Process], None]] = {"retention": retire, "retention2": retire, "janitor": help_all}
         self.processes = [Process(job.name, _fibre(lambda world, me, name=job.name: move(world, me, name))) for job in self.jobs]  # type: ignore[misc]
         self.processes += [Process(f"publisher{name}", _fibre(publish)) for name in NAMES]
         self.processes += [Process(name, _fibre(programs[name])) for name in self.plan.helpers]
+        self.processes += [Process(f"bell{number}", _fibre(ring)) for number in range(2)]
 
     def enter(self, log: str) -> None:
         self.log = log
@@ -116,11 +119,12 @@ class ChannelWorld(ProductWorld):
                 self.places[log][2].restarted()
 
     def left(self) -> list[str]:
-        return super().left() or [process.name for process in self.processes if process.name not in self.resting]
+        return super().left() or [*map(str, self.asked)] or [process.name for process in self.processes if process.name not in self.resting]
 
     def suspend(self, victim: Process) -> None:
-        """Often for longer than its lease lasts."""
+        """Often for longer than its lease lasts, and for as long as others need for their work."""
         super().suspend(victim)
+        victim.asleep_until += self.choices.below(150)
         if self.choices.below(2):
             self.redis.server.now += LEASE_SECONDS + 1
             self.counters["lease slept through"] += 1
@@ -133,8 +137,7 @@ class ChannelWorld(ProductWorld):
     def end(self) -> None:
         if not self.cut:
             self.noticed()
-        janitor = Fibre(lambda: help_once(BellCatalog(self)))
-        self.drive(janitor)
+        self.drive(janitor := Fibre(lambda: help_once(BellCatalog(self))))
         self.noticed()
         told = {}
         for log in LOGS:
@@ -203,6 +206,9 @@ class _Notified:
         perform(Script(f"{log} notified {seq}", lambda: server.put(f"rung:{log}", notified=str(seq))))
 
     def put(self, key: str, data: bytes) -> None:
+        """It may take a while, in which others write, too."""
+        for _ in range(self._world.choices.below(30) * (self._world.choices.below(4) == 1)):
+            nap()
         perform(Script(f"put {key}", lambda: self._world.notices.update({key: data})))
 
     def get(self, key: str) -> Iterator[bytes]:
@@ -224,10 +230,8 @@ class BellCatalog(WorldCatalog):
     def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
         if not isinstance(effect, Notify):
             return super()._perform(dataset, effect)
-        try:
-            self._notify(dataset)
-        except BrokerError:  # as the bell's thread does
-            self._world.cut = True
+        self._world.asked.append(dataset)
+        return None
 
 
 class _NoCursors:
@@ -353,6 +357,21 @@ def retire(world: ChannelWorld, me: Process) -> None:
             except BrokerError as error:
                 world.counters[f"error {error.code}"] += 1
             rest(world, me, 4)
+
+
+def ring(world: ChannelWorld, me: Process) -> None:
+    """A bell."""
+    catalog = BellCatalog(world)
+    while True:
+        world.resting.add(me.name)
+        while not world.asked:
+            nap()
+        world.resting.discard(me.name)
+        log = world.asked.pop(world.choices.below(len(world.asked)))
+        try:
+            catalog._notify(log)
+        except BrokerError:  # as the bell's thread does
+            world.cut = True
 
 
 def help_all(world: ChannelWorld, me: Process) -> None:
