@@ -132,3 +132,19 @@ def test_what_workers_wait_for_comes_back_with_the_first_request(b: broker.Broke
     assert [slot.name for slot in b.parts.index.slots()] == ["catalog.0"]
     assert hand.work() == 1
     assert request.wait(1).version == 5
+
+
+def test_a_dataset_is_found_also_when_redis_is_lost_again_behind_the_reconciliation(
+    b: broker.Broker, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, losses = b.parts.catalog, iter((True, False))
+    reconcile, before = catalog.reconcile, catalog.state(PRICES).version
+
+    def lost_again(dataset: DatasetId) -> None:
+        reconcile(dataset)
+        if next(losses):
+            server.flush()
+
+    monkeypatch.setattr(catalog, "reconcile", lost_again)
+    server.flush()
+    assert catalog.state(PRICES).version == before
