@@ -19,7 +19,7 @@ from broker.bell import Bell
 from broker.bell_notices import Notices
 from broker.catalog_driver import Driver, Machine
 from broker.columnar.types import canonical
-from broker.errors import BrokerError, Transient
+from broker.errors import BrokerError, Reconciling, Transient
 from broker.model.commit import Body, Drop
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.event import Event, EventType, rfc3339
@@ -75,18 +75,36 @@ class Catalog:
 
     def known(self, dataset: DatasetId) -> State:
         """As `state`, also of a dataset that was dropped or never created, and of a log of announcements."""
-        view = self._driver.head(dataset)
-        # An empty log of announcements is adopted by that: it is asked for again and again.
-        if not view.current and (view.state.seq or isinstance(dataset, ChannelsId) or self._sealed.exists(dataset)):
-            self.reconcile(dataset)
+        return self._current(dataset).state
+
+    def finished(self, dataset: DatasetId) -> State:
+        """As `state`, with nothing left reserved: what was reserved under a lease may come to stand long after the lease.
+
+        Whoever takes such a lease over, and decides by another log than the one it writes, must know of it. Raises NotFound.
+        """
+        for _ in range(protocol.MAX_ROUNDS):
+            view = self._current(dataset)
+            if view.reservation is None:
+                if not view.state.exists and not isinstance(dataset, ChannelsId):
+                    view.state.spec  # noqa: B018 - raises NotFound with its hint
+                return view.state
+            self._driver.drive(dataset, protocol.settle(*view.reservation))
+        raise Reconciling("others reserve again and again", of=dataset, hint="Use fewer writers at once")
+
+    def _current(self, dataset: DatasetId) -> HeadView:
+        for _ in range(protocol.MAX_ROUNDS):  # behind a reconciliation Redis may have lost its memory again
             view = self._driver.head(dataset)
-        return view.state
+            # An empty log of announcements is adopted by that: it is asked for again and again.
+            if view.current or not (view.state.seq or isinstance(dataset, ChannelsId) or self._sealed.exists(dataset)):
+                return view
+            self.reconcile(dataset)
+        raise Reconciling("the index does not come to rest", of=dataset, hint="Is Redis restarting again and again?")
 
     def states(self, datasets: Sequence[DatasetId]) -> list[State | BrokerError]:
         """`state` of each, in one round trip, or what it raises."""
-        return [self._current(*seen) for seen in zip(datasets, self._driver.heads(datasets), strict=True)]
+        return [self._existing(*seen) for seen in zip(datasets, self._driver.heads(datasets), strict=True)]
 
-    def _current(self, dataset: DatasetId, view: HeadView | BrokerError) -> State | BrokerError:
+    def _existing(self, dataset: DatasetId, view: HeadView | BrokerError) -> State | BrokerError:
         if isinstance(view, HeadView) and view.current and view.state.exists:
             return view.state
         try:

@@ -25,7 +25,7 @@ from broker.changelog_delivery import Author, Block, Delivery, Numbering
 from broker.changelog_rows import Shaper
 from broker.changelog_sending import Pending, Sending, time_left
 from broker.columnar.intake import Intake
-from broker.errors import BrokerError, Invalid, TimedOut, Transient
+from broker.errors import BrokerError, Conflict, Invalid, TimedOut, Transient
 from broker.model.names import DatasetId
 from broker.rules.blocks import (
     Kind,
@@ -97,7 +97,8 @@ class ChangeLog:
         """Append changed rows: dicts, pydantic objects, anything Arrow. Large data makes several blocks, read as it goes.
 
         `block`: the producer's own number of this one block, 1, 2, 3, ... without gaps; the same number again is dropped.
-        Without it the client numbers, and the same call again after an error is known to be the same.
+        Without it the client numbers, and the same call again after an error is known to be the same; without a producer's
+        name within half an hour, then a Conflict tells so once.
         `timeout`: seconds for Redis to come back after a failure, and for the level to be reached.
 
         Raises Gap (`expected` is the number to go on with), Overloaded (batches do not keep up: nothing is lost, append the
@@ -222,8 +223,11 @@ class ChangeLog:
     def _numbering(self, producer: str | None) -> Numbering:
         with self._lock:
             if producer is None:
-                if self._unnamed.settled and time.monotonic() - self._unnamed.used > UNNAMED_SECONDS / 2:
+                before = self._unnamed
+                if time.monotonic() - before.used > UNNAMED_SECONDS / 2:
                     self._unnamed = self._new_numbering(unnamed_producer())
+                    if not before.settled:
+                        raise _too_late(self.dataset)
                 return self._unnamed
             known = self._named.pop(producer, None) or self._new_numbering(checked_producer(producer))
             self._named[producer] = known
@@ -268,6 +272,14 @@ def _with_progress(error: BrokerError, rows: int) -> BrokerError:
             ". "
         )
     return error
+
+
+def _too_late(dataset: DatasetId) -> Conflict:
+    return Conflict(
+        "too late to tell whether an append that failed is in the change log", of=dataset,
+        why=f"marks of producers without a name are kept for {UNNAMED_SECONDS // 60} minutes",
+        hint="Read whether it is there before you append it again; under a producer's name it would be known for days",
+    )  # fmt: skip
 
 
 _LOGS: Final = WeakSet[ChangeLog]()

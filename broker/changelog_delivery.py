@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -16,9 +16,20 @@ from typing import Final, NamedTuple
 from broker.backend.logs import Answer, Logs, Part
 from broker.catalog import Catalog
 from broker.changelog_rows import Content
-from broker.errors import BrokerError, Conflict, Gap, OutcomeUnknown, Overloaded, TimedOut, Transient, Unavailable
+from broker.errors import (
+    BrokerError,
+    Conflict,
+    Gap,
+    OutcomeUnknown,
+    Overloaded,
+    Reconciling,
+    TimedOut,
+    Transient,
+    Unavailable,
+)
 from broker.model.names import DatasetId
 from broker.rules.blocks import ANYBODY
+from broker.rules.publishing import MAX_ROUNDS
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.01, 0.5
 FILL_BLOCKS: Final = 1_000
@@ -34,12 +45,13 @@ class Author(NamedTuple):
 
 @dataclass(slots=True)
 class Block:
-    """A numbered content on its way. `touched`: a slot has it, or may have it."""
+    """A numbered content on its way. `touched`: a slot has it, or may have it. `slots`: the only ones it goes to; None: all."""
 
     number: int
     content: Content
     touched: bool = False
     offsets: dict[int, str] = field(default_factory=dict)
+    slots: Sequence[int] | None = None
 
     def part(self, slot: int, author: Author) -> Part:
         rows, payload = self.content.parts.get(slot, (0, b""))
@@ -87,10 +99,13 @@ class Delivery:
                 self._logs.append(self.dataset, [Block(number, empty).part(slot, author) for number in numbers])
 
     def open(self) -> None:
-        """Every slot goes on from what is sealed, where Redis restarted or lost it."""
-        state = self._catalog.state(self.dataset)
-        for slot in self.slots:
-            self._logs.open(state, slot)
+        """Every slot goes on from what is sealed, where Redis restarted or lost it. Raises NotFound, Reconciling."""
+        for _ in range(MAX_ROUNDS):
+            closed = self._logs.closed(self.dataset)
+            state = self._catalog.state(self.dataset)
+            if all([self._logs.open(state, slot, run) for slot, run in closed.items()]):
+                return
+        raise Reconciling("the change log does not come to rest", of=self.dataset, hint="Is Redis restarting again and again?")
 
     def marks(self, producer: str) -> dict[int, int]:
         """The producer's mark in each slot."""
@@ -100,21 +115,22 @@ class Delivery:
     def _round(self, block: Block, author: Author) -> bool:
         """One round trip. -> whether the block is everywhere; False: slots were opened, ask again."""
         before, block.touched = block.touched, True  # until the answers say otherwise
+        slots = self.slots if block.slots is None else block.slots
         try:
-            answers = self._logs.append(self.dataset, [block.part(slot, author) for slot in self.slots])
+            answers = self._logs.append(self.dataset, [block.part(slot, author) for slot in slots])
         except Unavailable:
             block.touched = before
             raise
         good = {
             slot: answer.value
-            for slot, answer in enumerate(answers)
+            for slot, answer in zip(slots, answers, strict=True)
             if isinstance(answer, Answer) and answer.kind in ("accepted", "same")
         }
         block.touched = before or bool(good) or any(isinstance(answer, OutcomeUnknown) for answer in answers)
         if len(good) == len(answers):
-            block.offsets = good
+            block.offsets = {**block.offsets, **good}
             return True
-        refused = {slot: answer for slot, answer in enumerate(answers) if slot not in good}
+        refused = {slot: answer for slot, answer in zip(slots, answers, strict=True) if slot not in good}
         for refusal in refused.values():
             if isinstance(refusal, BrokerError):
                 raise refusal
@@ -185,11 +201,12 @@ class Numbering:
 
     @property
     def settled(self) -> bool:
-        return self._unsettled is None
+        """Whether no call that failed may come again."""
+        return self._unsettled is None and not self._sent
 
     @contextmanager
     def call(self, deadline: float) -> Iterator[None]:
-        """One call: blocks of a call that failed need not be brought again when it comes again.
+        """One call: blocks of a call that failed are not brought again when it comes again, unless Redis lost them since.
 
         Raises TimedOut while another call of this producer is under way.
         """
@@ -201,18 +218,21 @@ class Numbering:
             self.used = time.monotonic()
             self._again, self._sent = iter(self._sent), []
             yield
-            self._sent = []
+            self._sent, self._again = [], iter(())
         finally:
+            self._sent += self._again  # what a call that failed did not come to this time
             self._lock.release()
 
     def append(self, content: Content, deadline: float) -> Block:
         """The call's next block. Raises as `Delivery.deliver`."""
         digest, before = content.digest, next(self._again, None)
         if before is not None and before.digest == digest:
+            self._sent.append(before)
             block = Block(before.number, content, touched=True, offsets=before.offsets)
-        else:
-            self._again = iter(())
-            block = self._bring_next(content, deadline)
+            self._bring_back(block, deadline)
+            return block
+        self._again = iter(())
+        block = self._bring_next(content, deadline)
         self._sent.append(_Sent(digest, block.number, block.offsets))
         return block
 
@@ -226,6 +246,14 @@ class Numbering:
         block = block or Block(self._last + 1, content)
         self._bring(block, deadline)
         return block
+
+    def _bring_back(self, block: Block, deadline: float) -> None:
+        """Into slots that lost it since. The others may be further already, and would take it for somebody else's."""
+        marks = self._delivery.marks(self.author.producer)
+        block.slots = [slot for slot, mark in marks.items() if mark < block.number]
+        if block.slots:
+            self._deliver(block, deadline)
+            self._note(block)
 
     def _begin(self) -> int:
         """Behind what an earlier process under this name left: its last block may have come into some slots only."""
@@ -242,8 +270,11 @@ class Numbering:
             self._last = max(self._last, block.number) if block.touched else self._last
             raise
         self._unsettled, self._last = None, max(self._last, block.number)
+        self._note(block)
+
+    def _note(self, block: Block) -> None:
         for slot in block.content.parts:
-            self._rows_until[slot] = block.number
+            self._rows_until[slot] = max(block.number, self._rows_until[slot])
 
     def _deliver(self, block: Block, deadline: float) -> None:
         """Over a gap of blocks that had no rows where they are missing, or whose loss was told: those are filled."""

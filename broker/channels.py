@@ -18,6 +18,7 @@ from uuid import uuid4
 from broker.backend.index import Index
 from broker.backend.keys import retention_lease
 from broker.backend.leases import Leases
+from broker.bell_notices import of_dataset
 from broker.catalog import Catalog
 from broker.errors import Busy, InvalidName, InvalidRequest, NotFound, OutcomeUnknown, Transient
 from broker.model.commit import Announce, Body, Point, Why, checked_version, parse_record
@@ -54,8 +55,7 @@ class Channels:
 
     def named(self, dataset: DatasetId) -> dict[str, Named]:
         """What each channel names of a dataset; `live`, which follows every version, is not among them."""
-        channels = self._catalog.known(ChannelsId.of(dataset)).channels
-        return {channel: named for (name, channel), named in channels.items() if name == dataset.name}
+        return of_dataset(self._catalog.known(ChannelsId.of(dataset)), dataset)
 
     def pointers(self, dataset: DatasetId) -> dict[str, Present]:
         """As `named`, for those who listen."""
@@ -74,7 +74,8 @@ class Channels:
     def pins(self, dataset: DatasetId) -> dict[str, list[int]]:
         """What retention keeps readable: by channel, the version it names, then those that a rollback or its undoing needs."""
         found = dict[str, list[int]]()
-        for channel, named in self.named(dataset).items():
+        channels = self._catalog.finished(ChannelsId.of(dataset))
+        for channel, named in of_dataset(channels, dataset).items():
             points = (named.point, *([named.left] if named.left else []), *named.past)
             found[f"channel {channel}"] = [point.version for point in points]
         return found
@@ -156,7 +157,7 @@ class Channels:
         def body(state: State) -> Body | None:
             if offered and self._landed(log, state, *offered[-1]):
                 return None
-            datasets = {name: self._catalog.state(log.dataset(name)) for name in of}
+            datasets = {name: self._catalog.finished(log.dataset(name)) for name in of}
             found = decide(state, datasets)
             if found is not None:
                 for name, move in found.moves.items():

@@ -116,16 +116,25 @@ class Logs:
             raise
         return [reply if isinstance(reply, BrokerError) else _answer(reply) for reply in replies]
 
-    def open(self, state: State, number: int) -> None:
-        """After a loss or restart of Redis: go on from what is sealed. Idempotent; nothing to do in the same incarnation.
+    def closed(self, dataset: DatasetId) -> dict[int, str]:
+        """Slots that Redis restarted or lost, each with the incarnation to open it for, in one round trip."""
+        calls: list[Call] = [(self._keys(dataset, number), [dataset, ""]) for number in range(self.count)]
+        replies = [_good(reply) for reply in self._redis.call_many(self._open, calls)]
+        return {number: reply[1].decode() for number, reply in enumerate(replies) if reply[0] == b"closed"}
 
+    def open(self, state: State, number: int, run: str) -> bool:
+        """Go on from what is sealed. `state` must be read behind the look (`closed`) that told `run`. Idempotent.
+
+        False: Redis restarted or lost it again meanwhile, so that `state` may know too little: look again.
         Entries that a version holds already may be back from an older copy: they are trimmed, or they would use up the budget.
         """
         dataset = DatasetId(state.dataset)
         marks = [item for name, mark in state.marks(number).items() for item in (name, mark.block, round(mark.at * 1000))]
-        arguments = [dataset, state.consumed(number), CLOCK_MARGIN_MS, *marks]
-        if self._redis.call(self._open, self._keys(dataset, number), arguments) == b"opened":
+        arguments = [dataset, run, state.consumed(number), CLOCK_MARGIN_MS, *marks]
+        answer = self._redis.call(self._open, self._keys(dataset, number), arguments)[0]
+        if answer == b"opened":
             self.trim(state, number)
+        return bool(answer != b"closed")
 
     def marks(self, dataset: DatasetId, producer: str) -> list[int]:
         """The producer's mark in each slot; 0: none. Tells nothing before the slots are open."""

@@ -21,10 +21,10 @@ import pytest
 import broker
 from broker.backend.client import RedisClient
 from broker.backend.lanes import Argument
-from broker.backend.logs import LogEntry, Logs, Part
+from broker.backend.logs import UNNAMED_SECONDS, LogEntry, Logs, Part
 from broker.changelog import ChangeLog, ChangeLogs
 from broker.columnar.blocks import decoded
-from broker.errors import BrokerError, Gap, OutcomeUnknown, Transient
+from broker.errors import BrokerError, Conflict, Gap, OutcomeUnknown, TimedOut, Transient
 from broker.model.commit import Body, Edge, Mark, NewVersion, SourceRange
 from broker.model.names import DatasetId
 from broker.rules.blocks import ANYBODY
@@ -174,6 +174,52 @@ def test_other_data_after_an_unknown_outcome_goes_behind_it(
     assert changes.append(rows(2)).block == 2
     assert times(shop) == {1: len(KEYS), 2: len(KEYS)}
     assert in_order_per_key(shop)
+
+
+def test_a_block_of_a_long_call_that_redis_lost_on_the_way_is_brought_again(
+    shop: broker.Broker, changes: ChangeLog, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, sent, logs_append = [{"sku": f"b{number}", "at": number} for number in range(25_000)], 0, Logs.append
+
+    def append(self: Logs, dataset: DatasetId, parts: Sequence[Part]) -> Any:
+        nonlocal sent
+        sent += 1
+        if sent == 2:
+            server.flush()
+        return logs_append(self, dataset, parts)
+
+    monkeypatch.setattr(Logs, "append", append)
+    with pytest.raises(Gap):
+        changes.append(data)
+    changes.append(data)
+    assert times(shop) == dict.fromkeys(range(25_000), 1)
+
+
+@pytest.mark.parametrize("level", ["accepted", "sealed"])
+def test_without_a_name_the_same_call_comes_too_late_and_is_told_so_once(
+    shop: broker.Broker, changes: ChangeLog, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    flaky = Flaky(shop.parts.redis, monkeypatch)
+    flaky.to_lose = 1_000 if level == "accepted" else 0
+    with pytest.raises((OutcomeUnknown, TimedOut)):  # nobody makes versions here
+        changes.append(rows(0), level=level, timeout=0.05)
+    flaky.to_lose = 0
+    changes._unnamed.used -= UNNAMED_SECONDS
+    with pytest.raises(Conflict, match="too late"):
+        changes.append(rows(0))
+    assert times(shop) == {0: len(KEYS)}
+    changes.append(rows(1))
+    assert times(shop) == dict.fromkeys(range(2), len(KEYS))
+
+
+def test_a_log_is_not_opened_from_a_state_that_was_read_before_redis_was_lost_again(
+    shop: broker.Broker, server: RedisServer
+) -> None:
+    logs, state = logs_of(shop), shop.parts.catalog.state(DATASET)
+    closed = logs.closed(DATASET)
+    server.flush()
+    assert not any([logs.open(state, slot, run) for slot, run in closed.items()])
+    assert len(logs.closed(DATASET)) == len(closed) == logs.count
 
 
 def test_a_long_call_that_failed_half_way_goes_on_where_it_stopped(

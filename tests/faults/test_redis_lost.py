@@ -158,3 +158,19 @@ def test_after_a_rebuild_nothing_is_given_up_for_a_whole_cursor_lease(b: broker.
     assert retention.waits_seconds() == 0
     assert retention.apply() is not None
     assert replica.sync().reset is None
+
+
+def test_a_dataset_is_found_also_when_redis_is_lost_again_behind_the_reconciliation(
+    b: broker.Broker, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, losses = b.parts.catalog, iter((True, False))
+    reconcile, before = catalog.reconcile, catalog.state(PRICES).version
+
+    def lost_again(dataset: DatasetId) -> None:
+        reconcile(dataset)
+        if next(losses):
+            server.flush()
+
+    monkeypatch.setattr(catalog, "reconcile", lost_again)
+    server.flush()
+    assert catalog.state(PRICES).version == before

@@ -19,6 +19,29 @@ NAMED: Final = (
     ("janitor_off", "parts/test_janitor.py::test_a_commit_that_was_left_behind_its_reservation_is_finished[seal]"),
     ("sink_compare_off", "contracts/test_sinks.py::test_the_same_apply_twice_is_refused_and_changes_nothing[memory]"),
     ("tombstones_off", "contracts/test_sinks.py::test_a_late_older_upsert_does_not_bring_a_deleted_row_back[sqlite]"),
+    (
+        "tombstone_age_off",
+        "parts/test_columnar_merge.py"
+        "::test_a_tombstone_lives_its_seconds_from_the_commit_of_its_delete_however_many_snapshots_carry_it",
+    ),
+    ("tombstone_age_in_sinks_off", "contracts/test_sinks.py::test_a_tombstone_ends_after_its_time[sqlite]"),
+    ("tombstone_age_in_sinks_off", "contracts/test_sinks.py::test_a_tombstone_ends_after_its_time[memory]"),
+    (
+        "channel_leftovers_off",
+        "parts/test_channels.py::test_a_version_whose_promotion_was_left_behind_its_reservation_keeps_its_road",
+    ),
+    (
+        "channel_leftovers_off",
+        "parts/test_channels.py::test_a_version_whose_retirement_was_left_behind_its_reservation_is_not_promoted",
+    ),
+    (
+        "brought_back_off",
+        "faults/test_changelog_faults.py::test_a_block_of_a_long_call_that_redis_lost_on_the_way_is_brought_again",
+    ),
+    (
+        "log_look_off",
+        "faults/test_changelog_faults.py::test_a_log_is_not_opened_from_a_state_that_was_read_before_redis_was_lost_again",
+    ),
     ("channel_compare_off", "parts/test_channels.py::test_of_two_promoters_at_once_one_is_told_of_the_other"),
     ("notify_reread_off", "parts/test_channels.py::test_a_file_is_written_again_when_its_channel_moved_under_the_pen"),
     ("order_tie_off", "parts/test_columnar_merge.py::test_the_rows_that_stand_are_those_of_the_merge_rule_at_every_version"),

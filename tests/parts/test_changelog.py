@@ -143,7 +143,7 @@ def test_in_any_order_and_repetition_a_slot_takes_each_block_once_and_in_its_row
 ) -> None:
     logs, dataset = logs_of(shop), DatasetId(f"shop/catalog/{uuid4().hex}")
     for slot in range(4):
-        logs.open(State(dataset), slot)
+        logs.open(State(dataset), slot, logs.closed(dataset)[slot])
     marks = Counter[tuple[str, int]]()
     for producer, block, slots in calls:
         answers = logs.append(dataset, [Part(slot, producer, block, ANYBODY, "u", 1, b"x") for slot in sorted(slots)])

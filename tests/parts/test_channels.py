@@ -482,6 +482,31 @@ def test_what_a_channel_named_lately_stays_readable(b: Broker, offers: Dataset) 
     assert "channel production" in retention(b).explain(OFFERS, 2)
 
 
+def test_a_version_whose_promotion_was_left_behind_its_reservation_keeps_its_road(
+    b: Broker, offers: Dataset, fuse: Fuse
+) -> None:
+    for at in (5, 6):
+        offers.publish([{"sku": "s0", "at": at}])
+    fuse.step = "reserve"
+    with pytest.raises(Crash):
+        offers.promote(2, to="production")
+    retention(b).apply(OFFERS)
+    assert offers.channels()["production"].version == 2
+    assert len(offers.read(2)) == 20
+
+
+def test_a_version_whose_retirement_was_left_behind_its_reservation_is_not_promoted(
+    b: Broker, offers: Dataset, fuse: Fuse
+) -> None:
+    for at in (5, 6):
+        offers.publish([{"sku": "s0", "at": at}])
+    fuse.step = "reserve"
+    with pytest.raises(Crash):
+        retention(b).apply(OFFERS)
+    with pytest.raises(NotFound, match="retired"):
+        offers.promote(2, to="production")
+
+
 def test_retention_and_promotion_do_not_pass_each_other_unseen(b: Broker, offers: Dataset) -> None:
     """Who retires and who promotes hold one lease: neither acts on what the other is about to change."""
     slot = b.parts.index.slot(OFFERS)

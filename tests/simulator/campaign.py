@@ -10,16 +10,8 @@ from multiprocessing import get_context
 from typing import Final
 
 from tests.simulator.checker import Violation
-from tests.simulator.world import world_of
+from tests.simulator.worlds import SUBJECTS
 
-MUST_HAPPEN: Final = (
-    "fault crash", "fault pause", "fault leap", "fault restart", "fault rollback", "fault wipe", "fault flush",
-    "lost request", "lost reply", "lost read", "delayed write", "landed late", "answer unknown",
-    "reserve reserved", "reserve refused", "reserve fenced", "reserve too-old", "publish published", "publish behind",
-    "seal refused", "foreign record", "helped reservation", "sealed for another", "found behind the head",
-    "reconciled", "adopted", "installed", "checkpoint read", "swept", "acknowledged",
-)  # fmt: skip
-"""A campaign in which one of these is zero has not tried what it claims."""
 MUST_NOT_HAPPEN: Final = ("publish differs",)
 """Two histories in one log: only a store that lost or replaced records can show it."""
 BLOCK: Final = 500
@@ -27,8 +19,9 @@ BLOCK: Final = 500
 
 @dataclass(slots=True)
 class Report:
-    """`failures`: seed -> the promise broken."""
+    """Of one world. `failures`: seed -> the promise broken."""
 
+    world: str = "publishing"
     schedules: int = 0
     steps: int = 0
     counters: Counter[str] = field(default_factory=Counter)
@@ -43,18 +36,18 @@ class Report:
     @property
     def never(self) -> list[str]:
         """Columns that should not be zero and are."""
-        return [name for name in MUST_HAPPEN if not self.counters[name]]
+        return [name for name in SUBJECTS[self.world].must_happen if not self.counters[name]]
 
     def __str__(self) -> str:
         columns = "\n".join(f"  {name:24}{count:>12,}" for name, count in sorted(self.counters.items()))
-        return f"{self.schedules:,} schedules, {self.steps:,} steps, {len(self.failures)} failures\n{columns}"
+        return f"{self.world}: {self.schedules:,} schedules, {self.steps:,} steps, {len(self.failures)} failures\n{columns}"
 
 
-def run_block(first: int, count: int) -> Report:
+def run_block(first: int, count: int, of: str) -> Report:
     """The schedules of `count` seeds."""
-    report = Report(schedules=count)
+    report, subject = Report(of, count), SUBJECTS[of]
     for seed in range(first, first + count):
-        world = world_of(seed)
+        world = subject.build(seed, subject.plan_of(seed), None, False)
         try:
             world.run()
         except Violation as violation:
@@ -64,9 +57,9 @@ def run_block(first: int, count: int) -> Report:
     return report
 
 
-def campaign(schedules: int, first: int, processes: int) -> Iterator[Report]:
-    """Reports of blocks as they end."""
-    blocks = [(start, min(BLOCK, first + schedules - start)) for start in range(first, first + schedules, BLOCK)]
+def campaign(of: str, schedules: int, first: int, processes: int) -> Iterator[Report]:
+    """Reports of blocks of a world as they end."""
+    blocks = [(start, min(BLOCK, first + schedules - start), of) for start in range(first, first + schedules, BLOCK)]
     if processes == 1:
         yield from (run_block(*block) for block in blocks)
         return

@@ -32,7 +32,7 @@ def works_of(record: Record) -> set[str]:
     """Names of what may stand in the log once: productions, holds, edges."""
     match record.body:
         case NewVersion(production=production, edge=edge):
-            return {str(production), f"edge {edge_field(edge.base, edge.version)}"}
+            return {f"edge {edge_field(edge.base, edge.version)}"} | ({production} if production else set())
         case Hold(name=name):
             return {name}
         case NewEdge(edge=edge):
@@ -77,7 +77,7 @@ class Checker:
             if number > len(self.chain):
                 raise Violation("P1", f"record {number} was published and is not sealed")
             self._files_complete(self.chain[number - 1].record)
-        if seq and self.redis.get("head", "sha") != self.chain[seq - 1].sha:
+        if seq and self.redis.server.get(self.redis.head, "sha") != self.chain[seq - 1].sha:
             raise Violation("P9", f"the head at {seq} is not what the log holds there")
         if self.open_since != self.incarnation and self.redis.current:
             self.open_since = self.incarnation

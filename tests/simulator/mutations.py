@@ -50,7 +50,7 @@ class _Forgetful(ModelRedis):
 
     def _first(self) -> tuple[str, str]:
         identity, epoch = super().incarnation()
-        self.put("meta", identity=identity)
+        self.server.put("meta", identity=identity)
         return identity, epoch
 
 
@@ -82,7 +82,7 @@ class _Barrierless(World):
             return super()._perform(process, effect)
         before = self.redis.seq
         if self.redis.incarnation()[0] == body.run_id:
-            self.redis.put("head", run_id=body.run_id)
+            self.redis.server.put(self.redis.head, run_id=body.run_id)
         self.checker.redis_changed(before)
         return None
 

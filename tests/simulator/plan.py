@@ -30,13 +30,15 @@ class Plan:
     landing: int
     faults: tuple[str, ...]
     conditional: bool
+    apart: bool = False
+    """Whether the log slots lie on another server than the dataset, as in a cluster."""
 
 
 def plan_of(seed: int) -> Plan:
     """Swarm testing: each schedule has its own few kinds of faults, so that none drowns the others."""
     pick = Choices(seed).below
     kinds = ("delta", "diff", "delta", "hold", "diff", "snapshot")
-    jobs = tuple(Job(f"{kind}{i}", kind) for i, kind in enumerate(kinds[pick(6)] for _ in range(2 + pick(4))))  # type: ignore[arg-type]
+    jobs = tuple(Job(f"{kind}{i}", kind) for i, kind in enumerate(kinds[pick(6)] for _ in range(2 + pick(4))))
     conditional = pick(4) > 0
     # Without put-if-absent only Redis keeps two writers apart: it may restart, not forget; and a barrier that is on its way
     # while Redis restarts again may meet the next one (a known limit, see DESIGN.md, section 2), so once only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from broker.errors import Conflict, Fenced, Reconciling, StaleBase, Transient
 from broker.model.commit import Body, Create, Edge, File, Hold, NewEdge, NewVersion
@@ -26,6 +26,7 @@ from broker.rules.publishing import (
     reconcile,
     settle,
 )
+from tests.simulator.fibres import Script
 from tests.simulator.redis_model import DATASET
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Sleep:
     """-> None"""
 
 
-Doing = Effect | Acquire | Renew | Upload | Verify | ListFiles | Delete | SealCheckpoint | Answer | Sleep
+Doing = Effect | Acquire | Renew | Upload | Verify | ListFiles | Delete | SealCheckpoint | Answer | Sleep | Script
 Program = Generator[Doing, Any, None]
 
 
@@ -111,14 +112,17 @@ Program = Generator[Doing, Any, None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`delta`: takes base = head at reserve. `diff`: valid for one base. `hold`: no files or lease. `snapshot`: an edge."""
+    """`delta`: takes base = head at reserve. `diff`: valid for one base. `hold`: no files or lease. `snapshot`: an edge.
+
+    Of other worlds: what their programs do under this name.
+    """
 
     name: str
-    kind: Literal["delta", "diff", "hold", "snapshot"]
+    kind: str
 
     @property
     def lease(self) -> str | None:
-        return {"delta": f"part {self.name}", "diff": "writer", "snapshot": "writer", "hold": None}[self.kind]
+        return {"delta": f"part {self.name}", "diff": "writer", "snapshot": "writer"}.get(self.kind)
 
 
 def worker(world: World, me: Process) -> Program:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from tests.simulator.checker import Violation
 from tests.simulator.plan import Plan, plan_of
-from tests.simulator.world import World, world_of
-
-Build = Callable[[int, Plan, list[int] | None, bool], World]
+from tests.simulator.world import world_of
+from tests.simulator.worlds import Build
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,9 @@ def outcome(build: Build, seed: int, plan: Plan, choices: list[int] | None = Non
     return None
 
 
-def shrink(seed: int, build: Build = world_of, most_runs: int = 3000) -> Failure:
+def shrink(
+    seed: int, build: Build = world_of, most_runs: int = 3000, plan_of: Callable[[int], Plan] = plan_of
+) -> Failure:  # fmt: skip
     """The smallest failure found within `most_runs` schedules. Raises ValueError for a seed that keeps every promise."""
     best = outcome(build, seed, plan_of(seed))
     if best is None:

@@ -6,6 +6,7 @@ import json
 
 from broker.rules.fold import State
 from broker.rules.publishing import HeadView, Install, Publish, PublishAnswer, Reserve, ReserveAnswer, Seal
+from tests.simulator.fibres import Script
 from tests.simulator.programs import SealCheckpoint
 
 
@@ -26,6 +27,8 @@ def brief(value: object) -> str:
             return _body_of(value)
         case State():
             return f"state {value.seq}"
+        case Script(says=says):
+            return says
         case SealCheckpoint():
             return "seal checkpoint"
         case _:

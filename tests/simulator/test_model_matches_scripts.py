@@ -77,12 +77,12 @@ class Model:
         return {name: {k: v for k, v in self.redis.tables[name].items() if k not in LOCAL} for name in TABLES}
 
     def restart(self) -> None:
-        self.redis.now += 1.0
-        self.redis.restart()
+        self.redis.server.now += 1.0
+        self.redis.server.restart()
 
     def flush(self) -> None:
-        self.redis.now += 1.0
-        self.redis.flush()
+        self.redis.server.now += 1.0
+        self.redis.server.flush()
 
 
 class Real:
@@ -243,7 +243,7 @@ def compare(server: RedisServer, flushes: bool, seeds: range) -> set[str]:
             )
             for number in range(60):
                 mine, theirs = model.step(), real.step()
-                side.redis.remember()
+                side.redis.server.remember()
                 assert mine == theirs, f"seed {seed}, step {number}"
                 assert model.look() == real.look(), f"seed {seed}, after step {number}: {mine}"
                 seen.add(str(mine))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from broker.errors import Conflict, Corrupt, OutcomeUnknown, Unavailable
 from broker.model.commit import parse_record
@@ -51,7 +51,7 @@ from tests.simulator.programs import (
     sweeper,
     worker,
 )
-from tests.simulator.redis_model import DATASET, LOCAL, ModelRedis, Sealed
+from tests.simulator.redis_model import DATASET, LOCAL, ModelRedis, Sealed, Server
 from tests.simulator.store_model import ModelStore, StoredFile
 from tests.simulator.talk import brief
 
@@ -82,6 +82,8 @@ class Process:
 
 @dataclass(slots=True)
 class World:
+    leaps: ClassVar[tuple[float, ...]] = LEAPS
+
     plan: Plan
     choices: Choices
     redis: ModelRedis
@@ -89,7 +91,7 @@ class World:
     counters: Counter[str] = field(default_factory=Counter)
     trace: list[str] | None = None
     processes: list[Process] = field(default_factory=list)
-    in_flight: list[tuple[str, Doing]] = field(default_factory=list)
+    in_flight: list[tuple[str, str, Doing]] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
     steps: int = 0
     calm: bool = False
@@ -97,8 +99,15 @@ class World:
     _turn: int = 0
     _files: int = 0
 
+    log: str = DATASET
+    """Whose log the effects at hand are about."""
+
     def __post_init__(self) -> None:
         self.checker = Checker(self.redis, self.store, self.counters)
+        self.cast()
+
+    def cast(self) -> None:
+        """Who takes part."""
         helpers: dict[str, Callable[[World, Process], Program]] = {
             "janitor": janitor, "sweeper": sweeper, "checkpointer": checkpointer,
         }  # fmt: skip
@@ -131,7 +140,7 @@ class World:
     def run(self) -> None:
         """Raises Violation."""
         for _ in range(self.plan.stormy_steps):
-            self._weather()
+            self.weather()
             self.step()
         self.calm = True
         self.say("--- no more faults")
@@ -140,20 +149,25 @@ class World:
         while self.in_flight:
             self._land()
         for _ in range(CALM_STEPS):
-            if len(self.answered) == len(self.jobs):
+            if not self.left():
                 break
             self.step()
         else:
-            raise Violation("liveness", f"unanswered after {CALM_STEPS} calm steps: {set(self._names()) - self.answered}")
-        self._end()
+            raise Violation("liveness", f"unanswered after {CALM_STEPS} calm steps: {self.left()}")
+        self.end()
 
-    def _names(self) -> list[str]:
-        return [job.name for job in self.jobs]
+    def left(self) -> list[str]:
+        """What is still to be done."""
+        return [job.name for job in self.jobs if job.name not in self.answered]
+
+    def enter(self, log: str) -> None:
+        """The effects that follow are about this log."""
+        self.log = log
 
     def step(self) -> None:
         """One process does one thing."""
         self.steps += 1
-        self.redis.now += 0.1
+        self.redis.server.now += 0.1
         awake = [process for process in self.processes if process.asleep_until <= self.steps]
         if not awake:
             return
@@ -194,9 +208,9 @@ class World:
             lost = 1 + self.choices.below(3)
         if not lost:
             return self._answered(process, effect)
-        if isinstance(effect, READS):
+        if self.reads(effect):
             self.counters["lost read"] += 1
-            return self._unknown(process, effect)
+            return self.unknown(process, effect)
         if lost == 1:
             self.counters["lost request"] += 1
         elif lost == 2:
@@ -204,12 +218,16 @@ class World:
             self.apply(process.owner, effect)
         else:
             self.counters["delayed write"] += 1
-            self.in_flight.append((process.owner, effect))
+            self.in_flight.append((process.owner, self.log, effect))
         if self.trace is not None:
             self.say(f"{process.owner}: {brief(effect)} -> unknown ({('request lost', 'reply lost', 'delayed')[lost - 1]})")
-        return self._unknown(process, effect)
+        return self.unknown(process, effect)
 
-    def _unknown(self, process: Process, effect: Doing) -> Any:
+    def reads(self, effect: Doing) -> bool:
+        """Whether a lost reply leaves everything as it was."""
+        return isinstance(effect, READS)
+
+    def unknown(self, process: Process, effect: Doing) -> Any:
         """What a driver may make of a time-out: repeat, give up, or (where the protocol reads back) go on."""
         self.counters["answer unknown"] += 1
         if isinstance(effect, Seal | Upload | Notify | Delete | SealCheckpoint):
@@ -236,20 +254,21 @@ class World:
         if self.trace is not None:
             self.say(f"{process.owner}: {brief(effect)} -> {brief(outcome)}")
         if isinstance(effect, Reserve) and outcome.kind == "reserved":
-            self._nap(process)
+            self.stall(process)
         return outcome
 
-    def _nap(self, process: Process) -> None:
+    def stall(self, process: Process) -> None:
         """Between reserve and seal a process may sleep long, and Redis may forget meanwhile."""
         if self.calm or not self.plan.nap_rate or not self.choices.happens(self.plan.nap_rate):
             return
-        self._suspend(process)
+        self.suspend(process)
         forgets = [fault for fault in self.plan.faults if fault in REDIS_FAULTS]
         if forgets and self.choices.below(2):
             self._befall(forgets[self.choices.below(len(forgets))])
 
     def _land(self) -> None:
-        owner, effect = self.in_flight.pop(self.choices.below(len(self.in_flight)))
+        owner, log, effect = self.in_flight.pop(self.choices.below(len(self.in_flight)))
+        self.enter(log)
         outcome = self.apply(owner, effect)
         if self.trace is not None:
             self.say(f"{owner}: {brief(effect)} arrives late -> {brief(outcome)}")
@@ -263,11 +282,11 @@ class World:
             case ReadHead() | Reserve() | Publish() | Install() | Acquire() | Renew():
                 before = self.redis.seq
                 outcome = self._script(effect)
-                self.redis.remember()
+                self.redis.server.remember()
                 self.checker.redis_changed(before)
                 return outcome
             case Seal(seq=seq, data=data):
-                return self._seal(owner, seq, data)
+                return self.seal(owner, seq, data)
             case ReadLog(seq=seq):
                 return self.store.log.get(seq)
             case ReadCheckpoint():
@@ -310,7 +329,7 @@ class World:
         known = self.checker.chain[seq - 1] if seq <= len(self.checker.chain) else None
         return self.redis.publish(known if known is not None and known.data == data else Sealed.of(data))
 
-    def _seal(self, owner: str, seq: int, data: bytes) -> None:
+    def seal(self, owner: str, seq: int, data: bytes) -> None:
         if not self.store.put_record(seq, data):
             self.counters["seal refused"] += 1
             self.counters["foreign record"] += self.store.log[seq] != data
@@ -340,7 +359,7 @@ class World:
 
     # --- what befalls the world
 
-    def _weather(self) -> None:
+    def weather(self) -> None:
         if self.in_flight and self.choices.below(4 * self.plan.landing) == 1:
             self._land()
         if not self.plan.faults or not self.plan.fault_rate or not self.choices.happens(self.plan.fault_rate):
@@ -350,20 +369,20 @@ class World:
 
     def _befall(self, fault: str) -> None:
         if fault in REDIS_FAULTS:
-            if self.plan.conditional or self.redis.runs == 1:
-                self._redis_fault(fault)
+            if self.plan.conditional or self.redis.server.runs == 1:
+                self.redis_fault(fault)
         elif fault == "crash":
             self.counters["fault crash"] += 1
-            self._crash(self._victim())
+            self.crash(self._victim())
         elif fault == "pause":
-            self._suspend(self._victim())
+            self.suspend(self._victim())
         else:
-            seconds = LEAPS[self.choices.below(len(LEAPS))]
-            self.redis.now += seconds
+            seconds = self.leaps[self.choices.below(len(self.leaps))]
+            self.redis.server.now += seconds
             self.counters["fault leap"] += 1
             self.say(f"{seconds:.0f} seconds pass")
 
-    def _suspend(self, victim: Process) -> None:
+    def suspend(self, victim: Process) -> None:
         victim.asleep_until = self.steps + 10 + self.choices.below(60)
         self.counters["fault pause"] += 1
         self.say(f"{victim.owner} is suspended")
@@ -371,7 +390,7 @@ class World:
     def _victim(self) -> Process:
         return self.processes[self.choices.below(len(self.processes))]
 
-    def _crash(self, victim: Process) -> None:
+    def crash(self, victim: Process) -> None:
         self.say(f"{victim.owner} crashes")
         if victim.program is not None:
             victim.program.close()
@@ -379,39 +398,42 @@ class World:
         victim.program = victim.doing = None
         victim.half_sealed, victim.sealed, victim.glimpse = False, None, None
 
-    def _redis_fault(self, fault: str) -> None:
+    def redis_fault(self, fault: str) -> None:
         self.counters[f"fault {fault}"] += 1
-        match fault:
-            case "restart":
-                self.redis.restart()
-            case "rollback":
-                self.redis.restart(1 + self.choices.below(12))
-            case "wipe":
-                self.redis.wipe()
-            case _:
-                self.redis.flush()
+        self.upset(self.redis.server, fault)
         self.checker.restarted()
         self.say(f"redis: {fault}; it has record {self.redis.seq} of {len(self.checker.chain)}")
 
+    def upset(self, server: Server, fault: str) -> None:
+        match fault:
+            case "restart":
+                server.restart()
+            case "rollback":
+                server.restart(1 + self.choices.below(12))
+            case "wipe":
+                server.wipe()
+            case _:
+                server.flush()
+
     # --- the end
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """One janitor's pass, then projection = fold(log); a wiped Redis, rebuilt, shows the same (P8)."""
         helper = Process("last-janitor", janitor_pass)
         for _ in range(2):
-            self._drive(janitor_pass(self, helper))
+            self.drive(janitor_pass(self, helper))
         self.checker.rest()
         told = replay(DATASET, [self.store.log[number] for number in range(1, len(self.store.log) + 1)])
-        self._compare("P9", told)
-        self.redis.wipe()
+        self.compare("P9", told)
+        self.redis.server.wipe()
         self.checker.restarted()
-        self._drive(reconcile())
+        self.drive(reconcile())
         again = replay(DATASET, [self.store.log[number] for number in range(1, len(self.store.log) + 1)])
-        self._compare("P8", again)
+        self.compare("P8", again)
         if [table for table in TABLES if table != "head" and again.tables[table] != told.tables[table]]:
             raise Violation("P8", "the rebuild changed versions")
 
-    def _drive(self, program: Program) -> None:
+    def drive(self, program: Program) -> None:
         helper = Process("last", janitor_pass)
         try:
             effect = next(program)
@@ -430,7 +452,7 @@ class World:
             except Again:
                 continue
 
-    def _compare(self, promise: str, told: State) -> None:
+    def compare(self, promise: str, told: State) -> None:
         for table in TABLES:
             kept = {name: text for name, text in self.redis.tables[table].items() if name not in LOCAL}
             if kept != told.tables[table]:

@@ -1,0 +1,197 @@
+"""What the product's own code stands on in a world: its catalog over the world's effects, its leases, its clock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from threading import Lock
+from typing import Any, ClassVar, Final, cast
+
+from broker.backend.index import Index
+from broker.backend.keys import Slot, slot_for
+from broker.backend.leases import Leases
+from broker.catalog import Catalog
+from broker.errors import Busy, Fenced, OutcomeUnknown, Transient, Unavailable
+from broker.model.names import DatasetId
+from broker.rules.publishing import Effect, HeadView, Lease, ReadHead, ReadLog
+from broker.rules.steps import nothing
+from broker.sealed import Sealed
+from broker.settings import Settings
+from tests.simulator.fibres import Clock, Script, perform, swapped
+from tests.simulator.programs import LEASE_SECONDS, Acquire, Doing, Renew, Sleep
+from tests.simulator.world import Again, Process, World
+
+SETTINGS: Final = Settings(log_slots=2, max_age_seconds=0.4, batch_rows=6, unbatched_bytes=1 << 12)
+
+
+@dataclass(frozen=True, slots=True)
+class On:
+    """An effect on the log of one dataset."""
+
+    log: str
+    effect: Doing
+
+
+class ProductWorld(World):
+    """A world whose processes run the product's blocking code."""
+
+    modules: ClassVar[tuple[str, ...]]
+    """Where the product tells the time."""
+
+    acting: Process
+
+    def run(self) -> None:
+        try:
+            clock, ids = Clock(lambda: self.redis.now, nap), count(1)
+            with (
+                swapped(self.modules, "time", clock),
+                swapped(self.modules, "uuid4", lambda: self._new_id(next(ids))),
+                _quiet(),
+            ):
+                super().run()
+        finally:
+            for process in self.processes:
+                if process.program is not None:
+                    process.program.close()
+
+    def _new_id(self, number: int) -> _Id:
+        """In the order in which they are asked for: a schedule is the same each time."""
+        self.named(id := f"{number:08x}" + "0" * 24)
+        return _Id(id)
+
+    def named(self, id: str) -> None:
+        """Somebody asked for an id of its own."""
+
+    def advance(self, process: Process) -> None:
+        self.acting = process
+        super().advance(process)
+
+    def _perform(self, process: Process, effect: Any) -> Any:
+        if isinstance(effect, On):
+            self.enter(effect.log)
+            effect = effect.effect
+        return super()._perform(process, effect)
+
+    def reads(self, effect: Doing) -> bool:
+        return not effect.writes if isinstance(effect, Script) else super().reads(effect)
+
+    def unknown(self, process: Process, effect: Doing) -> Any:
+        if not isinstance(effect, Script):
+            return super().unknown(process, effect)
+        self.counters["answer unknown"] += 1
+        if effect.writes:
+            raise OutcomeUnknown("timed out", of=effect.says)
+        if self.choices.below(2):
+            raise Unavailable("timed out", of=effect.says)
+        raise Again
+
+    def apply(self, owner: str, effect: Doing) -> Any:
+        if not isinstance(effect, Script):
+            return super().apply(owner, effect)
+        outcome = effect.run()
+        self.redis.server.remember()
+        return outcome
+
+    def created(self, machine: Any) -> None:
+        """Before anything befalls the world."""
+        self.calm = True
+        self.drive(machine)
+        self.calm = False
+
+
+def nap() -> None:
+    perform(Sleep())
+
+
+class _Slots:
+    def slot(self, dataset: DatasetId) -> Slot:
+        return Slot(slot_for(dataset, SETTINGS.shards))
+
+    def announce(self, dataset: DatasetId) -> None:
+        del dataset
+
+
+INDEX: Final = cast(Index, _Slots())
+
+
+class _Log:
+    """Sealed records, read through the world."""
+
+    def exists(self, dataset: DatasetId) -> bool:
+        return perform(On(dataset, ReadLog(1))) is not None
+
+    def records(self, dataset: DatasetId, first: int) -> Iterator[bytes]:
+        while (data := perform(On(dataset, ReadLog(first)))) is not None:
+            yield data
+            first += 1
+
+    def record(self, dataset: DatasetId, seq: int) -> Any:
+        return perform(On(dataset, ReadLog(seq)))
+
+
+class WorldCatalog(Catalog):
+    """The product's catalog: whatever it does to Redis or the store is an effect of the world."""
+
+    def __init__(self) -> None:
+        self._settings, self._on_step, self._cache, self._lock = SETTINGS, nothing, {}, Lock()
+        self._index, self._sealed = INDEX, cast(Sealed, _Log())
+
+    def close(self) -> None:
+        """It has no bell."""
+
+    def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
+        return perform(On(dataset, effect))
+
+    def _head(self, dataset: DatasetId) -> HeadView:
+        return cast(HeadView, perform(On(dataset, ReadHead())))
+
+
+class WorldLeases(Leases):
+    """Leases that nobody renews: whoever sleeps longer than one loses it, as a stopped process does."""
+
+    def __init__(self) -> None:
+        self.lease_seconds = LEASE_SECONDS
+
+    def acquire(self, slot: Slot, name: str, owner: str) -> Lease:
+        lease: Lease | None = perform(Acquire(name, owner))
+        if lease is None:
+            raise Busy("the lease is held by somebody else", of=name)
+        return lease
+
+    def renew(self, slot: Slot, lease: Lease) -> None:
+        if not perform(Renew(lease, LEASE_SECONDS)):
+            raise Fenced("the lease is lost", of=lease.name)
+
+    def release(self, slot: Slot, lease: Lease) -> None:
+        perform(Renew(lease, 0))
+
+    @contextmanager
+    def held(self, slot: Slot, name: str, owner: str) -> Iterator[Lease]:
+        lease = self.acquire(slot, name, owner)
+        try:
+            yield lease
+        finally:
+            try:
+                self.release(slot, lease)
+            except Transient:
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Id:
+    hex: str
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong here goes wrong on purpose."""
+    log = logging.getLogger("broker")
+    kept = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(kept)
