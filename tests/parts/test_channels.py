@@ -473,7 +473,9 @@ def test_what_a_channel_named_lately_stays_readable(b: Broker, offers: Dataset) 
     assert "channel production" in retention(b).explain(OFFERS, 2)
 
 
-def test_a_version_whose_promotion_was_left_behind_its_reservation_keeps_its_road(b: Broker, offers: Dataset, fuse: Fuse) -> None:
+def test_a_version_whose_promotion_was_left_behind_its_reservation_keeps_its_road(
+    b: Broker, offers: Dataset, fuse: Fuse
+) -> None:
     for at in (5, 6):
         offers.publish([{"sku": "s0", "at": at}])
     fuse.step = "reserve"
@@ -484,7 +486,9 @@ def test_a_version_whose_promotion_was_left_behind_its_reservation_keeps_its_roa
     assert len(offers.read(2)) == 20
 
 
-def test_a_version_whose_retirement_was_left_behind_its_reservation_is_not_promoted(b: Broker, offers: Dataset, fuse: Fuse) -> None:
+def test_a_version_whose_retirement_was_left_behind_its_reservation_is_not_promoted(
+    b: Broker, offers: Dataset, fuse: Fuse
+) -> None:
     for at in (5, 6):
         offers.publish([{"sku": "s0", "at": at}])
     fuse.step = "reserve"

@@ -17,7 +17,9 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=int(os.environ.get("BROKER_SIMULATE_SCHEDULES", "10000")))
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others count on")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--world", choices=sorted(SUBJECTS), help="this one alone, with all schedules (default: each with its part)")
+    parser.add_argument(
+        "--world", choices=sorted(SUBJECTS), help="this one alone, with all schedules (default: each with its part)"
+    )
     parser.add_argument("--show", type=int, metavar="SEED", help="shrink and print this one schedule")
     asked = parser.parse_args()
     if asked.show is not None:
@@ -34,7 +36,8 @@ def _campaign(of: str, schedules: int, seed: int, processes: int) -> bool:
     for report in campaign(of, schedules, seed, processes):
         total.add(report)
         rate = total.schedules / (time.monotonic() - began)
-        print(f"{of}: {total.schedules:,} schedules, {rate:,.0f}/s, {len(total.failures)} failures", file=sys.stderr, flush=True)  # noqa: T201
+        said = f"{of}: {total.schedules:,} schedules, {rate:,.0f}/s, {len(total.failures)} failures"
+        print(said, file=sys.stderr, flush=True)  # noqa: T201
     print(total)  # noqa: T201
     for number, violation in list(total.failures.items())[:10]:
         print(f"seed {number}: {violation}")  # noqa: T201

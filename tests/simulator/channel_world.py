@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar, Final, cast
 
 from broker.backend.index import Head, Index
@@ -15,7 +16,7 @@ from broker.bell import notification
 from broker.bell_notices import Notices, of_dataset
 from broker.channels import Channels
 from broker.cursors import Cursors, Standing
-from broker.errors import BrokerError, Busy, NotFound, Terminal, Transient
+from broker.errors import BrokerError, NotFound, Terminal, Transient
 from broker.model.commit import Body, Create, Edge, File, NewVersion
 from broker.model.dataset import DatasetSpec
 from broker.model.names import LIVE, ChannelsId, DatasetId, notify_key
@@ -81,8 +82,12 @@ class ChannelWorld(ProductWorld):
         """What is to be rung for: by anybody, in any order, as bells are threads."""
         self.cut = False
         """A bell may not have rung: its process died, or Redis did not answer."""
-        programs: dict[str, Callable[[ChannelWorld, Process], None]] = {"retention": retire, "retention2": retire, "janitor": help_all}
-        self.processes = [Process(job.name, _fibre(lambda world, me, name=job.name: move(world, me, name))) for job in self.jobs]  # type: ignore[misc]
+        programs: dict[str, Callable[[ChannelWorld, Process], None]] = {
+            "retention": retire,
+            "retention2": retire,
+            "janitor": help_all,
+        }
+        self.processes = [Process(job.name, _fibre(move)) for job in self.jobs]
         self.processes += [Process(f"publisher{name}", _fibre(publish)) for name in NAMES]
         self.processes += [Process(name, _fibre(programs[name])) for name in self.plan.helpers]
         self.processes += [Process(f"bell{number}", _fibre(ring)) for number in range(2)]
@@ -119,7 +124,11 @@ class ChannelWorld(ProductWorld):
                 self.places[log][2].restarted()
 
     def left(self) -> list[str]:
-        return super().left() or [*map(str, self.asked)] or [process.name for process in self.processes if process.name not in self.resting]
+        return (
+            super().left()
+            or [*map(str, self.asked)]
+            or [process.name for process in self.processes if process.name not in self.resting]
+        )
 
     def suspend(self, victim: Process) -> None:
         """Often for longer than its lease lasts, and for as long as others need for their work."""
@@ -254,24 +263,25 @@ def rest(world: ChannelWorld, me: Process, steps: int) -> None:
     world.resting.discard(me.name)
 
 
-def move(world: ChannelWorld, me: Process, name: str) -> None:
+def move(world: ChannelWorld, me: Process) -> None:
     """Promotes, releases and rolls back; the same again while it cannot know."""
     catalog = BellCatalog(world)
     channels = Channels(catalog, INDEX, WorldLeases())
     while not world.offered("a") or not world.offered("b"):
         nap()
-    while (number := world.moves.get(name, 0) + 1) <= MOVES:
-        world.moves[name] = number
+    while (number := world.moves.get(me.name, 0) + 1) <= MOVES:
+        world.moves[me.name] = number
         channel, kind = CHANNELS[world.choices.below(len(CHANNELS))], world.choices.below(3)
         names = NAMES if kind == 2 else NAMES[: 1 + world.choices.below(2)][-1:]
         targets = {name: max(1, world.offered(name) - world.choices.below(3)) for name in names}
         expect = {} if world.choices.below(3) else {name: world.at(name, channel) for name in names}
         work = (_promoted, _rolled_back, _released)[kind]
-        while not _moved(world, me, lambda: work(world, me, channels, (channel, targets, expect)), channel):
+        call = partial(work, world, me, channels, (channel, targets, expect))
+        while not _moved(world, me, call, channel):
             nap()
         world.intents[me.owner] = None
         rest(world, me, 3)
-    world.answered.add(name)
+    world.answered.add(me.name)
     while True:
         rest(world, me, 1)
 

@@ -39,9 +39,9 @@ from broker.rules.publishing import Draft, commit
 from tests.simulator.choices import Choices
 from tests.simulator.fibres import Fibre, Script, perform
 from tests.simulator.log_checker import LogChecker, Token
-from tests.simulator.log_model import FLOOR, LogScripts, ModelClient, id_of
-from tests.simulator.plan import REDIS_FAULTS, WORLD_FAULTS, Plan
-from tests.simulator.product import INDEX, SETTINGS, On, ProductWorld, WorldCatalog, nap
+from tests.simulator.log_model import LogScripts, ModelClient, id_of
+from tests.simulator.plan import WORLD_FAULTS, Plan
+from tests.simulator.product import INDEX, SETTINGS, ProductWorld, WorldCatalog, nap
 from tests.simulator.programs import FILE_BYTES, NO_SHA, Job, Program, Upload, Verify, checkpointer, janitor, sweeper
 from tests.simulator.redis_model import DATASET, ModelRedis, Server
 from tests.simulator.store_model import ModelStore
@@ -51,9 +51,9 @@ ID: Final = DatasetId(DATASET)
 COLUMNS: Final = Schema(columns=(Column(name="id", type="VARCHAR"), Column(name="at", type="BIGINT")))
 SPEC: Final = DatasetSpec(dataset=ID, key=("id",), order=("at",), columns=COLUMNS)
 LIMITS: Final = Limits.of(SETTINGS)
-KINDS: Final = ("accepted", "sealed", "insisting", "named", "unnamed", "unnamed sealed")
-"""Of producers. The first three number their blocks and keep what they sent; `insisting` ones ask until all of it is there. For the
-others their client numbers."""
+KINDS: Final = ("accepted", "sealed", "insisting", "named", "named", "unnamed", "unnamed sealed")
+"""Of producers. The first three number their blocks and keep what they sent; `insisting` ones ask until all of it is there.
+For the others their client numbers."""
 CALLS: Final = 4
 """Of each producer."""
 SLOTS: Final = range(SETTINGS.log_slots)
@@ -117,7 +117,9 @@ class LogWorld(ProductWorld):
         self.sure: set[Token] = set()
         helpers: dict[str, Callable[..., Program]] = {"janitor": janitor, "sweeper": sweeper, "checkpointer": checkpointer}
         self.processes = [Process(job.name, _producer(job)) for job in self.jobs]
-        self.processes += [Process(f"batcher{i}", lambda w, me: Fibre(lambda: batch(cast(LogWorld, w), me))) for i in range(self.plan.workers)]
+        self.processes += [
+            Process(f"batcher{i}", lambda w, me: Fibre(lambda: batch(cast(LogWorld, w), me))) for i in range(self.plan.workers)
+        ]
         self.processes += [Process(name, helpers[name]) for name in self.plan.helpers]
 
     def use(self, scripts: type[LogScriptsSeen]) -> None:
@@ -224,7 +226,8 @@ class _Shaper:
     """Contents come as they are."""
 
     def content(self, data: Any, kind: Kind) -> Content:
-        return replace(data[0], kind=kind)
+        content: Content = replace(data[0], kind=kind)
+        return content
 
     def contents(self, data: Any, kind: Kind) -> Iterable[Content]:
         return (replace(content, kind=kind) for content in data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
@@ -23,7 +23,7 @@ from tests.simulator.fibres import Clock, Script, perform, swapped
 from tests.simulator.programs import LEASE_SECONDS, Acquire, Doing, Renew, Sleep
 from tests.simulator.world import Again, Process, World
 
-SETTINGS: Final = Settings(log_slots=2, max_age_seconds=0.4, batch_rows=6, unbatched_bytes=1 << 12)
+SETTINGS: Final = Settings(log_slots=2, max_age_seconds=0.4, batch_rows=6, unbatched_bytes=2_200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,11 @@ class ProductWorld(World):
     def run(self) -> None:
         try:
             clock, ids = Clock(lambda: self.redis.now, nap), count(1)
-            with swapped(self.modules, "time", clock), swapped(self.modules, "uuid4", lambda: self._new_id(next(ids))), _quiet():
+            with (
+                swapped(self.modules, "time", clock),
+                swapped(self.modules, "uuid4", lambda: self._new_id(next(ids))),
+                _quiet(),
+            ):
                 super().run()
         finally:
             for process in self.processes:
@@ -151,16 +155,19 @@ class WorldLeases(Leases):
         self.lease_seconds = LEASE_SECONDS
 
     def acquire(self, slot: Slot, name: str, owner: str) -> Lease:
+        del slot
         lease: Lease | None = perform(Acquire(name, owner))
         if lease is None:
             raise Busy("the lease is held by somebody else", of=name)
         return lease
 
     def renew(self, slot: Slot, lease: Lease) -> None:
+        del slot
         if not perform(Renew(lease, LEASE_SECONDS)):
             raise Fenced("the lease is lost", of=lease.name)
 
     def release(self, slot: Slot, lease: Lease) -> None:
+        del slot
         perform(Renew(lease, 0))
 
     @contextmanager
@@ -169,10 +176,8 @@ class WorldLeases(Leases):
         try:
             yield lease
         finally:
-            try:
+            with suppress(Transient):
                 self.release(slot, lease)
-            except Transient:
-                pass
 
 
 @dataclass(frozen=True, slots=True)
