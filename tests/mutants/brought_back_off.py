@@ -11,4 +11,4 @@ def take_it_so(self: Numbering, *_: Any) -> None:
     del self
 
 
-Numbering._bring_back = take_it_so  # type: ignore[method-assign]
+Numbering._bring_back = take_it_so  # type: ignore[method-assign, assignment]

@@ -36,9 +36,8 @@ def _campaign(of: str, schedules: int, seed: int, processes: int) -> bool:
     for report in campaign(of, schedules, seed, processes):
         total.add(report)
         rate = total.schedules / (time.monotonic() - began)
-        print(
-            f"{of}: {total.schedules:,} schedules, {rate:,.0f}/s, {len(total.failures)} failures", file=sys.stderr, flush=True
-        )  # noqa: T201
+        said = f"{of}: {total.schedules:,} schedules, {rate:,.0f}/s, {len(total.failures)} failures"
+        print(said, file=sys.stderr, flush=True)  # noqa: T201
     print(total)  # noqa: T201
     for number, violation in list(total.failures.items())[:10]:
         print(f"seed {number}: {violation}")  # noqa: T201

@@ -7,7 +7,8 @@ edges: the two that say what stays exclude each other by a lease.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, cast
 
 from broker.backend.index import Head, Index
@@ -29,7 +30,7 @@ from tests.simulator.checker import Violation
 from tests.simulator.choices import Choices
 from tests.simulator.fibres import Fibre, Script, perform
 from tests.simulator.plan import WORLD_FAULTS, Plan
-from tests.simulator.product import INDEX, On, ProductWorld, WorldCatalog, WorldLeases, nap
+from tests.simulator.product import INDEX, On, ProductWorld, WorldCatalog, WorldDriver, WorldLeases, nap
 from tests.simulator.programs import FILE_BYTES, LEASE_SECONDS, NO_SHA, Job, Program, Upload, Verify, janitor_pass
 from tests.simulator.redis_model import ModelRedis
 from tests.simulator.store_model import ModelStore
@@ -86,9 +87,7 @@ class ChannelWorld(ProductWorld):
             "retention2": retire,
             "janitor": help_all,
         }
-        self.processes = [
-            Process(job.name, _fibre(lambda world, me, name=job.name: move(world, me, name))) for job in self.jobs
-        ]  # type: ignore[misc]
+        self.processes = [Process(job.name, _fibre(move)) for job in self.jobs]
         self.processes += [Process(f"publisher{name}", _fibre(publish)) for name in NAMES]
         self.processes += [Process(name, _fibre(programs[name])) for name in self.plan.helpers]
         self.processes += [Process(f"bell{number}", _fibre(ring)) for number in range(2)]
@@ -211,9 +210,13 @@ class _Notified:
         text = perform(Script(f"{log} {field}", lambda: server.get(f"rung:{log}", field), writes=False))
         return [text.encode() if text else None]
 
-    def mark_notified(self, log: DatasetId, seq: int) -> None:
+    def heads(self, logs: Sequence[DatasetId]) -> list[Head]:
+        return [self.head(log) for log in logs]
+
+    def mark_notified(self, rung: Sequence[tuple[DatasetId, int]]) -> None:
         server = self._world.redis.server
-        perform(Script(f"{log} notified {seq}", lambda: server.put(f"rung:{log}", notified=str(seq))))
+        for log, seq in rung:
+            perform(Script(f"{log} notified {seq}", partial(server.put, f"rung:{log}", notified=str(seq))))
 
     def put(self, key: str, data: bytes) -> None:
         """It may take a while, in which others write, too."""
@@ -228,20 +231,23 @@ class _Notified:
         yield found
 
 
+class _BellDriver(WorldDriver):
+    def __init__(self, world: ChannelWorld) -> None:
+        super().__init__()
+        self._world = world
+
+    def perform(self, log: DatasetId, effect: Effect) -> Any:
+        return self._world.asked.append(log) if isinstance(effect, Notify) else super().perform(log, effect)
+
+
 class BellCatalog(WorldCatalog):
     """With the product's bell, rung by who asks for it."""
 
     def __init__(self, world: ChannelWorld) -> None:
-        super().__init__()
-        self._world, notified = world, _Notified(world)
+        super().__init__(_BellDriver(world))
+        notified = _Notified(world)
         self._index = cast(Index, notified)
-        self._notices = Notices(self._index, cast(ObjectStore, notified), lambda log: self._head(log).state, self.known)
-
-    def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
-        if not isinstance(effect, Notify):
-            return super()._perform(dataset, effect)
-        self._world.asked.append(dataset)
-        return None
+        self._notices = Notices(self._index, cast(ObjectStore, notified), self._seen, self.known)
 
 
 class _NoCursors:
@@ -264,24 +270,25 @@ def rest(world: ChannelWorld, me: Process, steps: int) -> None:
     world.resting.discard(me.name)
 
 
-def move(world: ChannelWorld, me: Process, name: str) -> None:
+def move(world: ChannelWorld, me: Process) -> None:
     """Promotes, releases and rolls back; the same again while it cannot know."""
     catalog = BellCatalog(world)
     channels = Channels(catalog, INDEX, WorldLeases())
     while not world.offered("a") or not world.offered("b"):
         nap()
-    while (number := world.moves.get(name, 0) + 1) <= MOVES:
-        world.moves[name] = number
+    while (number := world.moves.get(me.name, 0) + 1) <= MOVES:
+        world.moves[me.name] = number
         channel, kind = CHANNELS[world.choices.below(len(CHANNELS))], world.choices.below(3)
         names = NAMES if kind == 2 else NAMES[: 1 + world.choices.below(2)][-1:]
         targets = {name: max(1, world.offered(name) - world.choices.below(3)) for name in names}
         expect = {} if world.choices.below(3) else {name: world.at(name, channel) for name in names}
         work = (_promoted, _rolled_back, _released)[kind]
-        while not _moved(world, me, lambda: work(world, me, channels, (channel, targets, expect)), channel):
+        call = partial(work, world, me, channels, (channel, targets, expect))
+        while not _moved(world, me, call, channel):
             nap()
         world.intents[me.owner] = None
         rest(world, me, 3)
-    world.answered.add(name)
+    world.answered.add(me.name)
     while True:
         rest(world, me, 1)
 

@@ -30,6 +30,7 @@ class Fibre(Generator[Any, Any, None]):
         return self._paused(self._greenlet.switch(value))
 
     def throw(self, kind: Any, value: BaseException | object = None, traceback: TracebackType | None = None, /) -> Any:
+        del value, traceback  # as worlds throw: an error alone
         return self._paused(self._greenlet.throw(kind))
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ class Token(NamedTuple):
 
 @dataclass(slots=True)
 class LogChecker(Checker):
-    """`files`: what each file holds. `logged`: per slot, id -> tokens of every entry there ever was.
+    """`files`: what each file holds. `logged`: per slot, id -> tokens of the newest entry that had it.
 
     `accepted`: acknowledged and not yet in a version; `excused`: of those, what Redis lost.
     """
@@ -51,10 +51,9 @@ class LogChecker(Checker):
 
     def added(self, slot: int, id: str, tokens: Iterable[Token]) -> None:
         """An entry came to stand in the log."""
-        known = self.logged.setdefault(slot, {})
-        if id in known or id_of(id) <= id_of(self.consumed(slot)):
-            raise Violation("P5", f"entry {id} of slot {slot} has an id that was given before, or that is consumed")
-        known[id] = tuple(tokens)
+        if id_of(id) <= id_of(self.consumed(slot)):
+            raise Violation("P5", f"entry {id} of slot {slot} has an id that is consumed")
+        self.logged.setdefault(slot, {})[id] = tuple(tokens)
 
     def trimmed(self, slot: int, until: str) -> None:
         """Everything up to an id was forgotten."""

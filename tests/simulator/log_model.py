@@ -1,7 +1,7 @@
 """The change log's side of Redis: append.lua, log_open.lua and log_trim.lua in Python, and the commands beside them.
 
-`ModelClient` stands where `RedisClient` does, so `backend.logs.Logs` and `backend.batches.Batches` are the product's own. It asks
-`does` for every atomic step: the simulator lets each happen, or not, when it pleases; the conformance test at once.
+`ModelClient` stands where `RedisClient` does, so `backend.logs.Logs` and `backend.batches.Batches` are the product's own. It
+asks `does` for every atomic step: the simulator lets each happen, or not, when it pleases; the conformance test at once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LogScripts:
         if size - int(known["released"]) > int(most):
             return ["full"]
         entry = {"p": producer, "b": number, "k": kind, "n": rows, "c": str(size), "r": str(total)}
-        new = self._add(stream, entry | ({"d": payload} if payload else {}))
+        new = self._add(stream, {**entry, **({"d": payload} if payload else {})})
         self.server.put(logged, appended=str(size), rows=str(total))
         self.server.put(marks, **{producer: f"{number} {self.now_ms()} {author} {new}"})
         self._ready(ready, dataset, self.now_ms())
@@ -175,7 +175,7 @@ class ModelClient:
 
     def call_many(self, name: str, calls: Sequence[Call]) -> list[Any]:
         """Others' steps may come in between; a lost reply leaves all of them unknown."""
-        return [self.call(name, keys, args) for keys, args in calls]
+        return [self.call(name, [_bytes(key) for key in keys], args) for keys, args in calls]
 
     def run(self, *command: Argument, writes: bool = True) -> Any:
         return self._does(Script(" ".join(map(_word, command)), lambda: self._command(command), writes))
@@ -184,6 +184,12 @@ class ModelClient:
         """Read in one round trip."""
         assert not writes, "the change log writes by scripts"
         return list(self._does(Script(of, lambda: [self._command(command) for command in commands], writes=False)))
+
+    def replies(self, commands: Sequence[Sequence[Argument]], of: str, writes: bool = True) -> list[Any]:
+        """Of writes each is a step of its own: others' may come in between, and a lost reply leaves all of them unknown."""
+        if writes:
+            return [self.run(*command) for command in commands]
+        return self.pipeline(commands, of, writes=False) if commands else []
 
     def xread(self, streams: Any, count: int, block: int) -> None:
         """Waits for a bell that does not ring here: whoever waits looks again."""

@@ -51,9 +51,9 @@ ID: Final = DatasetId(DATASET)
 COLUMNS: Final = Schema(columns=(Column(name="id", type="VARCHAR"), Column(name="at", type="BIGINT")))
 SPEC: Final = DatasetSpec(dataset=ID, key=("id",), order=("at",), columns=COLUMNS)
 LIMITS: Final = Limits.of(SETTINGS)
-KINDS: Final = ("accepted", "sealed", "insisting", "named", "unnamed", "unnamed sealed")
-"""Of producers. The first three number their blocks and keep what they sent; `insisting` ones ask until all of it is there. For the
-others their client numbers."""
+KINDS: Final = ("accepted", "sealed", "insisting", "named", "named", "unnamed", "unnamed sealed")
+"""Of producers. The first three number their blocks and keep what they sent; `insisting` ones ask until all of it is there.
+For the others their client numbers."""
 CALLS: Final = 4
 """Of each producer."""
 SLOTS: Final = range(SETTINGS.log_slots)
@@ -226,7 +226,8 @@ class _Shaper:
     """Contents come as they are."""
 
     def content(self, data: Any, kind: Kind) -> Content:
-        return replace(data[0], kind=kind)
+        content: Content = replace(data[0], kind=kind)
+        return content
 
     def contents(self, data: Any, kind: Kind) -> Iterable[Content]:
         return (replace(content, kind=kind) for content in data)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
-from threading import Lock
 from typing import Any, ClassVar, Final, cast
 
 from broker.backend.index import Index
 from broker.backend.keys import Slot, slot_for
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
-from broker.errors import Busy, Fenced, OutcomeUnknown, Transient, Unavailable
+from broker.catalog_driver import Driver, Run
+from broker.errors import BrokerError, Busy, Fenced, OutcomeUnknown, Transient, Unavailable
 from broker.model.names import DatasetId
 from broker.rules.publishing import Effect, HeadView, Lease, ReadHead, ReadLog
 from broker.rules.steps import nothing
@@ -24,7 +24,7 @@ from tests.simulator.fibres import Clock, Script, perform, swapped
 from tests.simulator.programs import LEASE_SECONDS, Acquire, Doing, Renew, Sleep
 from tests.simulator.world import Again, Process, World
 
-SETTINGS: Final = Settings(log_slots=2, max_age_seconds=0.4, batch_rows=6, unbatched_bytes=1 << 12)
+SETTINGS: Final = Settings(log_slots=2, max_age_seconds=0.4, batch_rows=6, unbatched_bytes=2_200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +132,34 @@ class _Log:
         return perform(On(dataset, ReadLog(seq)))
 
 
-class WorldCatalog(Catalog):
-    """The product's catalog: whatever it does to Redis or the store is an effect of the world."""
+class WorldDriver(Driver):
+    """The product's driver: whatever it does to Redis or the store is an effect of the world, one after the other."""
 
     def __init__(self) -> None:
-        self._settings, self._on_step, self._cache, self._lock = SETTINGS, nothing, {}, Lock()
+        super().__init__(INDEX, cast(Sealed, _Log()), SETTINGS, lambda _: None)
+
+    def perform(self, log: DatasetId, effect: Effect) -> Any:
+        return perform(On(log, effect))
+
+    def head(self, log: DatasetId) -> HeadView:
+        return cast(HeadView, perform(On(log, ReadHead())))
+
+    def heads(self, logs: Sequence[DatasetId]) -> list[HeadView | BrokerError]:
+        return [self._attempt(log, ReadHead()) for log in logs]
+
+    def _perform_all(self, runs: Sequence[Run]) -> list[Any]:
+        return [self._attempt(run.log, run.effect) for run in runs]
+
+
+class WorldCatalog(Catalog):
+    """The product's catalog over such a driver."""
+
+    def __init__(self, driver: WorldDriver | None = None) -> None:
+        self._settings, self._on_step, self._driver = SETTINGS, nothing, driver or WorldDriver()
         self._index, self._sealed = INDEX, cast(Sealed, _Log())
 
     def close(self) -> None:
         """It has no bell."""
-
-    def _perform(self, dataset: DatasetId, effect: Effect) -> Any:
-        return perform(On(dataset, effect))
-
-    def _head(self, dataset: DatasetId) -> HeadView:
-        return cast(HeadView, perform(On(dataset, ReadHead())))
 
 
 class WorldLeases(Leases):
@@ -156,16 +169,19 @@ class WorldLeases(Leases):
         self.lease_seconds = LEASE_SECONDS
 
     def acquire(self, slot: Slot, name: str, owner: str) -> Lease:
+        del slot
         lease: Lease | None = perform(Acquire(name, owner))
         if lease is None:
             raise Busy("the lease is held by somebody else", of=name)
         return lease
 
     def renew(self, slot: Slot, lease: Lease) -> None:
+        del slot
         if not perform(Renew(lease, LEASE_SECONDS)):
             raise Fenced("the lease is lost", of=lease.name)
 
     def release(self, slot: Slot, lease: Lease) -> None:
+        del slot
         perform(Renew(lease, 0))
 
     @contextmanager
@@ -174,10 +190,8 @@ class WorldLeases(Leases):
         try:
             yield lease
         finally:
-            try:
+            with suppress(Transient):
                 self.release(slot, lease)
-            except Transient:
-                pass
 
 
 @dataclass(frozen=True, slots=True)

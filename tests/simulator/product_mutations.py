@@ -61,6 +61,7 @@ class _Unlearned(LogScriptsSeen):
 class _Present(LogScriptsSeen):
     def floor_ms(self, margin: int, consumed: str, newest: str) -> int:
         """A log opened after a loss begins with ids of the present."""
+        del margin, consumed, newest
         return 0
 
 
@@ -84,6 +85,7 @@ class _Lawless(ModelRedis):
         return super().acquire(name, owner, seconds)
 
     def holds(self, lease: Lease) -> bool:
+        del lease
         return True
 
 
@@ -115,12 +117,14 @@ def _not_again(self: Numbering, block: Any, deadline: float) -> None:
 
 class _Off(NamedTuple):
     """What stands in place of a safeguard. `patches`: (owner, name, instead). `plan`: what else is to be in a plan, where
-    other things drown it."""
+    other things drown it; `first`: the seed to begin with. `breaks`: the promises that fall."""
 
     patches: Sequence[tuple[Any, str, Any]] = ()
     scripts: type[LogScriptsSeen] = LogScriptsSeen
     redis: type[ModelRedis] = ModelRedis
     plan: Mapping[str, Any] = MappingProxyType({})
+    first: int = 0
+    breaks: frozenset[str] = frozenset({"P5"})
 
 
 def _lossy(*faults: str) -> dict[str, Any]:
@@ -135,26 +139,24 @@ _ASLEEP: Final[dict[str, Any]] = {
 _M: Final = ProductMutation
 LOG: Final = {
     _M.SOURCE: _Off([(batching, "fits", _fits_anywhere)]),
-    _M.EPOCH: _Off([(batching, "fits", _fits_any_epoch)]),
+    _M.EPOCH: _Off([(batching, "fits", _fits_any_epoch)], plan=_lossy("rollback", "wipe")),
     _M.MARKS: _Off(scripts=_Everything),
-    _M.SEALED_MARKS: _Off(scripts=_Unlearned),
-    _M.FLOOR: _Off(scripts=_Present, plan=_lossy("wipe", "rollback")),
-    _M.LOOK: _Off(scripts=_Hasty, plan=_lossy("flush", "wipe")),
+    _M.SEALED_MARKS: _Off(scripts=_Unlearned, plan=_lossy("rollback", "wipe")),
+    _M.FLOOR: _Off(scripts=_Present, plan=_lossy("wipe", "rollback"), first=60),
+    _M.LOOK: _Off(scripts=_Hasty, plan=_lossy("flush", "wipe"), first=130),
     _M.TRIM: _Off(scripts=_Greedy),
-    _M.BROUGHT_BACK: _Off([(Numbering, "_bring_back", _not_again)], plan=_lossy("rollback", "wipe")),
+    _M.BROUGHT_BACK: _Off(
+        [(Numbering, "_bring_back", _not_again)], plan=_lossy("rollback", "wipe"), breaks=frozenset({"P5", "liveness"})
+    ),
 }
 CHANNELS: Final = {
-    _M.COMPARE: _Off([(channels, "moved", _moved_anyway)]),
-    _M.LEASE: _Off(redis=_Lawless),
-    _M.FINISHED: _Off([(Catalog, "finished", Catalog.known)], plan=_ASLEEP),
-    _M.PINS: _Off([(Channels, "pins", _no_pins)]),
-    _M.REREAD: _Off([(Notices, "_stands", _written_once)], plan=_CALM),
+    _M.COMPARE: _Off([(channels, "moved", _moved_anyway)], breaks=frozenset({"compare-and-set"})),
+    _M.LEASE: _Off(redis=_Lawless, breaks=frozenset({"P3", "P10"})),
+    _M.FINISHED: _Off([(Catalog, "finished", Catalog.known)], plan=_ASLEEP, breaks=frozenset({"P10"})),
+    _M.PINS: _Off([(Channels, "pins", _no_pins)], breaks=frozenset({"P10"})),
+    _M.REREAD: _Off([(Notices, "_stands", _written_once)], plan=_CALM, breaks=frozenset({"notify"})),
 }
-PROMISES: Final = {
-    **dict.fromkeys(LOG, {"P5"}), _M.COMPARE: {"compare-and-set"}, _M.LEASE: {"P10"}, _M.FINISHED: {"P10"}, _M.PINS: {"P10"},
-    _M.REREAD: {"notify"},
-}  # fmt: skip
-"""What breaks without each."""
+OFF: Final = {**LOG, **CHANNELS}
 
 
 @contextmanager
@@ -170,30 +172,30 @@ def off(patches: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 class MutantLog(LogWorld):
-    off: _Off
+    patches: Sequence[tuple[Any, str, Any]]
 
     def run(self) -> None:
-        with off(self.off.patches):
+        with off(self.patches):
             super().run()
 
 
 class MutantChannels(ChannelWorld):
-    off: _Off
+    patches: Sequence[tuple[Any, str, Any]]
 
     def run(self) -> None:
-        with off(self.off.patches):
+        with off(self.patches):
             super().run()
 
 
-def product_mutant(mutation: ProductMutation, seed: int) -> LogWorld | ChannelWorld:
-    """The schedule of a seed under a mutation."""
-    if mutation in LOG:
-        found, choices = LOG[mutation], Choices(seed ^ 0x106)
-        log = MutantLog(replace(log_plan_of(seed), **found.plan), choices, ModelRedis(), ModelStore())
-        log.off = found
+def product_mutant(mutation: ProductMutation | None, seed: int, like: ProductMutation | None = None) -> LogWorld | ChannelWorld:
+    """The schedule of a seed under a mutation; None: with all safeguards, in the plan of another."""
+    plan = OFF[mutation or like or _M.SOURCE].plan
+    found = OFF[mutation] if mutation else _Off()
+    if (mutation or like) in LOG:
+        log = MutantLog(replace(log_plan_of(seed), **plan), Choices(seed ^ 0x106), found.redis(), ModelStore())
+        log.patches = found.patches
         log.use(found.scripts)
         return log
-    found, choices = CHANNELS[mutation], Choices(seed ^ 0xCAFE)
-    moved = MutantChannels(replace(channel_plan_of(seed), **found.plan), choices, found.redis(), ModelStore())
-    moved.off = found
+    moved = MutantChannels(replace(channel_plan_of(seed), **plan), Choices(seed ^ 0xCAFE), found.redis(), ModelStore())
+    moved.patches = found.patches
     return moved

@@ -53,7 +53,7 @@ class Server:
     def get(self, key: str, name: str) -> str | None:
         return self.db.get(key, {}).get(name)
 
-    def put(self, key: str, **fields: str) -> None:
+    def put(self, key: str, **fields: Any) -> None:
         self.db = {**self.db, key: {**self.db.get(key, {}), **fields}}
 
     def drop(self, key: str, *names: str) -> None:

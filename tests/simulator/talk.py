@@ -37,5 +37,7 @@ def brief(value: object) -> str:
 
 def _body_of(data: bytes) -> str:
     fields = json.loads(data)
+    if "body" not in fields:
+        return f"{fields['dataset']} {fields['channel']} at {fields['seq']}: version {fields['version']}"
     body = fields["body"]
     return f"{body['kind']} {body.get('production') or body.get('name') or body.get('run_id') or ''} by {fields['write_id']}"

@@ -35,13 +35,13 @@ SUBJECTS: Final = {
         "adopted", "installed", "checkpoint read", "swept", "acknowledged",
     )),
     "log": Subject(log_plan_of, log_world_of, 0.1, (
-        *_FAULTS, "append accepted", "append same", "append gap", "append taken", "append full", "append reconcile",
+        *_FAULTS, "append accepted", "append same", "append gap", "append full", "append reconcile",
         "log closed", "log opened", "trimmed", "batch closed", "batches committed", "record sealed", "gap told",
         "acknowledged accepted", "acknowledged sealed", "accepted and lost", "helped reservation",
     )),
     "channels": Subject(channel_plan_of, channel_world_of, 0.1, (
         *_FAULTS, "announced promoted", "announced released", "announced rolled-back", "acknowledged promote",
-        "acknowledged release", "acknowledged rollback", "refused conflict", "refused not-found", "reserve fenced", "error busy",
-        "retired", "lease slept through",
+        "acknowledged release", "acknowledged rollback", "refused conflict", "refused not-found", "reserve fenced",
+        "error busy", "retired", "lease slept through",
     )),
 }  # fmt: skip
