@@ -4,7 +4,7 @@
 #   make check   formatting, lint, types and the suite: what .ci/run runs
 #   make bench   the figures of benchmarks/README.md, with the peers in the same run
 #   make docs    the tables of README.md that are generated
-#   make simulate   1,000,000 fault schedules of the publishing protocol, in a model (make test runs 10,000)
+#   make simulate   1,000,000 fault schedules of publishing, 100,000 each of the change log and of channels, over models
 #   make laws    2,000 random examples of each law: merging, planning, folding, retention (make test: a few)
 #   make schedules  200 fault schedules of the real thing: workers, Redis and store killed and paused (make test runs 4)
 #   make eager-schedules  200 of appenders, micro-batchers, compactors, replicas and Redis; 100 of batches closed by the clock

@@ -395,6 +395,7 @@ def test_a_sealed_append_survives_the_loss_of_redis_while_it_waits(
 
 
 def test_single_records_are_sent_until_they_are_in(server: RedisServer, shop: broker.Broker, changes: ChangeLog) -> None:
+    shop.parts.redis.run("CONFIG", "SET", "appendfsync", "always")  # or what was acknowledged may die with the server
     changes.append(rows(0))
     server.kill()
     pending = [changes.send({"sku": "a0", "at": at}) for at in range(1, 50)]

@@ -101,9 +101,9 @@ def _moved_anyway(state: State, wish: Wish) -> Announce | None:
     return announcing.moved(state, replace(wish, expect={}))
 
 
-def _written_once(self: Notices, *states: State) -> bool:
+def _written_once(self: Notices, states: Any) -> set[Any]:
     del self, states
-    return True
+    return set()
 
 
 def _no_pins(self: Channels, dataset: Any) -> dict[str, list[int]]:
@@ -154,7 +154,7 @@ CHANNELS: Final = {
     _M.LEASE: _Off(redis=_Lawless, breaks=frozenset({"P3", "P10"})),
     _M.FINISHED: _Off([(Catalog, "finished", Catalog.known)], plan=_ASLEEP, breaks=frozenset({"P10"})),
     _M.PINS: _Off([(Channels, "pins", _no_pins)], breaks=frozenset({"P10"})),
-    _M.REREAD: _Off([(Notices, "_stands", _written_once)], plan=_CALM, breaks=frozenset({"notify"})),
+    _M.REREAD: _Off([(Notices, "_moved", _written_once)], plan=_CALM, breaks=frozenset({"notify"})),
 }
 OFF: Final = {**LOG, **CHANNELS}
 
