@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 from broker.backend.index import Index
 from broker.catalog import Catalog
 from broker.channels import Channels
+from broker.columnar.buckets import content_id, digest_of_rows
 from broker.columnar.digest import ContentDigest
 from broker.columnar.engine import Engine
 from broker.cursors import Cursors, Held, LiveCursor, Receipt
@@ -23,9 +24,9 @@ from broker.errors import BrokerError, NotFound
 from broker.events import Events
 from broker.model.event import Expiring, Lagging, Mismatch
 from broker.model.names import DatasetId
-from broker.receipts import expected
 from broker.rules.fold import State
 from broker.rules.following import Goal, goal_of, lag_of
+from broker.rules.plan import plan
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,7 +34,7 @@ log = logging.getLogger("broker.audits")
 EXPIRING_RATIO: Final = 0.2
 """Of a cursor's lease: when so little is left, and nobody has come, it is told."""
 KNOWN_DIGESTS: Final = 100
-"""Digests a process remembers, by dataset, version and selection: a fleet of equal replicas costs one reading."""
+"""Digests a process remembers, by dataset and content: a fleet of equal replicas costs one reading."""
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Audits:
     ) -> None:  # fmt: skip
         self._catalog, self._channels, self._index, self._engine = parts
         self._cursors, self._events, self._lag_seconds = cursors, events, lag_seconds
-        self._known = OrderedDict[tuple[DatasetId, str, int, str], ContentDigest | None]()
+        self._known = OrderedDict[tuple[DatasetId, str], ContentDigest]()
         self._compared = OrderedDict[tuple[DatasetId, str, Receipt], bool]()
 
     def run_once(self) -> AuditReport:
@@ -123,9 +124,15 @@ class Audits:
         report.mismatches += self._events.emit(dataset, "broker.replica.mismatch", data, once=once)
 
     def _digest(self, dataset: DatasetId, state: State, version: int, cursor: LiveCursor) -> ContentDigest | None:
-        alike = (dataset, state.session, version, f"{cursor.selection}:{state.spec.columns and state.spec.columns.id}")
+        """None where no road leads to the version any more."""
+        try:
+            edges = plan(state.edges, None, version).edges
+        except NotFound:
+            return None
+        alike = (dataset, content_id(state.spec, edges, cursor.seen))  # an erasure makes another content of a version
         if alike not in self._known:
-            _remember(self._known, alike, expected(self._engine, state, version, cursor.seen), KNOWN_DIGESTS)
+            rows = self._engine.read(state.spec, edges, cursor.seen)
+            _remember(self._known, alike, digest_of_rows(self._engine, state.spec.key, rows), KNOWN_DIGESTS)
         return self._known[alike]
 
 

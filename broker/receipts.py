@@ -14,11 +14,7 @@ from broker.columnar.digest import ContentDigest, bucket_sql
 from broker.columnar.engine import Engine
 from broker.columnar.sql import listed
 from broker.cursors import Receipt
-from broker.errors import NotFound
 from broker.model.dataset import DatasetSpec
-from broker.model.request import Selection
-from broker.rules.fold import State
-from broker.rules.plan import plan
 from broker.sinks.port import Digesting, Sink
 
 MINE: Final = "broker_held"
@@ -60,12 +56,3 @@ def _table(session: Session, sql: str, schema: pa.Schema) -> pa.Table:
 
 def receipt_of(digest: ContentDigest, version: int) -> Receipt:
     return Receipt(rows=digest.rows, digest=digest.text, version=version, schema_id=digest.columns)
-
-
-def expected(engine: Engine, state: State, version: int, selection: Selection) -> ContentDigest | None:
-    """The content digest of a version through a selection; None where no road leads to it any more. Raises as Engine.read."""
-    try:
-        edges = plan(state.edges, None, version).edges
-    except NotFound:
-        return None
-    return digest_of_rows(engine, state.spec.key, engine.read(state.spec, edges, selection))

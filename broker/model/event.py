@@ -127,7 +127,7 @@ class ReplicaReset(Frozen):
 
 
 class Lagging(Frozen):
-    """A live cursor is behind for longer than agreed. `seconds`: age of the oldest version it lacks."""
+    """A live cursor is behind for longer than agreed. `seconds`: since when it lacks the oldest version on the way to what it follows."""
 
     replica: str
     held: int
