@@ -127,7 +127,7 @@ class ReplicaReset(Frozen):
 
 
 class Lagging(Frozen):
-    """A live cursor is behind for longer than agreed. `seconds`: since when it lacks the oldest version on the way to what it follows."""
+    """A live cursor is behind for longer than agreed. `seconds`: since when it lacks something of what it follows."""
 
     replica: str
     held: int

@@ -143,7 +143,7 @@ LOG: Final = {
     _M.MARKS: _Off(scripts=_Everything),
     _M.SEALED_MARKS: _Off(scripts=_Unlearned, plan=_lossy("rollback", "wipe")),
     _M.FLOOR: _Off(scripts=_Present, plan=_lossy("wipe", "rollback"), first=60),
-    _M.LOOK: _Off(scripts=_Hasty, plan=_lossy("flush", "wipe"), first=130),
+    _M.LOOK: _Off(scripts=_Hasty, plan=_lossy("flush", "wipe"), first=2_640),
     _M.TRIM: _Off(scripts=_Greedy),
     _M.BROUGHT_BACK: _Off(
         [(Numbering, "_bring_back", _not_again)], plan=_lossy("rollback", "wipe"), breaks=frozenset({"P5", "liveness"})
