@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Final
 
 from broker.backend.batches import Batches
@@ -74,15 +73,13 @@ class BatchReport:
     held_up: list[DatasetId] = field(default_factory=list)
     failed: dict[DatasetId, str] = field(default_factory=dict)
     due_seconds: float = POLL_SECONDS
-    _lock: Lock = field(default_factory=Lock, repr=False)
 
     def add(self, made: int, taken: Sequence[Batch]) -> None:
-        """One commit; for any thread."""
-        with self._lock:
-            self.batches += made
-            self.versions += bool(taken)
-            self.rows += sum(batch.source.rows for batch in taken)
-            self.coalesced += sum(batch.coalesced for batch in taken)
+        """One commit."""
+        self.batches += made
+        self.versions += bool(taken)
+        self.rows += _rows(taken)
+        self.coalesced += sum(batch.coalesced for batch in taken)
 
 
 Ready = dict[DatasetId, dict[int, int]]
@@ -125,9 +122,9 @@ class _Work:
         return {slot: reason for slot, reason in self.due.closing.items() if slot not in written}
 
     def commit(self) -> Wanted:
-        batches = [*(self.waiting | {batch.slot: batch for batch in self.made}).values()]
-        self.waiting = {batch.slot: batch for batch in batches}
-        age_seconds = max((time.time() - batch.written_at for batch in batches), default=0.0)
+        """All that waits, whoever made it."""
+        self.waiting |= {batch.slot: batch for batch in self.made}
+        age_seconds = max((time.time() - batch.written_at for batch in self.waiting.values()), default=0.0)
         return Wanted(self.dataset, self._body, PRODUCER, time.monotonic() - age_seconds)
 
     def _body(self, state: State) -> Body | None:
