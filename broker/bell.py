@@ -17,7 +17,7 @@ from threading import Lock, Thread
 from typing import Final
 from weakref import WeakSet
 
-from broker.errors import BrokerError
+from broker.errors import BrokerError, Transient
 from broker.model.commit import Announce, Edge, Move, Record, Why
 from broker.model.event import Event, EventType, Moved, rfc3339
 from broker.model.names import LIVE, ChannelsId, DatasetId
@@ -79,11 +79,11 @@ class Bell:
         try:
             self._ring(datasets)
         except Exception as error:  # one dataset's surprise must not silence the others
-            if len(datasets) > 1:
+            if len(datasets) > 1 and not isinstance(error, Transient):
                 for dataset in datasets:
                     self._rung([dataset])
             elif isinstance(error, BrokerError):  # the janitor finds the bell unrung, and reports why if it cannot ring either
-                log.debug("%s: not rung: %s", datasets[0], error)
+                log.debug("%s: not rung: %s", ", ".join(datasets), error)
             else:
                 log.exception("%s: the bell failed", datasets[0])
 

@@ -102,7 +102,12 @@ class Catalog:
 
     def states(self, datasets: Sequence[DatasetId]) -> list[State | BrokerError]:
         """`state` of each, in one round trip, or what it raises."""
-        return [self._existing(*seen) for seen in zip(datasets, self._driver.heads(datasets), strict=True)]
+        views = self._driver.heads(datasets)
+        lost = [log for log, view in zip(datasets, views, strict=True) if isinstance(view, HeadView) and not view.current]
+        if lost:  # together, where Redis restarted; what that does not bring up is looked at once more
+            self._driver.drive_all([(log, protocol.reconcile()) for log in lost])
+            views = self._driver.heads(datasets)
+        return [self._existing(*seen) for seen in zip(datasets, views, strict=True)]
 
     def _existing(self, dataset: DatasetId, view: HeadView | BrokerError) -> State | BrokerError:
         if isinstance(view, HeadView) and view.current and view.state.exists:
@@ -194,7 +199,7 @@ class Catalog:
         state: State = self._driver.drive(dataset, _machine(body_for, producer, lease, uploaded_at))
         return state
 
-    def commit_all(self, wanted: Sequence[Wanted]) -> list[State | BrokerError]:
+    def commit_all(self, wanted: Sequence[Wanted]) -> list[State | Exception]:
         """`commit` of different datasets, step by step together: Redis is asked once a step, the store side by side.
 
         Each stands for itself: its state, or what `commit` would raise.

@@ -51,11 +51,12 @@ class Run:
     def go_on(self, answer: Any) -> None:
         """Until the next effect. Behind a reservation silence means: unknown."""
         if isinstance(answer, Transient) and self.reserved and not isinstance(answer, OutcomeUnknown):
-            answer = OutcomeUnknown(
+            cause, answer = answer, OutcomeUnknown(
                 "the commit may be reserved, its end is unknown", of=self.log, why=str(answer),
                 hint="Do the same again: it finds out",
             )  # fmt: skip
-        if isinstance(answer, BrokerError):
+            answer.__cause__ = cause
+        if isinstance(answer, Exception):
             self.effect, self.outcome = None, answer
             return
         self.reserved = self.reserved or (isinstance(answer, ReserveAnswer) and answer.may_stand)
@@ -63,7 +64,7 @@ class Run:
             self.effect = self.machine.send(answer)
         except StopIteration as end:
             self.effect, self.outcome = None, end.value
-        except BrokerError as error:
+        except Exception as error:  # noqa: BLE001 - also a surprise is the outcome of its own machine, and no other's
             self.effect, self.outcome = None, error
 
 
@@ -80,12 +81,12 @@ class Driver:
     def drive(self, log: DatasetId, machine: Machine) -> Any:
         """Run one machine to its end. Raises what it raises."""
         (outcome,) = self.drive_all([(log, machine)])
-        if isinstance(outcome, BrokerError):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def drive_all(self, machines: Sequence[tuple[DatasetId, Machine]]) -> list[Any]:
-        """Run machines of different logs to their ends, side by side: what each came to, or its BrokerError, in order."""
+        """Run machines of different logs to their ends, side by side: what each came to, or its exception, in order."""
         runs = [Run(log, machine) for log, machine in machines]
         for run in runs:
             run.go_on(None)

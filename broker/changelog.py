@@ -232,9 +232,8 @@ class ChangeLog:
             known = self._named.pop(producer, None) or self._new_numbering(checked_producer(producer))
             self._named[producer] = known
             if len(self._named) > PRODUCERS:
-                oldest = next(iter(self._named))
-                if self._named[oldest].settled:
-                    del self._named[oldest]
+                settled = next((name for name, one in self._named.items() if one.settled and one is not known), None)
+                self._named.pop(settled or "", None)
             return known
 
     def _new_numbering(self, producer: str) -> Numbering:

@@ -105,7 +105,7 @@ class _Work:
     made: list[Batch] = field(default_factory=list)
     taken: list[Batch] = field(default_factory=list)
     landed: int = 0
-    error: BrokerError | None = None
+    error: Exception | None = None
 
     @property
     def dataset(self) -> DatasetId:
@@ -129,7 +129,7 @@ class _Work:
 
     def _body(self, state: State) -> Body | None:
         check_mixture(state)
-        found = batches_of(state, self.waiting.values())
+        self.taken, found = [], batches_of(state, self.waiting.values())
         version = version_of(state, found)
         if version is not None:
             self.taken, self.landed = found, version.edge.version
@@ -199,10 +199,13 @@ class MicroBatcher:
         left_ms = (min(slots.values()) + self._limits.age_ms - now_ms for slots in ready.values())
         return min((left / 1000 for left in left_ms if 0 < left < POLL_SECONDS * 1000), default=POLL_SECONDS)
 
-    def _groups(self, due: Iterable[_Due]) -> Iterator[list[_Due]]:
-        """In their order, as many together as a batch may hold bytes."""
+    def _groups(self, due: Sequence[_Due]) -> Iterator[list[_Due]]:
+        """The small ones together, the oldest first, as many as a batch may hold bytes; then each large one by itself."""
+        small = self._limits.bytes // THREADS
         group, size = list[_Due](), 0
         for one in due:
+            if one.bytes > small:
+                continue
             if group and size + one.bytes > self._limits.bytes:
                 yield group
                 group, size = [], 0
@@ -210,32 +213,36 @@ class MicroBatcher:
             size += one.bytes
         if group:
             yield group
+        yield from ([one] for one in due if one.bytes > small)
 
     # --- serving a group
 
     def _serve(self, group: Sequence[_Due], report: BatchReport) -> None:
         """One dataset's harm, or its writer's lease, must not keep the others waiting."""
-        begun, works = time.monotonic(), self._opened(group, report)
+        begun, works = time.monotonic(), list[_Work]()
         try:
+            works += self._opened(group, report)
             self._close(works)
             self._commit([work for work in works if not work.error])
-            self._tidy([work for work in works if not work.error])
         except BrokerError as error:  # of a step that all of them share
+            works = works or [_Work(due, State(due.dataset)) for due in group]
             for work in works:
                 work.error = work.error or error
+        served = [work for work in works if not work.error]
+        self._tidy(served)
         for work in works:
             if work.error:
                 self._failed(work.dataset, work.error, report)
             else:
                 self._paused.pop(work.dataset, None)
                 report.add(len(work.made), work.taken)
-        if any(not work.error for work in works):
+        if served:
             self._learn((time.monotonic() - begun) * 1000)
 
     def _opened(self, group: Sequence[_Due], report: BatchReport) -> list[_Work]:
         """Those that may be served, with their states."""
-        states, works = self._states([due.dataset for due in group]), list[_Work]()
-        for due, state in zip(group, states, strict=True):
+        works = list[_Work]()
+        for due, state in zip(group, self._catalog.states([due.dataset for due in group]), strict=True):
             try:
                 if isinstance(state, BrokerError):
                     raise state
@@ -250,32 +257,25 @@ class MicroBatcher:
             self._paused[dataset] = (time.monotonic() + WRITING_SECONDS, 0.0)
         return [work for work in works if work.dataset not in held_up]
 
-    def _states(self, datasets: Sequence[DatasetId]) -> Sequence[State | BrokerError]:
-        try:
-            return self._catalog.states(datasets)
-        except BrokerError as error:
-            return [error] * len(datasets)
-
     def _close(self, works: Sequence[_Work]) -> None:
         """The files of what closes and waits nowhere yet."""
         since = time.time() - self._limits.file_seconds
         for work, found in zip(works, self._batches.waiting([work.dataset for work in works]), strict=True):
             # Files that a sweep may take for orphans before they are named are written anew.
             work.waiting = {batch.slot: batch for batch in found if batch.written_at > since}
-        first = self._closer.first((work.state, work.wanted) for work in works if work.due.bytes <= SMALL_BYTES)
-
+        read = self._closer.first((work.state, work.wanted) for work in works if work.due.bytes <= SMALL_BYTES)
         run = self._pool.map if len(works) > 1 else map
-        for work, made in zip(works, run(lambda work: self._made(work, first), works), strict=True):
-            work.made, work.error = ([], made) if isinstance(made, BrokerError) else (made, None)
+        for work, made in zip(works, run(lambda work: self._made(work, read), works), strict=True):
+            work.made, work.error = ([], made) if isinstance(made, Exception) else (made, None)
         closed = {work.dataset: work.made for work in works if work.made and not work.error}
         if closed:
             self._batches.put(closed)
             self._on_step("waiting")
 
-    def _made(self, work: _Work, first: First) -> list[Batch] | BrokerError:
+    def _made(self, work: _Work, read: First) -> list[Batch] | Exception:
         try:
-            return self._closer.close_all(work.state, work.wanted, first)
-        except BrokerError as error:
+            return self._closer.close_all(work.state, work.wanted, read)
+        except Exception as error:  # noqa: BLE001 - told by `_failed`: also a surprise is one dataset's alone
             return error
 
     def _commit(self, works: Sequence[_Work]) -> None:
@@ -284,7 +284,7 @@ class MicroBatcher:
         A lost reply needs no memory: on the new head these batches fit no more, and nothing is left to do.
         """
         for work, state in zip(works, self._catalog.commit_all([work.commit() for work in works]), strict=True):
-            if isinstance(state, BrokerError):
+            if isinstance(state, Exception):
                 work.error = state
                 continue
             work.state = state
@@ -293,17 +293,21 @@ class MicroBatcher:
         self._on_step("committed")
 
     def _tidy(self, works: Sequence[_Work]) -> None:
-        """Forget what versions hold by now."""
-        self._batches.drop({work.dataset: work.closing & work.unfit() for work in works})
-        self._logs.trim_all((work.state, work.closing) for work in works)
+        """Forget what versions hold by now; what cannot be forgotten is tried again, and does no harm until then."""
+        try:
+            self._batches.drop({work.dataset: work.closing & work.unfit() for work in works})
+            self._logs.trim_all((work.state, work.closing) for work in works)
+        except BrokerError as error:
+            log.warning("change logs of %d datasets are not trimmed: %s", len(works), error)
         self._on_step("trimmed")
 
-    def _failed(self, dataset: DatasetId, error: BrokerError, report: BatchReport) -> None:
+    def _failed(self, dataset: DatasetId, error: Exception, report: BatchReport) -> None:
         report.failed[dataset] = str(error)
         _, before = self._paused.get(dataset, (0.0, 0.0))
         pause = min(LONGEST_PAUSE_SECONDS, before * 2 or FIRST_PAUSE_SECONDS)
         self._paused[dataset] = (time.monotonic() + pause, pause)
-        log.warning("%s: %s; again in %.2f s", dataset, error, pause)
+        surprise = None if isinstance(error, BrokerError) else error
+        log.warning("%s: %s; again in %.2f s", dataset, error, pause, exc_info=surprise)
 
     def _learn(self, took_ms: float) -> None:
         """Batches close by age so much sooner that they are visible, not only closed, when their time is over."""

@@ -86,7 +86,7 @@ class Past:
         files = [(number, file) for number, file in numbered(edges) if file.rows]
         wanted = {number for number, _ in files}
         asked = [
-            edge.model_copy(update={"files": tuple(file for at, file in files if at == number)})
+            Edge(base=edge.base, version=edge.version, files=tuple(file for at, file in files if at == number))
             for number, edge in enumerate(edges) if number in wanted
         ]  # fmt: skip
         found = self._engine.query(spec, asked, lambda paths: entries_result(spec, files, key, paths)).read_all()

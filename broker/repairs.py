@@ -8,8 +8,11 @@ All of it is a cache and a bell: who gets no answer reads the version's whole ro
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from typing import Final
+
+from pydantic import ValidationError
 
 from broker.backend.client import RedisClient
 from broker.backend.index import Index
@@ -19,6 +22,7 @@ from broker.model.dataset import Frozen
 from broker.model.names import DatasetId, Name
 from broker.model.request import Selection
 
+log = logging.getLogger("broker.mending")
 CONTENT_SECONDS: Final = 3600
 """A digest by bucket is 15 kB of Redis' memory, and is made again when it is asked for again."""
 HEEDED_SECONDS: Final = 60
@@ -62,10 +66,13 @@ class Repairs:
         """All that is asked in a slot, each given to one caller, who says hereby that asks are heeded."""
         self._redis.run("SET", slot.heeded, 1, "EX", HEEDED_SECONDS)
         found: list[Ask] = []
-        for text in self._redis.run("HVALS", slot.asked, writes=False):
-            ask = Ask.model_validate_json(text)
-            if self._redis.run("HDEL", slot.asked, _field(ask)):
-                found.append(ask)
+        asked = self._redis.run("HGETALL", slot.asked, writes=False)
+        for field, text in zip(asked[::2], asked[1::2], strict=True):
+            if self._redis.run("HDEL", slot.asked, field):
+                try:
+                    found.append(Ask.model_validate_json(text))
+                except ValidationError as error:  # of another release: who asked reads the whole road
+                    log.warning("%s: not read: %s", field.decode(), str(error).splitlines()[0])
         return found
 
     def content(self, dataset: DatasetId, id: str) -> ContentDigest | None:

@@ -91,12 +91,13 @@ class Retention:
         with self._leases.held(self._catalog.slot(dataset), retention_lease(dataset), uuid4().hex) as lease:
 
             def body(state: State) -> Body | None:
-                found = self._plan(state)
+                wanted, now = self._wanted(state), time.time()
+                found = retention(state.edges, wanted, self._floors, now)
                 done.append(found)
                 if not found.retire:
                     return None
                 files = tuple(file.key for edge in found.retire for file in edge.files)
-                infos, ranges = forgotten(state, found.retire, time.time())
+                infos, ranges = forgotten(state, found.retire, wanted, now)
                 return Retire(
                     edges=tuple(map(pair, found.retire)), files=files, versions_until=found.until, versions=tuple(ranges),
                     productions=tuple(info.production for info in infos if info.production),
@@ -154,6 +155,9 @@ class Retention:
         return DatasetRetention(self, dataset)
 
     def _plan(self, state: State) -> RetentionPlan:
+        return retention(state.edges, self._wanted(state), self._floors, time.time())
+
+    def _wanted(self, state: State) -> Wanted:
         dataset, now = DatasetId(state.dataset), time.time()
         holds = [hold for _, hold in sorted(state.holds.items()) if hold.until is None or hold.until > now]
         versions = {**self._pins(dataset), **{f"{HOLD} {hold.name}": [hold.version] for hold in holds}}
@@ -164,7 +168,7 @@ class Retention:
             if held.live and held.cursor.session == state.session
         }
         times = {info.version: info.time for info in state.versions if info.version in offered}
-        return retention(state.edges, Wanted(versions, readers, times), self._floors, now)
+        return Wanted(versions, readers, times)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Inside one slot:
     meta                        hash   run_id, epoch, born, counter of fences; submits, full, inflight_cap (submit), parked_at
     datasets                    set    dataset ids
     announced                   set    ids of logs of announcements: <tenant>/<domain>/=channels
-    head|versions|edges|productions|holds|channels:<tenant>/<name>   hashes: the projection (rules/fold.py) of a log
+    head|versions|edges|productions|holds|channels:<tenant>/<name>   hashes: the projection (rules/patch.py) of a log
     lease:<name>                hash   owner, epoch, counter, until; names: writer:<tenant>/<dataset>, janitor, replica:...
     requests:<name>:<priority>  stream of request ids, group `producers`: a bell, the promise is the request's hash
     request:<id>                hash   body, state, attempts, flight, done, entry (its id in the response stream), ...

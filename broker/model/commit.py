@@ -47,6 +47,8 @@ class File(Frozen):
     since: int | None = Field(
         None, ge=0, description="tombstones: no later their deletes were committed (epoch seconds); None: with the edge"
     )
+    low: str | None = Field(None, exclude=True, repr=False, description="in records of older builds; never written")
+    high: str | None = Field(None, exclude=True, repr=False, description="likewise")
 
 
 Hop: TypeAlias = tuple[int | None, int, int]

@@ -1,7 +1,7 @@
 """The publishing protocol (DESIGN.md, section 3) as a state machine without I/O.
 
 `commit`, `settle` and `reconcile` are generators: each `yield` is an effect, whoever drives them sends its outcome back.
-The product drives them against Redis and the store (catalog.py); the simulator drives the very same code through lost
+The product drives them against Redis and the store (catalog_driver.py); the simulator drives the very same code through lost
 replies, delayed writes, crashes and a Redis that forgets. Dropping the generator at a yield is a crash at that step.
 
     read head ──► reserve ──► seal ──► read back ──► publish ──► notify ──► own record? ──► state

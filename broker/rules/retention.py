@@ -112,13 +112,18 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
     return RetentionPlan(kept, retire, least - 1, resets)
 
 
-def forgotten(state: State, retired: Iterable[Edge], now: float) -> tuple[list[VersionInfo], list[tuple[int, int]]]:
+def forgotten(
+    state: State, retired: Iterable[Edge], wanted: Wanted, now: float
+) -> tuple[list[VersionInfo], list[tuple[int, int]]]:
     """The versions that no edge touches once these are `retired`, at most FORGET_AT_ONCE, and the same as closed ranges.
 
-    The newest is always remembered, and a young one by whose production somebody may still find out that its work is done.
+    The newest is always remembered; a young one by whose production somebody may still find out that its work is done; and the
+    one behind where a reader or a channel stands: since it came, that one is behind.
     """
+    stands = {*wanted.readers.values(), *(version for versions in wanted.versions.values() for version in versions)}
     gone = {pair(edge) for edge in retired}
-    touched = {version for edge in state.edges if pair(edge) not in gone for version in pair(edge)} | {state.version}
+    touched = {version for edge in state.edges if pair(edge) not in gone for version in pair(edge)}
+    touched |= {state.version, *(version + 1 for version in stands)}
     old = now - PRODUCTION_SECONDS
     idle = (info for info in state.versions if info.version not in touched and (not info.production or info.time < old))
     found, ranges = list(islice(idle, FORGET_AT_ONCE)), list[tuple[int, int]]()

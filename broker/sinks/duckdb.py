@@ -1,6 +1,7 @@
 """A replica in a DuckDB file. The file is open only while something is applied or read, so that others can read in between.
 
-One process at a time may hold a DuckDB file: while another one does, every call is `Busy`. The table has no primary key: the
+One process at a time may hold a DuckDB file: while another one does, every call is `Busy`. In this very process, too, a
+connection of one's own is refused by DuckDB while an apply or a read is under way. The table has no primary key: the
 engine has checked the keys, and an index over millions of rows would cost more than each delta's hash join.
 """
 
@@ -29,7 +30,9 @@ from broker.sinks.sql import FileSink
 INCOMING: Final = "broker_incoming"
 
 
-_IN_USE: Final = (duckdb.TransactionException, duckdb.ConstraintException, duckdb.ConnectionException)
+_IN_USE: Final = (
+    duckdb.TransactionException, duckdb.ConstraintException, duckdb.ConnectionException, duckdb.ResourceInUseException,
+)  # fmt: skip
 
 
 def projection(schema: Schema, present: Sequence[str]) -> str:

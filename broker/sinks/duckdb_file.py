@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import ClassVar, Final
 from weakref import WeakValueDictionary
 
 import duckdb
@@ -21,16 +22,20 @@ class DuckDBFile:
     """One a path and process, so that several sinks of it share what is open. Safe for threads."""
 
     _known: Final = WeakValueDictionary[Path, "DuckDBFile"]()
-    _abandoned: Final = list[duckdb.DuckDBPyConnection]()
-    """Of the process this one was forked from: DuckDB's threads are not here, so they cannot be closed."""
+    _finding: ClassVar = Lock()
+    _engine: duckdb.DuckDBPyConnection | None
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, Lock()
+        self._path = path
         self._begin()
 
     @classmethod
     def at(cls, path: Path) -> DuckDBFile:
-        return cls._known.setdefault(path, cls(path))
+        with cls._finding:
+            known = cls._known.get(real := path.resolve())
+            if known is None:
+                known = cls._known[real] = cls(real)
+            return known
 
     @contextmanager
     def opened(self, write: bool) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -50,9 +55,6 @@ class DuckDBFile:
 
     def _attach(self, write: bool) -> duckdb.DuckDBPyConnection:
         with self._lock:
-            if self._pid != os.getpid():
-                self._abandoned.extend([self._engine] if self._engine else [])
-                self._begin()
             if self._engine is None:
                 self._engine = duckdb.connect(":memory:", config={"temp_directory": f"{self._path}.tmp"})
                 # Order costs memory: a replica is a set of rows.
@@ -69,18 +71,25 @@ class DuckDBFile:
     def _detach(self, engine: duckdb.DuckDBPyConnection) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users:
+            if self._users:
+                return
+            try:
                 engine.execute(f"DETACH {ALIAS}")
+            except duckdb.Error:  # the next one starts anew
+                engine.close()
+                self._engine = None
 
     def _begin(self) -> None:
-        self._engine, self._pid, self._users, self._writable = None, os.getpid(), 0, False
+        self._lock, self._engine, self._users, self._writable = Lock(), None, 0, False
 
-    _engine: duckdb.DuckDBPyConnection | None
-
-    def __del__(self) -> None:
-        if self._engine is not None and self._pid == os.getpid():
-            with suppress(duckdb.Error):
-                self._engine.close()
+    @classmethod
+    def after_fork(cls) -> None:
+        """As new: neither who held a lock nor DuckDB's threads are here, so that its engine can never be closed."""
+        cls._finding = Lock()
+        for file in list(cls._known.values()):
+            if file._engine is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(file._engine))
+            file._begin()
 
 
 def _shared(path: Path, write: bool) -> duckdb.DuckDBPyConnection:
@@ -90,3 +99,6 @@ def _shared(path: Path, write: bool) -> duckdb.DuckDBPyConnection:
         return duckdb.connect(path, read_only=True)
     except duckdb.ConnectionException:  # open for writing
         return duckdb.connect(path)
+
+
+os.register_at_fork(after_in_child=DuckDBFile.after_fork)

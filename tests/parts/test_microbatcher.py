@@ -15,11 +15,14 @@ import pytest
 
 import broker
 from broker.backend.keys import writer_lease
-from broker.errors import BrokerError
+from broker.backend.logs import Logs
+from broker.errors import BrokerError, Unavailable
 from broker.microbatcher import BatchReport
+from broker.microbatcher_closing import Closer
 from broker.model.commit import NewVersion, SourceRange, parse_record
 from broker.model.names import DatasetId
 from broker.rules.batching import PRODUCER
+from broker.rules.fold import State
 from broker.rules.patch import NOTHING_CONSUMED
 from broker.settings import Settings
 from tests.servers import redis_server, wait_until
@@ -368,6 +371,51 @@ def test_many_datasets_are_served_oldest_first_and_none_is_forgotten(b: broker.B
         dataset.changelog.append([{"sku": "a", "price": 1}])
     drain(batching)
     assert all(prices(dataset) == {"a": 1} for dataset in many)
+
+
+@pytest.mark.parametrize("error", [ValueError("a surprise"), Unavailable("the disk does not answer")])
+def test_of_a_group_one_datasets_harm_is_its_own(
+    b: broker.Broker, batching: Batching, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    many = [b.dataset(f"shop/catalog/d{n}", key=["sku"]) for n in range(4)]
+    close, harm = Closer.close_all, many[2]
+
+    def closing(self: Closer, state: State, *rest: Any) -> Any:
+        if state.dataset == harm.id:
+            raise error
+        return close(self, state, *rest)
+
+    monkeypatch.setattr(Closer, "close_all", closing)
+    for dataset in many:
+        dataset.changelog.append([{"sku": "a", "price": 1}])
+    failed: dict[DatasetId, str] = {}
+
+    def served() -> bool:
+        failed.update(batching.run_once().failed)
+        return bool(failed) and all(dataset.latest() for dataset in many if dataset is not harm)
+
+    wait_until(served, "the others", 10)
+    assert list(failed) == [harm.id]
+    assert harm.latest() is None
+    monkeypatch.undo()
+    until_versions(batching)
+    assert prices(harm) == {"a": 1}
+
+
+def test_a_log_that_cannot_be_trimmed_is_no_failure_of_what_was_committed(
+    b: broker.Broker, batching: Batching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(self: Logs, states: Any) -> None:
+        raise Unavailable("Redis does not answer")
+
+    monkeypatch.setattr(Logs, "trim_all", silent)
+    offers = b.dataset(OFFERS, key=["sku"], order=["at"])
+    offers.changelog.append(rows(3))
+    assert [report.rows for report in until_versions(batching)] == [3]
+    monkeypatch.undo()
+    drain(batching)
+    assert len(prices(offers)) == 3
+    assert offers.state.version == 1
 
 
 # --- the command

@@ -17,7 +17,7 @@ from broker.model.names import DatasetId
 from broker.retention import Retention
 from broker.rules.fold import State
 from broker.rules.patch import TABLES, Tables, VersionInfo, edge_field
-from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, forgotten
+from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, Wanted, forgotten
 from broker.sinks.memory import Memory
 from tests.servers import wait_until
 
@@ -75,7 +75,7 @@ def test_versions_that_no_edge_touches_are_forgotten_but_for_those_whose_product
     young = offers.state
     assert [info.version for info in young.versions] == [1, 2, 3, 4, 5, 6]
     later = time.time() + PRODUCTION_SECONDS + 1
-    infos, ranges = forgotten(young, [], later)
+    infos, ranges = forgotten(young, [], Wanted(), later)
     assert ([info.version for info in infos], ranges) == ([1, 2, 3], [(1, 3)])
     gone = Retire(versions=tuple(ranges), productions=tuple(str(info.production) for info in infos))
     after = b.parts.catalog.commit(OFFERS, lambda state: None if len(state.versions) == 3 else gone, "retention")
@@ -93,7 +93,9 @@ def test_what_nobody_produced_under_a_name_is_forgotten_at_once_and_the_newest_v
     tables["head"]["version"] = "9"
     tables["versions"] = {name: info.model_dump_json() for name, info in infos.items()}
     tables["edges"] = {edge_field(4, 6): Edge(base=4, version=6).model_dump_json(), "-9": edge.model_dump_json()}
-    assert forgotten(State(OFFERS, tables), [edge], 0)[1] == [(1, 3), (5, 5), (7, 8)]
+    assert forgotten(State(OFFERS, tables), [edge], Wanted(), 0)[1] == [(1, 3), (5, 5), (7, 8)]
+    standing = Wanted(versions={"channel production": [6]}, readers={"search": 1})
+    assert forgotten(State(OFFERS, tables), [edge], standing, 0)[1] == [(1, 1), (3, 3), (5, 5), (8, 8)]
 
 
 def test_what_goes_is_told_before_and_recorded_after_by_edge_and_file(b: broker.Broker) -> None:

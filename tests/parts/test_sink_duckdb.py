@@ -53,6 +53,32 @@ def test_a_connection_of_this_process_does_not_keep_the_cursor_from_being_read(s
         assert sink.cursor("search") == at(1)
 
 
+def test_a_forked_child_ends_as_it_wishes_and_uses_the_file_anew(sink: DuckDB) -> None:
+    loaded(sink)
+    program = f"""
+import os, sys
+from broker.sinks import DuckDB
+sink = DuckDB({str(sink.path)!r}, "offers")
+assert sink.cursor("search").version == 1
+lock = sink._file._lock
+with lock:  # as held by a thread that the child does not have
+    child = os.fork()
+if child == 0:
+    sys.exit(0 if sink.cursor("search").version == 1 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_the_users_own_connection_makes_a_writer_busy(sink: DuckDB) -> None:
+    loaded(sink)
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{sink.path}' AS mine")
+        with pytest.raises(Busy):
+            sink.apply("search", delta(SIMPLE, NEW), expect=at(1), to=at(2))
+    assert sink.cursor("search") == at(1)
+
+
 def test_a_users_own_table_is_never_replaced(sink: DuckDB) -> None:
     sink.path.parent.mkdir(parents=True)
     with duckdb.connect(sink.path) as connection:

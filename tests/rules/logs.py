@@ -26,7 +26,7 @@ from broker.model.commit import (
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
 from broker.rules.fold import State, fold
-from broker.rules.retention import forgotten, pair
+from broker.rules.retention import Wanted, forgotten, pair
 
 DATASET = "t/d/folded"
 SPEC = DatasetSpec(dataset=DatasetId(DATASET), key=("id",))
@@ -71,7 +71,7 @@ def bodies(draw: st.DrawFn, state: State) -> Body:
             return Hold(name=draw(TEXT), version=draw(st.integers(0, 9)), why=draw(TEXT))
         case "retire":
             gone = draw(st.lists(st.sampled_from([(e.base, e.version) for e in state.edges] or [(None, 1)]), max_size=3))
-            _, ranges = forgotten(state, [edge for edge in state.edges if pair(edge) in gone], 2e9)
+            _, ranges = forgotten(state, [edge for edge in state.edges if pair(edge) in gone], Wanted(), 2e9)
             return Retire(edges=tuple(gone), versions_until=draw(st.integers(0, state.version)), versions=tuple(ranges))
         case "announce":
             past = draw(st.lists(st.builds(Point, st.integers(1, 9), TEXT), max_size=3))

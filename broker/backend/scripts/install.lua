@@ -1,4 +1,4 @@
--- Touches: meta, the set that lists the log (KEYS[2]), the projection's hashes (KEYS[3..8], in the order of rules/fold.py
+-- Touches: meta, the set that lists the log (KEYS[2]), the projection's hashes (KEYS[3..8], in the order of rules/patch.py
 -- TABLES), unindexed.
 -- ARGV: seq, tables (JSON), run id to adopt for an empty log ('' none), the log's id
 local HEAD = KEYS[3]

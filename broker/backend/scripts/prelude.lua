@@ -5,7 +5,7 @@ local GENESIS = string.rep('0', 64)
 local PRIORITIES = { 'high', 'normal', 'low' }
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
 
--- The projection of a log, by table: its keys begin at `first`, in the order of rules/fold.py TABLES.
+-- The projection of a log, by table: its keys begin at `first`, in the order of rules/patch.py TABLES.
 local TABLES = { 'head', 'versions', 'edges', 'productions', 'holds', 'channels' }
 local function tables_from(first)
   local tables = {}

@@ -1,4 +1,4 @@
--- Touches: meta, the set that lists the log (KEYS[2]), the projection's hashes (KEYS[3..8], in the order of rules/fold.py
+-- Touches: meta, the set that lists the log (KEYS[2]), the projection's hashes (KEYS[3..8], in the order of rules/patch.py
 -- TABLES), unindexed, events.
 -- ARGV: seq, SHA-256 of the record before, patch (JSON), run id of a barrier ('' none), the log's id, history of events (ms),
 -- then events
