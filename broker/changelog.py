@@ -224,7 +224,7 @@ class ChangeLog:
         with self._lock:
             if producer is None:
                 before = self._unnamed
-                if time.monotonic() - before.used > UNNAMED_SECONDS / 2:
+                if before.idle(UNNAMED_SECONDS / 2):
                     self._unnamed = self._new_numbering(unnamed_producer())
                     if not before.settled:
                         raise _too_late(self.dataset)

@@ -204,6 +204,10 @@ class Numbering:
         """Whether no call that failed may come again."""
         return self._unsettled is None and not self._sent
 
+    def idle(self, seconds: float) -> bool:
+        """Whether no call was made for so long, and none is under way."""
+        return not self._lock.locked() and time.monotonic() - self.used > seconds
+
     @contextmanager
     def call(self, deadline: float) -> Iterator[None]:
         """One call: blocks of a call that failed are not brought again when it comes again, unless Redis lost them since.
@@ -221,6 +225,7 @@ class Numbering:
             self._sent, self._again = [], iter(())
         finally:
             self._sent += self._again  # what a call that failed did not come to this time
+            self.used = time.monotonic()
             self._lock.release()
 
     def append(self, content: Content, deadline: float) -> Block:
