@@ -35,7 +35,8 @@ class Token(NamedTuple):
 class LogChecker(Checker):
     """`files`: what each file holds. `logged`: per slot, id -> tokens of the newest entry that had it.
 
-    `accepted`: acknowledged and not yet in a version; `excused`: of those, what Redis lost.
+    `accepted`: acknowledged and not yet in a version; `excused`: what Redis lost of
+    its log, perhaps before its acknowledgement arrived.
     """
 
     files: dict[str, tuple[Token, ...]] = field(default_factory=dict)
@@ -118,8 +119,9 @@ class LogChecker(Checker):
 
     def lost(self, standing: set[Token]) -> None:
         """Redis came back with these in its log."""
-        gone = self.accepted - self.holds - standing - self.excused
-        self.counters["accepted and lost"] += len(gone)
+        known = {token for entries in self.logged.values() for tokens in entries.values() for token in tokens}
+        gone = known - self.holds - standing
+        self.counters["accepted and lost"] += len((gone & self.accepted) - self.excused)
         self.excused |= gone
 
     def settled(self, sure: Iterable[Token]) -> None:

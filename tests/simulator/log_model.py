@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 from broker.backend.client import Call, RedisClient
 from broker.backend.lanes import Argument
+from broker.errors import OutcomeUnknown
 from tests.simulator.fibres import Script
 from tests.simulator.redis_model import Server
 
@@ -174,8 +175,13 @@ class ModelClient:
         return _reply(self._does(Script(f"{texts[1]} {name} {' '.join(said)}", lambda: work(texts, values))))
 
     def call_many(self, name: str, calls: Sequence[Call]) -> list[Any]:
-        """Others' steps may come in between; a lost reply leaves all of them unknown."""
-        return [self.call(name, [_bytes(key) for key in keys], args) for keys, args in calls]
+        """Others' steps may come in between. A lost reply leaves all of them unknown, and so does a restart: no connection lasts."""
+        run, replies = self.logs.server.run, list[Any]()
+        for keys, args in calls:
+            replies.append(self.call(name, [_bytes(key) for key in keys], args))
+            if self.logs.server.run != run:
+                raise OutcomeUnknown("the connection was lost", of=name)
+        return replies
 
     def run(self, *command: Argument, writes: bool = True) -> Any:
         return self._does(Script(" ".join(map(_word, command)), lambda: self._command(command), writes))

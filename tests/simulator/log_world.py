@@ -132,8 +132,7 @@ class LogWorld(ProductWorld):
     def sent(self, script: Script) -> Any:
         """A write may be long on its way, when the network is bad."""
         if script.writes and not self.calm and self.plan.nap_rate and self.choices.below(8) == 1:
-            for _ in range(self.choices.below(40)):
-                nap()
+            self.pause(self.choices.below(120))
         return perform(script)
 
     def run(self) -> None:
