@@ -175,7 +175,7 @@ class ModelClient:
         return _reply(self._does(Script(f"{texts[1]} {name} {' '.join(said)}", lambda: work(texts, values))))
 
     def call_many(self, name: str, calls: Sequence[Call]) -> list[Any]:
-        """Others' steps may come in between. A lost reply leaves all of them unknown, and so does a restart: no connection lasts."""
+        """Others' steps may come in between. A lost reply leaves all of them unknown, and so does a restart."""
         run, replies = self.logs.server.run, list[Any]()
         for keys, args in calls:
             replies.append(self.call(name, [_bytes(key) for key in keys], args))

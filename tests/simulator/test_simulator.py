@@ -15,7 +15,7 @@ from tests.simulator.worlds import SUBJECTS
 
 SCHEDULES = int(os.environ.get("BROKER_SIMULATE_SCHEDULES", "10000"))
 PARTS = 4
-SHARES = {"log": SCHEDULES // 25, "channels": SCHEDULES // 50}
+SHARES = {"log": SCHEDULES // 40, "channels": SCHEDULES // 80}
 """Of worlds whose schedules are longer."""
 
 

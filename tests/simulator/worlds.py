@@ -15,7 +15,7 @@ Build = Callable[[int, Plan, list[int] | None, bool], World]
 _FAULTS: Final = (
     "fault crash", "fault pause", "fault leap", "fault restart", "fault rollback", "fault wipe", "fault flush",
     "lost request", "lost reply", "lost read", "delayed write", "landed late", "answer unknown", "reconciled", "seal refused",
-    "reserve reserved", "reserve refused", "publish published", "publish behind", "foreign record",
+    "reserve reserved", "reserve refused", "publish published", "publish behind",
 )  # fmt: skip
 
 
@@ -31,11 +31,11 @@ class Subject:
 
 SUBJECTS: Final = {
     "publishing": Subject(plan_of, world_of, 1.0, (
-        *_FAULTS, "reserve fenced", "reserve too-old", "sealed for another", "helped reservation", "found behind the head",
+        *_FAULTS, "foreign record", "reserve fenced", "reserve too-old", "sealed for another", "helped reservation", "found behind the head",
         "adopted", "installed", "checkpoint read", "swept", "acknowledged",
     )),
     "log": Subject(log_plan_of, log_world_of, 0.1, (
-        *_FAULTS, "append accepted", "append same", "append gap", "append full", "append reconcile",
+        *_FAULTS, "foreign record", "append accepted", "append same", "append gap", "append full", "append reconcile",
         "log closed", "log opened", "trimmed", "batch closed", "batches committed", "record sealed", "gap told",
         "acknowledged accepted", "acknowledged sealed", "accepted and lost", "helped reservation",
     )),
