@@ -31,8 +31,8 @@ class Subject:
 
 SUBJECTS: Final = {
     "publishing": Subject(plan_of, world_of, 1.0, (
-        *_FAULTS, "foreign record", "reserve fenced", "reserve too-old", "sealed for another", "helped reservation", "found behind the head",
-        "adopted", "installed", "checkpoint read", "swept", "acknowledged",
+        *_FAULTS, "foreign record", "reserve fenced", "reserve too-old", "sealed for another", "helped reservation",
+        "found behind the head", "adopted", "installed", "checkpoint read", "swept", "acknowledged",
     )),
     "log": Subject(log_plan_of, log_world_of, 0.1, (
         *_FAULTS, "foreign record", "append accepted", "append same", "append gap", "append full", "append reconcile",
