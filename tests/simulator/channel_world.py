@@ -264,9 +264,9 @@ class _NoCursors:
 def rest(world: ChannelWorld, me: Process, steps: int) -> None:
     """Nothing is under way; in the end for good."""
     world.resting.add(me.name)
-    while steps > 0 or (world.calm and len(world.answered) == len(world.jobs)):
-        nap()
-        steps -= 1
+    world.pause(6 * steps)
+    while world.calm and len(world.answered) == len(world.jobs):
+        world.pause()
     world.resting.discard(me.name)
 
 
@@ -275,7 +275,7 @@ def move(world: ChannelWorld, me: Process) -> None:
     catalog = BellCatalog(world)
     channels = Channels(catalog, INDEX, WorldLeases())
     while not world.offered("a") or not world.offered("b"):
-        nap()
+        world.pause()
     while (number := world.moves.get(me.name, 0) + 1) <= MOVES:
         world.moves[me.name] = number
         channel, kind = CHANNELS[world.choices.below(len(CHANNELS))], world.choices.below(3)
@@ -285,7 +285,7 @@ def move(world: ChannelWorld, me: Process) -> None:
         work = (_promoted, _rolled_back, _released)[kind]
         call = partial(work, world, me, channels, (channel, targets, expect))
         while not _moved(world, me, call, channel):
-            nap()
+            world.pause()
         world.intents[me.owner] = None
         rest(world, me, 3)
     world.answered.add(me.name)
@@ -382,7 +382,7 @@ def ring(world: ChannelWorld, me: Process) -> None:
     while True:
         world.resting.add(me.name)
         while not world.asked:
-            nap()
+            world.pause()
         world.resting.discard(me.name)
         log = world.asked.pop(world.choices.below(len(world.asked)))
         try:

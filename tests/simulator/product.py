@@ -45,7 +45,7 @@ class ProductWorld(World):
 
     def run(self) -> None:
         try:
-            clock, ids = Clock(lambda: self.redis.now, nap), count(1)
+            clock, ids = Clock(lambda: self.redis.now, self.pause), count(1)
             with (
                 swapped(self.modules, "time", clock),
                 swapped(self.modules, "uuid4", lambda: self._new_id(next(ids))),
@@ -56,6 +56,11 @@ class ProductWorld(World):
             for process in self.processes:
                 if process.program is not None:
                     process.program.close()
+
+    def pause(self, steps: int = 8) -> None:
+        """Whoever waits is left out for a while."""
+        self.acting.asleep_until = max(self.acting.asleep_until, self.steps + steps)
+        nap()
 
     def _new_id(self, number: int) -> _Id:
         """In the order in which they are asked for: a schedule is the same each time."""
