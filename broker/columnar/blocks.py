@@ -9,6 +9,7 @@ from zlib import crc32
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from broker.columnar.crc32 import crc32s
 from broker.errors import Corrupt
 from broker.rules.blocks import SEPARATOR
 
@@ -46,9 +47,10 @@ def split(rows: pa.RecordBatch, key: Sequence[str], slots: int) -> Iterator[tupl
     if rows.num_rows == 1:
         yield crc32(texts[0].as_py()) % slots, rows
         return
-    numbers = bytes([crc32(text) % slots for text in texts.to_pylist()])
-    found = pa.Array.from_buffers(pa.uint8(), rows.num_rows, [None, pa.py_buffer(numbers)])
-    for slot in sorted(set(numbers)):
+    hashes = crc32s(texts)
+    whole = pc.multiply(pc.divide(hashes, pa.scalar(slots, pa.uint32())), pa.scalar(slots, pa.uint32()))
+    found = pc.subtract(hashes, whole).cast(pa.uint8())
+    for slot in sorted(pc.unique(found).to_pylist()):
         yield slot, rows.filter(pc.equal(found, slot))
 
 

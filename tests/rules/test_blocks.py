@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
+from zlib import crc32
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.columnar.blocks import decoded, encoded, key_texts, split
+from broker.columnar.crc32 import FEW_ROWS, LONG_BYTES, crc32s
 from broker.errors import Corrupt, Gap, Invalid, InvalidName, from_dict
 from broker.model.commit import Mark
 from broker.rules.blocks import (
@@ -50,6 +52,14 @@ def test_a_split_keeps_every_row_once_in_order_and_all_rows_of_a_key_together(ke
     assert sorted(row for part in parts.values() for row in part.column("price").to_pylist()) == list(
         map(float, range(len(keys)))
     )
+
+
+@given(st.lists(st.binary(max_size=9), min_size=1, max_size=9), st.integers(0, 5), st.booleans())
+def test_a_hash_of_many_texts_is_that_of_each(texts: list[bytes], skipped: int, with_a_long_one: bool) -> None:
+    many = (texts * (FEW_ROWS // len(texts) + 2))[: FEW_ROWS + 9] + [b"x" * (LONG_BYTES + 1)] * with_a_long_one
+    column = pa.array(many, pa.binary()).slice(skipped)
+
+    assert crc32s(column).to_pylist() == list(map(crc32, many[skipped:]))
 
 
 @pytest.mark.parametrize(
