@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import Any, Final
@@ -145,9 +145,10 @@ class State:
             found = tuple(_hop(field, text) for field, text in self.tables["edges"].items())
         return tuple(sorted(found, key=itemgetter(1)))
 
-    def hop_edge(self, hop: Hop) -> Edge:
-        """The edge that a hop stands for."""
-        return _edge(self.tables["edges"][edge_field(hop[0], hop[1])])
+    def edges_of(self, road: Sequence[Hop]) -> tuple[Edge, ...]:
+        """The edges that hops stand for."""
+        texts = self.tables["edges"]
+        return tuple([_edge(texts[edge_field(base, version)]) for base, version, _ in road])
 
     @cached_property
     def versions(self) -> tuple[VersionInfo, ...]:

@@ -85,10 +85,13 @@ def plan(edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason 
     snapshot came later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want`.
     """
     found = {edge.hop: edge for edge in edges}
-    return _plan(sorted(found, key=_BY_VERSION), found.__getitem__, held, want, reset)
+    return _plan(sorted(found, key=_BY_VERSION), lambda road: tuple(found[hop] for hop in road), held, want, reset)
 
 
-def _plan(hops: Sequence[Hop], edge_of: Callable[[Hop], Edge], held: int | None, want: int, reset: ResetReason | None) -> Plan:
+def _plan(
+    hops: Sequence[Hop], edges_of: Callable[[Sequence[Hop]], tuple[Edge, ...]], held: int | None, want: int,
+    reset: ResetReason | None,
+) -> Plan:  # fmt: skip
     if held is not None and reset is None and held > want:
         reset = "rolled-back"
     base = None if reset else held
@@ -99,7 +102,7 @@ def _plan(hops: Sequence[Hop], edge_of: Callable[[Hop], Edge], held: int | None,
         raise NotFound(
             "no road leads to this version", of=f"version {want}", why="its edges are retired", hint="Ask for a newer one"
         )
-    edges = tuple(map(edge_of, road))
+    edges = edges_of(road)
     if edges and edges[0].base is None:
         return Plan(None, want, edges, reset or (None if held is None else _passed_by(hops, held)))
     return Plan(base, want, edges)
@@ -141,5 +144,5 @@ def plan_for(state: State, cursor: Cursor | None, selection: Selection, want: in
     reset = reset_of(state, cursor, selection, asked)
     known = state.plans.get((held, target, reset))
     if known is None:
-        known = state.plans[held, target, reset] = _plan(state.hops, state.hop_edge, held, target, reset)
+        known = state.plans[held, target, reset] = _plan(state.hops, state.edges_of, held, target, reset)
     return known
