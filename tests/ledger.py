@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from broker import Broker
+from broker import Broker, Handle, connect
 from broker.backend.client import Entry
 from broker.backend.keys import PRODUCERS, Slot
 from broker.catalog import Catalog
@@ -29,6 +29,18 @@ from broker.settings import load
 from broker.stores.port import ObjectStore
 
 OFFERS = DatasetId("goodstuff_01/catalog/offers")
+SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
+
+
+def opened(url: str, **settings: Any) -> Broker:
+    """A broker over an own memory store, with the dataset OFFERS."""
+    connected = connect(redis=url, store="memory://", **(SHORT | settings))
+    connected.dataset(OFFERS, key=["sku"])
+    return connected
+
+
+def ask(b: Broker, **fields: Any) -> Handle:
+    return b.request(OFFERS, **({"target": "search"} | fields))
 
 
 @dataclass

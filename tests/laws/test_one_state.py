@@ -6,8 +6,7 @@ they do not, ties follow commit order; without order columns the later change wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -16,30 +15,12 @@ from hypothesis import strategies as st
 import broker
 from broker.sinks import Memory
 from tests.campaign import examples
-from tests.contracts.sink_places import KINDS
 from tests.contracts.sink_places import Place as SinkPlace
-from tests.laws.changes import CHANGES, Change, Place, Standing, cut, held, place, rows_of
-from tests.servers import RedisServer
+from tests.laws.changes import CHANGES, Change, Place, Standing, cut, held, rows_of
 
 DISTINCT = st.lists(CHANGES, max_size=12, unique_by=lambda change: (change.key, change.rank))
 FEW = {"memory": 8, "sqlite": 3, "duckdb": 2, "parquet": 2, "postgres": 2}
 """Examples by what one costs."""
-
-
-@pytest.fixture(scope="module")
-def here(redis_server: RedisServer) -> Iterator[Place]:
-    redis_server.flush()
-    with place(redis_server.url) as made:
-        yield made
-
-
-@pytest.fixture(params=KINDS)
-def sinks(request: pytest.FixtureRequest, tmp_path: Path) -> SinkPlace:
-    kind: str = request.param
-    files = {"duckdb": "r.duckdb", "sqlite": "r.sqlite"}
-    return SinkPlace(
-        kind, request.getfixturevalue("postgres_dsn") if kind == "postgres" else str(tmp_path / files.get(kind, "r"))
-    )
 
 
 def told(here: Place, dataset: broker.Dataset, changes: Sequence[Change], data: st.DataObject, sinks: SinkPlace) -> None:

@@ -6,11 +6,8 @@ came late; tombstones are tried by what comes later still.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,31 +15,13 @@ import broker
 from broker.receipts import content_of
 from broker.sinks import Memory
 from tests.campaign import examples
-from tests.contracts.sink_places import KINDS
 from tests.contracts.sink_places import Place as SinkPlace
-from tests.laws.changes import CHANGES, WHERE, Change, Place, Standing, held, place, rows_of, table
-from tests.servers import RedisServer
+from tests.laws.changes import CHANGES, WHERE, Change, Place, Standing, held, rows_of, table
 
 FEW = {"memory": 6, "sqlite": 2, "duckdb": 2, "parquet": 2, "postgres": 2}
 """Examples by what one costs."""
 BATCHES = st.lists(CHANGES, min_size=1, max_size=6)
 FEEDS = st.lists(CHANGES.map(lambda change: Change(**{**vars(change), "gone": False})), max_size=5, unique_by=lambda c: c.key)
-
-
-@pytest.fixture(scope="module")
-def here(redis_server: RedisServer) -> Iterator[Place]:
-    redis_server.flush()
-    with place(redis_server.url) as made:
-        yield made
-
-
-@pytest.fixture(params=KINDS)
-def sinks(request: pytest.FixtureRequest, tmp_path: Path) -> SinkPlace:
-    kind: str = request.param
-    files = {"duckdb": "r.duckdb", "sqlite": "r.sqlite"}
-    return SinkPlace(
-        kind, request.getfixturevalue("postgres_dsn") if kind == "postgres" else str(tmp_path / files.get(kind, "r"))
-    )
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Barrier
@@ -28,29 +28,12 @@ from broker.sinks.memory import Memory
 from broker.stores.memory import MemoryStore
 from broker.stores.port import ObjectInfo
 from tests.faulty_store import FaultyStore
+from tests.fuse import Crash, Fuse
 from tests.ledger import broker_over
 from tests.servers import RedisServer
 
 OFFERS, IMAGES = DatasetId("acme/catalog/offers"), DatasetId("acme/catalog/images")
 LOG = ChannelsId("acme/catalog")
-
-
-class Crash(BaseException):
-    """Stands for kill -9: no handler of the code under test catches it."""
-
-
-class Fuse:
-    """An on_step hook that crashes at `step`, once, or calls `act` there."""
-
-    step = ""
-    act: Callable[[], object] | None = None
-
-    def __call__(self, step: str) -> None:
-        if step == self.step:
-            self.step = ""
-            if self.act is None:
-                raise Crash
-            self.act()
 
 
 @pytest.fixture
@@ -468,13 +451,18 @@ def retention(b: Broker) -> Retention:
     return Retention(parts.catalog, parts.index, parts.leases, cursors, Floors(1, 0), parts.channels.pins)
 
 
+def two_snapshots_more(offers: Dataset) -> None:
+    """So that nothing but a channel needs the versions before."""
+    for at in (5, 6):
+        offers.publish([{"sku": "s0", "at": at}])
+
+
 def test_what_a_channel_named_lately_stays_readable(b: Broker, offers: Dataset) -> None:
     for version in (1, 2, 3):
         offers.promote(version, to="production")
     offers.rollback("production")
     assert b.parts.channels.pins(OFFERS) == {"channel production": [2, 3, 1]}
-    for at in (5, 6):
-        offers.publish([{"sku": "s0", "at": at}])
+    two_snapshots_more(offers)
     retention(b).apply(OFFERS)
     assert [len(offers.read(version)) for version in (1, 2, 3, 6)] == [20, 20, 20, 1]
     with pytest.raises(NotFound, match="retired"):
@@ -485,8 +473,7 @@ def test_what_a_channel_named_lately_stays_readable(b: Broker, offers: Dataset) 
 def test_a_version_whose_promotion_was_left_behind_its_reservation_keeps_its_road(
     b: Broker, offers: Dataset, fuse: Fuse
 ) -> None:
-    for at in (5, 6):
-        offers.publish([{"sku": "s0", "at": at}])
+    two_snapshots_more(offers)
     fuse.step = "reserve"
     with pytest.raises(Crash):
         offers.promote(2, to="production")
@@ -498,8 +485,7 @@ def test_a_version_whose_promotion_was_left_behind_its_reservation_keeps_its_roa
 def test_a_version_whose_retirement_was_left_behind_its_reservation_is_not_promoted(
     b: Broker, offers: Dataset, fuse: Fuse
 ) -> None:
-    for at in (5, 6):
-        offers.publish([{"sku": "s0", "at": at}])
+    two_snapshots_more(offers)
     fuse.step = "reserve"
     with pytest.raises(Crash):
         retention(b).apply(OFFERS)

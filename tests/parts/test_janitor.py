@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,28 +13,10 @@ from broker.model import names
 from broker.model.names import DatasetId
 from broker.stores.memory import MemoryStore
 from tests.faulty_store import Fault, FaultyStore, matching, never
+from tests.fuse import Crash, Fuse
 from tests.ledger import OFFERS, Hand, Source, broker_over
 
 DAY = 86_400.0
-
-
-class Crash(BaseException):
-    """Stands for kill -9: no handler of the code under test catches it."""
-
-
-class Fuse:
-    """An on_step hook that crashes at `step`, once."""
-
-    step = ""
-    amid: Callable[[], object] | None = None
-    """What happens at the step in place of a crash."""
-
-    def __call__(self, step: str) -> None:
-        if step == self.step:
-            self.step = ""
-            if self.amid is None:
-                raise Crash
-            self.amid()
 
 
 @pytest.fixture
@@ -140,7 +122,7 @@ def test_a_sweep_amid_an_upload_spares_it_for_longer_than_it_may_be_committed(
         assert settings.upload_max_age_seconds * 2 <= settings.orphan_seconds
         swept.append(janitor.run_once("janitor", sweep=True).swept)
 
-    fuse.step, fuse.amid = "upload", sweep
+    fuse.step, fuse.act = "upload", sweep
     b.dataset(OFFERS).publish([{"sku": "b", "price": 2}])
     assert swept == [0]
     assert b.dataset(OFFERS).read()["sku"].to_pylist() == ["b"]

@@ -21,9 +21,7 @@ from broker.requests import ANSWER_RUN, TICK_LIMIT
 from broker.rules.answering import MOST_EDGES, MOST_FILES, needs_files
 from broker.rules.checkpoint import Checkpoint
 from broker.rules.plan import Plan
-from tests.ledger import OFFERS, Hand, Source, events, let_lapse
-
-SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
+from tests.ledger import OFFERS, Hand, Source, ask, events, let_lapse, opened
 
 
 @pytest.fixture
@@ -35,17 +33,6 @@ def b(redis_url: str) -> Iterator[broker.Broker]:
 @pytest.fixture
 def hand(b: broker.Broker) -> Hand:
     return Hand(b.parts, Source())
-
-
-def opened(url: str, **settings: Any) -> broker.Broker:
-    """A broker over an own memory store, with the dataset of these tests."""
-    connected = broker.connect(redis=url, store="memory://", **(SHORT | settings))
-    connected.dataset(OFFERS, key=["sku"])
-    return connected
-
-
-def ask(b: broker.Broker, **fields: Any) -> broker.Handle:
-    return b.request(OFFERS, **({"target": "search"} | fields))
 
 
 def noted(b: broker.Broker, dataset: DatasetId = OFFERS) -> tuple[int, Any]:

@@ -31,10 +31,8 @@ from broker.flights import Due
 from broker.inquiry import Inquiry
 from broker.model.names import DatasetId
 from broker.model.request import State, new_id, slot_of
-from tests.ledger import OFFERS, Hand, Source, events, let_lapse
+from tests.ledger import OFFERS, Hand, Source, ask, events, let_lapse, opened
 from tests.servers import RedisServer, redis_server, wait_until
-
-SHORT: dict[str, Any] = {"lease_seconds": 60, "backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "max_attempts": 3}
 
 
 @pytest.fixture
@@ -46,17 +44,6 @@ def b(redis_url: str) -> Iterator[broker.Broker]:
 @pytest.fixture
 def hand(b: broker.Broker) -> Hand:
     return Hand(b.parts, Source())
-
-
-def opened(url: str, **settings: Any) -> broker.Broker:
-    """A broker over an own memory store, with the dataset of these tests."""
-    connected = broker.connect(redis=url, store="memory://", **(SHORT | settings))
-    connected.dataset(OFFERS, key=["sku"])
-    return connected
-
-
-def ask(b: broker.Broker, **fields: Any) -> broker.Handle:
-    return b.request(OFFERS, **({"target": "search"} | fields))
 
 
 def tick(b: broker.Broker) -> Due:
