@@ -24,7 +24,9 @@ from broker.model.commit import Body, Hold, Retire, checked_version
 from broker.model.event import rfc3339
 from broker.model.names import DatasetId, check_name
 from broker.rules.fold import State
+from broker.rules.patch import VersionInfo
 from broker.rules.retention import Floors, RetentionPlan, Wanted, forgotten, pair, retention
+from broker.search import unindex
 
 log = logging.getLogger("broker.retention")
 Pins = Callable[[DatasetId], Mapping[str, Sequence[int]]]
@@ -87,7 +89,7 @@ class Retention:
         """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable."""
         if self.waits_seconds(dataset):
             return None
-        done: list[RetentionPlan] = []
+        done, gone = list[RetentionPlan](), list[VersionInfo]()
         with self._leases.held(self._catalog.slot(dataset), retention_lease(dataset), uuid4().hex) as lease:
 
             def body(state: State) -> Body | None:
@@ -97,13 +99,15 @@ class Retention:
                 if not found.retire:
                     return None
                 files = tuple(file.key for edge in found.retire for file in edge.files)
-                infos, ranges = forgotten(state, found.retire, wanted, now)
+                gone[:], ranges = forgotten(state, found.retire, wanted, now)
                 return Retire(
                     edges=tuple(map(pair, found.retire)), files=files, versions_until=found.until, versions=tuple(ranges),
-                    productions=tuple(info.production for info in infos if info.production),
+                    productions=tuple(info.production for info in gone if info.production),
                 )  # fmt: skip
 
-            self._catalog.commit(dataset, body, "retention", lease)
+            after = self._catalog.commit(dataset, body, "retention", lease).tables["versions"]
+        if gone := [info for info in gone if str(info.version) not in after]:
+            unindex(self._index, dataset, gone)
         return next((found for found in reversed(done) if found.retire), done[0])
 
     def waits_seconds(self, dataset: DatasetId) -> float:

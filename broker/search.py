@@ -123,22 +123,32 @@ class Search:
         replies = self._redis.replies(reads, slot.name, writes=False)
         writes, seen = list[Sequence[Argument]](), list[Argument]()
         for one, spec, versions in zip(stale, replies[::2], replies[1::2], strict=True):
-            writes += _additions(slot, one.dataset, spec, filter(None, versions))
+            infos = map(VersionInfo.model_validate_json, filter(None, versions))
+            writes += _changes("SADD", slot, one.dataset, spec, infos)
             seen += (one.dataset, one.seq, one.version)
         self._redis.replies(writes, slot.name)
         return seen
 
 
-def _additions(slot: Slot, dataset: DatasetId, spec: bytes | None, versions: Iterable[bytes]) -> Iterator[Sequence[Argument]]:
+def unindex(index: Index, dataset: DatasetId, versions: Sequence[VersionInfo]) -> None:
+    """Take versions out that the projection has forgotten. One that stays, where this fails, is found in vain."""
+    slot = index.slot(dataset)
+    index.redis.replies(list(_changes("SREM", slot, dataset, None, versions)), slot.name)
+
+
+def _changes(
+    command: str, slot: Slot, dataset: DatasetId, spec: bytes | None, versions: Iterable[VersionInfo]
+) -> Iterator[Sequence[Argument]]:
+    """Of every set that a dataset (where its spec is given) and its versions belong to."""
     me = f"{dataset.tenant}/{dataset.name}"
     places = {me: DatasetSpec.model_validate_json(spec).attributes | _own(dataset)} if spec else {}
-    for info in map(VersionInfo.model_validate_json, versions):
+    for info in versions:
         places[f"{me}@{info.version}"] = info.system | info.custom
     terms: dict[bytes, list[str]] = {_everything(slot): list(places)} if places else {}
     for member, attributes in places.items():
         for name in attributes.keys() - UNINDEXED:
             terms.setdefault(_term(slot, name, attributes[name]), []).append(member)
-    return (("SADD", term, *members) for term, members in terms.items())
+    return ((command, term, *members) for term, members in terms.items())
 
 
 def _own(dataset: DatasetId) -> dict[str, str]:

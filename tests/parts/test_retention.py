@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from broker.retention import Retention
 from broker.rules.fold import State
 from broker.rules.patch import TABLES, Tables, VersionInfo, edge_field
 from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, Wanted, forgotten
+from broker.search import Search
 from broker.sinks.memory import Memory
 from tests.servers import wait_until
 
@@ -84,6 +86,19 @@ def test_versions_that_no_edge_touches_are_forgotten_but_for_those_whose_product
     assert after.made_by(str(infos[0].production)) is None
     with pytest.raises(NotFound, match="retired"):
         offers.read(2)
+
+
+def test_the_index_of_attributes_forgets_with_the_projection(b: broker.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    offers, search = history(b), Search(b.parts.redis, b.parts.index)
+    assert [hit.version for hit in search.find({"kind": "delta"})] == [6, 5, 3, 2]
+    slot = b.parts.index.slot(OFFERS)
+    old = set(b.parts.redis.run("KEYS", slot.key("find:sha256=*")))
+    monkeypatch.setattr("broker.retention.time", SimpleNamespace(time=lambda: time.time() + PRODUCTION_SECONDS + 1))
+    duty(b).apply(OFFERS)
+    assert [info.version for info in offers.state.versions] == [4, 5, 6]
+    assert len(set(b.parts.redis.run("KEYS", slot.key("find:sha256=*")))) == len(old) - 3
+    assert [hit.version for hit in search.find({"kind": "delta"})] == [6, 5]
+    assert [hit.version for hit in search.find({"kind": "snapshot"})] == [4]
 
 
 def test_what_nobody_produced_under_a_name_is_forgotten_at_once_and_the_newest_version_never() -> None:

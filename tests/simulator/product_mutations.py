@@ -101,9 +101,9 @@ def _moved_anyway(state: State, wish: Wish) -> Announce | None:
     return announcing.moved(state, replace(wish, expect={}))
 
 
-def _written_once(self: Notices, *states: State) -> bool:
+def _written_once(self: Notices, states: Any) -> set[Any]:
     del self, states
-    return True
+    return set()
 
 
 def _no_pins(self: Channels, dataset: Any) -> dict[str, list[int]]:
@@ -143,7 +143,7 @@ LOG: Final = {
     _M.MARKS: _Off(scripts=_Everything),
     _M.SEALED_MARKS: _Off(scripts=_Unlearned, plan=_lossy("rollback", "wipe")),
     _M.FLOOR: _Off(scripts=_Present, plan=_lossy("wipe", "rollback")),
-    _M.LOOK: _Off(scripts=_Hasty, plan=_lossy("flush", "wipe"), first=1160),
+    _M.LOOK: _Off(scripts=_Hasty, plan=_lossy("flush", "wipe"), first=1_160),
     _M.TRIM: _Off(scripts=_Greedy),
     _M.BROUGHT_BACK: _Off(
         [(Numbering, "_bring_back", _not_again)], plan=_lossy("rollback", "wipe"), breaks=frozenset({"P5", "liveness"})
@@ -154,7 +154,7 @@ CHANNELS: Final = {
     _M.LEASE: _Off(redis=_Lawless, breaks=frozenset({"P3", "P10"})),
     _M.FINISHED: _Off([(Catalog, "finished", Catalog.known)], plan=_ASLEEP, breaks=frozenset({"P10"})),
     _M.PINS: _Off([(Channels, "pins", _no_pins)], breaks=frozenset({"P10"})),
-    _M.REREAD: _Off([(Notices, "_stands", _written_once)], plan=_CALM, breaks=frozenset({"notify"})),
+    _M.REREAD: _Off([(Notices, "_moved", _written_once)], plan=_CALM, breaks=frozenset({"notify"})),
 }
 OFF: Final = {**LOG, **CHANNELS}
 
