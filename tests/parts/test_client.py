@@ -191,8 +191,12 @@ def test_the_prelude_stands_before_every_script_and_belongs_to_its_name(
 
 
 def blocker(key: str) -> Script:
-    """Adds one, then keeps the server busy for longer than the client waits."""
-    busy = "redis.call('incr', KEYS[1]) local n = 0 for i = 1, 60000000 do n = n + i % 7 end return n"
+    """Adds one, then keeps the server busy for 0.4 s: longer than the client waits, too short to be refused as BUSY."""
+    busy = """redis.call('incr', KEYS[1])
+local function now() local at = redis.call('TIME') return at[1] * 1000 + at[2] / 1000 end
+local begun = now()
+while now() - begun < 400 do end
+return 1"""
     return make_script(f"busy {key}", busy)
 
 
