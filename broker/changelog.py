@@ -10,7 +10,9 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Final
@@ -22,7 +24,7 @@ from broker.backend.logs import UNNAMED_SECONDS, Logs
 from broker.backend.watch import Watch
 from broker.catalog import Catalog
 from broker.changelog_delivery import Author, Block, Delivery, Numbering
-from broker.changelog_rows import Shaper
+from broker.changelog_rows import Content, Shaper
 from broker.changelog_sending import Pending, Sending, time_left
 from broker.columnar.intake import Intake
 from broker.errors import BrokerError, Conflict, Invalid, TimedOut, Transient
@@ -42,6 +44,8 @@ from broker.settings import Settings
 TIMEOUT_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 1.0
 """While waiting for a seal: between looks at a log that may have been lost."""
+AHEAD_ROWS: Final = 32_768
+"""A block of so many rows is sent by a thread, and costs far more than that; what `send` coalesces is smaller."""
 PRODUCERS: Final = 100
 """Names whose numbering one client remembers; the longest unused is forgotten, and asks Redis again."""
 
@@ -159,21 +163,20 @@ class ChangeLog:
     def _numbered(
         self, numbering: Numbering, kind: Kind, data: Intake, level: tuple[Level, str | None], deadline: float
     ) -> Ack:
-        rows, blocks, block = 0, 0, None
-        timeout = time_left(deadline)
+        brought, timeout = _Brought(), time_left(deadline)
+
+        def bring(content: Content) -> None:
+            brought.add(numbering.append(content, time.monotonic() + timeout))
+
         with numbering.call(deadline):
             try:
-                for content in self._shaper.contents(data, kind):
-                    block = numbering.append(content, deadline)
-                    rows, blocks = rows + content.rows, blocks + 1
-                    deadline = time.monotonic() + timeout
-                if block is not None:
-                    self._reach(*level, block, numbering.author, deadline)
+                _bring_all(self._shaper.contents(data, kind), bring)
+                if brought.last is not None:
+                    self._reach(*level, brought.last, numbering.author, time.monotonic() + timeout)
             except BrokerError as error:
-                raise _with_progress(error, rows) from error
-        if block is None:
-            return Ack(numbering.author.producer, numbering.last, {}, level[0], 0, 0)
-        return Ack(numbering.author.producer, block.number, block.offsets, level[0], rows, blocks)
+                raise _with_progress(error, brought.rows) from error
+        number, offsets = (brought.last.number, brought.last.offsets) if brought.last else (numbering.last, {})
+        return Ack(numbering.author.producer, number, offsets, level[0], brought.rows, brought.blocks)
 
     def _reach(self, level: Level, proof: str | None, block: Block, author: Author, deadline: float) -> None:
         """Wait until the block is at the level."""
@@ -262,6 +265,35 @@ class ChangeLogs:
         """Bring in what was sent."""
         for log in self._known.values():
             log.close()
+
+
+@dataclass(slots=True)
+class _Brought:
+    """What of a call is in. `last`: its last block."""
+
+    rows: int = 0
+    blocks: int = 0
+    last: Block | None = None
+
+    def add(self, block: Block) -> None:
+        self.rows, self.blocks, self.last = self.rows + block.content.rows, self.blocks + 1, block
+
+
+def _bring_all(contents: Iterable[Content], bring: Callable[[Content], None]) -> None:
+    """One after the other, in their order. While a large one is on its way, the next is made: the data is read here only."""
+    with ThreadPoolExecutor(1, "append") as pool:
+        on_its_way: Future[None] | None = None
+        for content in contents:
+            if on_its_way is not None:
+                on_its_way.result()
+            on_its_way = None
+            if content.rows >= AHEAD_ROWS:
+                with suppress(RuntimeError):  # an atexit handler appends: no thread begins any more
+                    on_its_way = pool.submit(bring, content)
+            if on_its_way is None:
+                bring(content)
+        if on_its_way is not None:
+            on_its_way.result()
 
 
 def _with_progress(error: BrokerError, rows: int) -> BrokerError:

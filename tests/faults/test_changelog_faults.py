@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
 import pytest
 
 import broker
@@ -223,11 +224,17 @@ def test_a_log_is_not_opened_from_a_state_that_was_read_before_redis_was_lost_ag
     assert len(logs.closed(DATASET)) == len(closed) == logs.count
 
 
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [("dicts", (35_000, 20_000, 5)), ("Arrow", (180_000, 131_072, 4))], ids=["dicts", "Arrow"]
+)
 def test_a_long_call_that_failed_half_way_goes_on_where_it_stopped(
-    shop: broker.Broker, changes: ChangeLog, monkeypatch: pytest.MonkeyPatch
+    shop: broker.Broker, changes: ChangeLog, monkeypatch: pytest.MonkeyPatch, kind: str, numbers: tuple[int, ...]
 ) -> None:
+    """Large Arrow blocks are sent by a thread, while the next is made."""
+    count, brought, last = numbers
     changes.append(rows(-1))
-    data = [{"sku": f"b{number}", "at": number} for number in range(35_000)]
+    data: Any = [{"sku": f"b{number}", "at": number} for number in range(count)]
+    data = pa.Table.from_pylist(data) if kind == "Arrow" else data
     flaky, sent = Flaky(shop.parts.redis, monkeypatch), 0
     logs_append = Logs.append
 
@@ -238,12 +245,12 @@ def test_a_long_call_that_failed_half_way_goes_on_where_it_stopped(
         return logs_append(self, dataset, parts)
 
     monkeypatch.setattr(Logs, "append", append)
-    with pytest.raises(OutcomeUnknown, match="first 20000 rows of this call are in"):
+    with pytest.raises(OutcomeUnknown, match=f"first {brought} rows of this call are in"):
         changes.append(data, timeout=0.05)
     flaky.to_lose = 0
-    assert changes.append(data).block == 5
+    assert changes.append(data).block == last
     assert set(times(shop).values()) == {1, len(KEYS)}
-    assert sum(times(shop).values()) == 35_000 + len(KEYS)
+    assert sum(times(shop).values()) == count + len(KEYS)
 
 
 def test_a_restart_between_two_appends_needs_nobody(server: RedisServer, shop: broker.Broker, changes: ChangeLog) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 import broker
 from broker.backend.logs import Answer, LogEntry, Logs, Part
 from broker.changelog import ChangeLog, ChangeLogs
+from broker.changelog_rows import BLOCK_ROWS
 from broker.columnar.blocks import decoded
 from broker.errors import (
     BadData,
@@ -249,6 +253,31 @@ def test_large_data_makes_several_blocks_and_is_read_as_it_goes(shop: broker.Bro
     ack = changes.append(source())
     assert (ack.rows, ack.blocks, ack.block, read) == (25_000, 3, 3, 25_000)
     assert len(content(shop)) == 25_000
+
+
+def test_what_came_before_data_that_breaks_off_is_in_and_is_told(shop: broker.Broker, changes: ChangeLog) -> None:
+    """The second block is on its way when the third cannot be made."""
+    good = pa.Table.from_pylist(rows(BLOCK_ROWS)).to_batches()[0]
+    bad = good.set_column(0, "sku", pa.array([None] * good.num_rows, pa.string()))
+    with pytest.raises(NullKey, match=f"first {2 * BLOCK_ROWS} rows of this call are in"):
+        changes.append([good, good, bad])
+    assert len(content(shop)) == 2 * BLOCK_ROWS
+
+
+def test_an_atexit_handler_can_append_much(redis_url: str, tmp_path: Path) -> None:
+    """Threads begin no more by then."""
+    script = """
+import atexit, sys
+import pyarrow as pa
+import broker
+b = broker.connect(sys.argv[1], sys.argv[2])
+log = b.dataset("shop/catalog/offers", key="sku", order="at").changelog
+rows = pa.table({"sku": [f"a{n}" for n in range(100_000)], "at": list(range(100_000))})
+atexit.register(lambda: print(log.append(rows).rows))
+"""
+    command = [sys.executable, "-c", script, redis_url, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("100000\n", "")
 
 
 def test_a_numbered_block_is_never_cut_and_so_has_a_bound(redis_url: str) -> None:
