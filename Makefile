@@ -54,7 +54,7 @@ eager-schedules: .venv/ready
 # On the whole way an example takes about half a second: hours for all sinks.
 laws: .venv/ready
 	BROKER_TEST_EXAMPLES=$(LAW_EXAMPLES) $(RUN) pytest --numprocesses $(TEST_WORKERS) --dist worksteal -o timeout=86400 \
-		tests/laws tests/rules tests/parts/test_coalesce.py tests/parts/test_columnar_merge.py
+		tests/laws tests/rules tests/model tests/parts/test_coalesce.py tests/parts/test_columnar_merge.py
 
 format: .venv/ready
 	$(RUN) ruff format .

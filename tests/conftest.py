@@ -29,7 +29,7 @@ from tests.told import check_events
 
 T = TypeVar("T")
 settings.register_profile(
-    "here", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples(100)
+    "here", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples(60)
 )  # pytest-timeout bounds a test
 settings.load_profile("here")
 DEBIAN = Path(__file__).resolve().parents[2] / "shared" / "data" / "debian-packages"

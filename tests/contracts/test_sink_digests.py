@@ -18,6 +18,7 @@ from broker.columnar.engine import Engine
 from broker.receipts import content_of
 from broker.settings import load
 from broker.stores.memory import MemoryStore
+from tests.campaign import examples
 from tests.contracts.sink_places import KINDS, Place, Row, at, delta, rows, schema, snapshot, spec
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4) | st.sampled_from(
@@ -72,7 +73,7 @@ def text_of(engine: Engine, kind: str, given: list[Row]) -> str:
     return digest_of_rows(engine, ("k",), rows(schema(k="BIGINT", v=kind), given)).text
 
 
-@settings(suppress_health_check=HEALTH, deadline=None, max_examples=40)
+@settings(suppress_health_check=HEALTH, deadline=None, max_examples=examples(20))
 @given(column=columns_of(4))
 @example(column=("DOUBLE", [-0.0, float("nan"), None]))
 @example(column=("FLOAT", [-0.0, float("nan"), None]))
@@ -92,7 +93,7 @@ def known(value: Any) -> str:
     return repr(abs(value) if isinstance(value, float | Decimal) and value == 0 else value)
 
 
-@settings(suppress_health_check=HEALTH, deadline=None, max_examples=200)
+@settings(suppress_health_check=HEALTH, deadline=None, max_examples=examples(80))
 @given(column=columns_of(2))
 @example(column=("VARCHAR", [None, ""]))
 @example(column=("VARCHAR", [None, "NULL"]))
@@ -105,7 +106,7 @@ def test_two_values_have_one_digest_exactly_when_they_are_equal(engine: Engine, 
     assert (text_of(engine, kind, [(1, one)]) == text_of(engine, kind, [(1, other)])) == (known(one) == known(other))
 
 
-@settings(suppress_health_check=HEALTH, deadline=None, max_examples=50)
+@settings(suppress_health_check=HEALTH, deadline=None, max_examples=examples(25))
 @given(column=columns_of(5), data=st.data())
 def test_neither_order_nor_split_matters(engine: Engine, column: Column, data: st.DataObject) -> None:
     kind, values = column

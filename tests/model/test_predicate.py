@@ -25,6 +25,7 @@ from broker.errors import InvalidPredicate
 from broker.model.predicate import like
 from broker.model.predicate_parser import MAX_DEPTH, MAX_NODES, parse
 from broker.model.predicate_types import column_type, comparable
+from tests.campaign import examples
 
 COLUMNS = {
     "name": "VARCHAR", 'od"d é': "VARCHAR", "tiny": "TINYINT", "qty": "BIGINT", "huge": "HUGEINT", "unsigned": "UBIGINT",
@@ -187,7 +188,7 @@ VALUES: Mapping[str, st.SearchStrategy[Any]] = {
 ROWS = st.lists(st.fixed_dictionaries({name: st.none() | values for name, values in VALUES.items()}), min_size=1, max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(texts=st.lists(PREDICATES, min_size=1, max_size=8), rows=ROWS)
 def test_duckdb_and_the_evaluator_select_the_same_rows(duck: Any, texts: list[str], rows: list[dict[str, Any]]) -> None:
     fill(duck, rows)
@@ -198,7 +199,7 @@ def test_duckdb_and_the_evaluator_select_the_same_rows(duck: Any, texts: list[st
 SAFE = {"name", 'od"d é', "ok", "tiny"}  # columns whose plain comparison DuckDB does without a cast that rounds or fails
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(texts=st.lists(PREDICATES, min_size=1, max_size=8), rows=ROWS)
 @example(
     texts=["NOT tiny = 1 AND name = 'a' OR ok IS NULL", "NOT name LIKE 'a%' OR tiny BETWEEN 1 AND 2 AND ok"],
@@ -212,7 +213,7 @@ def test_our_reading_of_the_text_is_duckdbs_own(duck: Any, texts: list[str], row
             assert selected(duck, text) == selected(duck, predicate.sql(quote)), text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(text=PREDICATES, data=st.data())
 def test_order_repeats_and_brackets_do_not_change_the_fingerprint(text: str, data: st.DataObject) -> None:
     predicate = parse(text, COLUMNS)
@@ -421,7 +422,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     text=st.one_of(st.text(max_size=40), st.lists(WORDS, max_size=25).map(" ".join), st.lists(WORDS, max_size=12).map("".join))
 )
@@ -495,7 +496,7 @@ def test_without_column_types_a_predicate_matches_rows_but_prints_no_sql() -> No
         predicate.matches({"price": "cheap", "hidden": False})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(text=PREDICATES, rows=ROWS)
 def test_types_refine_the_printing_and_not_the_meaning(text: str, rows: list[dict[str, Any]]) -> None:
     typed = parse(text, COLUMNS)
@@ -506,7 +507,7 @@ def test_types_refine_the_printing_and_not_the_meaning(text: str, rows: list[dic
 
 
 @given(text=st.text("ab%_é\n", max_size=8), pattern=st.text("ab%_é", max_size=6))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_like_is_duckdbs_like(duck: Any, text: str, pattern: str) -> None:
     assert duck.execute("SELECT ? LIKE ?", [text, pattern]).fetchone() == (like(text, pattern),)
 

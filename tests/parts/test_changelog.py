@@ -39,6 +39,7 @@ from broker.model.commit import Body, Edge, Mark, NewVersion, SourceRange
 from broker.model.names import DatasetId
 from broker.rules.blocks import ANYBODY, slot_of_key
 from broker.rules.fold import State
+from tests.campaign import examples
 from tests.servers import RedisServer, redis_server
 
 NAME = "shop/catalog/offers"
@@ -140,7 +141,7 @@ def test_the_same_block_again_is_dropped_and_a_gap_is_refused_with_the_number_ex
     assert len(content(shop)) == 6
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(st.tuples(st.sampled_from(["one", "two"]), st.integers(1, 6), st.sets(st.integers(0, 3))), max_size=40))
 def test_in_any_order_and_repetition_a_slot_takes_each_block_once_and_in_its_row(
     shop: broker.Broker, calls: list[tuple[str, int, set[int]]]

@@ -48,6 +48,7 @@ from broker.producers import (
     resolve_position,
 )  # fmt: skip
 from broker.rules.patterns import pattern_matches
+from tests.campaign import examples
 
 SPEC = DatasetSpec(dataset=DatasetId("shop/catalog/offers"), key=("sku",))
 REQUEST = ProductionRequest("shop/catalog/offers", SPEC)
@@ -390,7 +391,7 @@ NAMES = tuple(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(GLOBS, GLOBS)
 @example("a*", "*b")
 @example("*.", "*.*")

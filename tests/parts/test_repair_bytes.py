@@ -37,6 +37,7 @@ from broker.settings import load
 from broker.sinks import DuckDB, Memory
 from broker.stores.memory import MemoryStore
 from broker.stores.open import open_store
+from tests.campaign import examples
 from tests.cli import Shell
 from tests.faulty_store import Fault, FaultyStore, at, matching
 from tests.ledger import broker_over
@@ -277,7 +278,7 @@ def laid(engine: Engine) -> Laid:
     return laid_out(engine, [f"k{number}" for number in range(40)])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(25))
 @given(keys=KEYS, data=st.data())
 def test_some_buckets_are_exactly_their_rows_however_many_batches_they_take(
     engine: Engine, keys: list[str], data: st.DataObject
@@ -305,7 +306,7 @@ def test_any_read_that_goes_wrong_is_an_error_of_its_own_kind(engine: Engine, fa
     assert store.hits["get", fault] == 1
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(50))
 @given(at=st.integers(0, 1 << 20), bit=st.integers(0, 7))
 def test_no_flipped_bit_of_a_file_by_bucket_gives_other_rows(engine: Engine, laid: Laid, at: int, bit: int) -> None:
     rows, right, file = laid
