@@ -21,6 +21,8 @@ from broker.model.dataset import Column, Schema
 NULL_TYPE: Final = '"NULL"'
 """DuckDB's name for the type of a column that holds nothing but NULL: fits every type."""
 MAX_DECIMAL_DIGITS: Final = 38
+SCHEMAS: Final = 4_096
+"""Remembered translations: every block and batch of a dataset has the same."""
 
 FIXED_TYPES: Final = frozenset({
     "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "FLOAT", "DOUBLE",
@@ -112,6 +114,7 @@ def _child(kind: DuckDBPyType, name: str) -> DuckDBPyType:
     return cast(DuckDBPyType, dict(kind.children)[name])
 
 
+@lru_cache(SCHEMAS)
 def schema_of(schema: pa.Schema) -> Schema:
     """The dataset schema of Arrow columns. Raises SchemaConflict (type), Invalid (names that repeat), InvalidName."""
     return checked(Column(name=field.name, type=sql_type(field.type, field.name), nullable=field.nullable) for field in schema)
@@ -126,6 +129,7 @@ def checked(columns: Iterable[Column]) -> Schema:
         raise Invalid("not a schema", of=str(first["input"])[:100], why=first["msg"]) from None
 
 
+@lru_cache(SCHEMAS)
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The Arrow columns of a dataset schema, nullable as it says."""
     return pa.schema([pa.field(column.name, arrow_type(column.type), column.nullable) for column in schema.columns])

@@ -59,6 +59,12 @@ def _source(text: str) -> tuple[str, Mapping[str, Mark]]:
     return str(known["until"]), {name: Mark(*mark) for name, mark in known["marks"].items()}
 
 
+@lru_cache(maxsize=20_000)
+def _spec(text: str) -> DatasetSpec:
+    """The same for nearly all states of a dataset."""
+    return DatasetSpec.model_validate_json(text)
+
+
 class State:
     """A dataset as its log tells it, read through typed properties. Immutable; parsed lazily and once."""
 
@@ -129,7 +135,7 @@ class State:
         """Raises NotFound for a dataset that was never created or was dropped."""
         if not self.exists:
             raise NotFound("no such dataset", of=self.dataset, hint=f"Create it: broker dataset create {self.dataset} --key …")
-        return DatasetSpec.model_validate_json(self.head["spec"])
+        return _spec(self.head["spec"])
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
