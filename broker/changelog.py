@@ -10,9 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Final
@@ -23,8 +21,9 @@ from broker.backend.durable import Durability
 from broker.backend.logs import UNNAMED_SECONDS, Logs
 from broker.backend.watch import Watch
 from broker.catalog import Catalog
+from broker.changelog_ahead import bring_all
 from broker.changelog_delivery import Author, Block, Delivery, Numbering
-from broker.changelog_rows import Content, Shaper
+from broker.changelog_rows import Content, Shaper, session_over
 from broker.changelog_sending import Pending, Sending, time_left
 from broker.columnar.intake import Intake
 from broker.errors import BrokerError, Conflict, Invalid, TimedOut, Transient
@@ -44,8 +43,6 @@ from broker.settings import Settings
 TIMEOUT_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 1.0
 """While waiting for a seal: between looks at a log that may have been lost."""
-AHEAD_ROWS: Final = 32_768
-"""A block of so many rows is sent by a thread, and costs far more than that; what `send` coalesces is smaller."""
 PRODUCERS: Final = 100
 """Names whose numbering one client remembers; the longest unused is forgotten, and asks Redis again."""
 
@@ -170,7 +167,7 @@ class ChangeLog:
 
         with numbering.call(deadline):
             try:
-                _bring_all(self._shaper.contents(data, kind), bring)
+                bring_all(self._shaper.contents(data, kind), bring)
                 if brought.last is not None:
                     self._reach(*level, brought.last, numbering.author, time.monotonic() + timeout)
             except BrokerError as error:
@@ -193,6 +190,8 @@ class ChangeLog:
                 at = watch.position()
                 state = self._catalog.state(self.dataset)
                 marks = {slot: state.marks(slot) for slot in self._delivery.slots}
+                if block.content.session not in ("", state.session):
+                    raise session_over(self.dataset)
                 missing = missing_slots(marks, author.producer, block.number)
                 if not missing:
                     return
@@ -277,23 +276,6 @@ class _Brought:
 
     def add(self, block: Block) -> None:
         self.rows, self.blocks, self.last = self.rows + block.content.rows, self.blocks + 1, block
-
-
-def _bring_all(contents: Iterable[Content], bring: Callable[[Content], None]) -> None:
-    """One after the other, in their order. While a large one is on its way, the next is made: the data is read here only."""
-    with ThreadPoolExecutor(1, "append") as pool:
-        on_its_way: Future[None] | None = None
-        for content in contents:
-            if on_its_way is not None:
-                on_its_way.result()
-            on_its_way = None
-            if content.rows >= AHEAD_ROWS:
-                with suppress(RuntimeError):  # an atexit handler appends: no thread begins any more
-                    on_its_way = pool.submit(bring, content)
-            if on_its_way is None:
-                bring(content)
-        if on_its_way is not None:
-            on_its_way.result()
 
 
 def _with_progress(error: BrokerError, rows: int) -> BrokerError:

@@ -55,7 +55,8 @@ class Block:
 
     def part(self, slot: int, author: Author) -> Part:
         rows, payload = self.content.parts.get(slot, (0, b""))
-        return Part(slot, author.producer, self.number, author.client, self.content.kind, rows, payload)
+        kind, session = self.content.kind, self.content.session
+        return Part(slot, author.producer, self.number, author.client, kind, rows, payload, session)
 
 
 class Delivery:
@@ -270,7 +271,7 @@ class Numbering:
     def _bring(self, block: Block, deadline: float) -> None:
         try:
             self._deliver(block, deadline)
-        except BrokerError:
+        except BaseException:  # also Ctrl-C: another block must not go by the number of one that may be in
             self._unsettled = block if block.touched else None
             self._last = max(self._last, block.number) if block.touched else self._last
             raise

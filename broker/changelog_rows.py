@@ -15,7 +15,7 @@ from broker.catalog import Catalog
 from broker.columnar.blocks import encoded, split
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes, settled
 from broker.columnar.types import arrow_schema
-from broker.errors import Invalid, SchemaConflict, Transient
+from broker.errors import Conflict, Invalid, SchemaConflict, Transient
 from broker.model.names import DatasetId
 from broker.rules.batching import check_mixture
 from broker.rules.blocks import Kind
@@ -30,23 +30,27 @@ NUMBERED_BYTES: Final = 32 << 20
 ENTRY_BYTES: Final = 64
 """What an entry counts besides its payload (append.lua)."""
 LOOK_SECONDS: Final = 1.0
-"""What is appended to a dataset for as long after it was dropped is lost with it."""
+"""What is appended for as long after a session ended (a drop, a forced alteration) is lost with what waited then."""
 ALTERATIONS: Final = 64
 """Each lost race is another producer's column: more than a dataset ever gets at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a block holds: rows and payload of each slot that has any. Equal content is equal bytes."""
+    """What a block holds: rows and payload of each slot that has any. Equal content is equal bytes, of one session.
+
+    `session`: the dataset's when its columns were settled ('': any): what waits when that is over is in no version.
+    """
 
     kind: Kind
     rows: int
     parts: dict[int, tuple[int, bytes]]
+    session: str = ""
 
     @property
     def digest(self) -> bytes:
         """32 bytes that name this content."""
-        found = sha256(self.kind.encode())
+        found = sha256(f"{self.kind}{self.session}".encode())
         for slot, (rows, payload) in sorted(self.parts.items()):
             found.update(f"{slot}:{rows}:{len(payload)}:".encode())
             found.update(payload)
@@ -64,22 +68,25 @@ class Shaper:
     def contents(self, data: Intake, kind: Kind) -> Iterator[Content]:
         """The data in blocks of at most BLOCK_ROWS and about BLOCK_BYTES, the same for the same data.
 
-        Raises what `columnar.intake` does, Conflict (a dataset without order columns that takes snapshots), Invalid.
+        Raises what `columnar.intake` does, Conflict (a dataset without order columns that takes snapshots, or whose session
+        ends meanwhile), Invalid.
         """
-        for batch in self._batches(data, kind):
+        session, batches = self._opened(data, kind)
+        for batch in batches:
             rows = max(1, min(BLOCK_ROWS, batch.num_rows * BLOCK_BYTES // max(batch.nbytes, 1)))
             for start in range(0, batch.num_rows, rows):
-                yield self._content(kind, batch.slice(start, rows))
+                yield self._content(kind, session, batch.slice(start, rows))
 
     def check(self, data: Intake, kind: Kind) -> None:
         """Raises what `contents` would raise of the data itself."""
-        for _ in self._batches(data, kind):
+        for _ in self._opened(data, kind)[1]:
             pass
 
     def content(self, data: Intake, kind: Kind) -> Content:
         """The data as one block, also when there is none. Raises as `contents`, and Invalid for too much of it."""
         batches, size = list[pa.RecordBatch](), 0
-        for batch in self._batches(data, kind):
+        session, opened = self._opened(data, kind)
+        for batch in opened:
             batches.append(batch)
             size += batch.nbytes
             if size > NUMBERED_BYTES:
@@ -87,14 +94,14 @@ class Shaper:
                     "the block is too large", of=self._dataset, why=f"more than {NUMBERED_BYTES} bytes",
                     hint="Give it in several numbered blocks, or without a number",
                 )  # fmt: skip
-        if not batches:
-            return Content(kind, 0, {})
-        whole = pa.Table.from_batches(batches).combine_chunks().to_batches()
-        return self._content(kind, whole[0]) if whole else Content(kind, 0, {})
+        whole = pa.Table.from_batches(batches).combine_chunks().to_batches() if batches else []
+        return self._content(kind, session, whole[0]) if whole else Content(kind, 0, {}, session)
 
-    def _content(self, kind: Kind, rows: pa.RecordBatch) -> Content:
-        spec = self._state().spec
-        found = {slot: (part.num_rows, encoded(part)) for slot, part in split(rows, spec.key, self._settings.log_slots)}
+    def _content(self, kind: Kind, session: str, rows: pa.RecordBatch) -> Content:
+        state = self._state()
+        if state.session != session:
+            raise session_over(self._dataset)
+        found = {slot: (part.num_rows, encoded(part)) for slot, part in split(rows, state.spec.key, self._settings.log_slots)}
         largest = max(len(payload) for _, payload in found.values()) if found else 0
         if largest + ENTRY_BYTES > self._settings.unbatched_bytes:
             raise Invalid(
@@ -102,18 +109,21 @@ class Shaper:
                 why=f"{largest} bytes, BROKER_UNBATCHED_BYTES is {self._settings.unbatched_bytes}",
                 hint="Give smaller records or blocks, or raise it",
             )  # fmt: skip
-        return Content(kind, rows.num_rows, found)
+        return Content(kind, rows.num_rows, found, session)
 
-    def _batches(self, data: Intake, kind: Kind) -> Iterator[pa.RecordBatch]:
-        """In the dataset's types; before the first is given out, the dataset has the columns it needs."""
-        taken = self._accept(data, kind)
+    def _opened(self, data: Intake, kind: Kind) -> tuple[str, Iterator[pa.RecordBatch]]:
+        """The session whose types these batches have, and the batches."""
+        state = self._state()
+        return state.session, self._batches(self._accept(state, data, kind), kind)
+
+    def _batches(self, taken: Accepted, kind: Kind) -> Iterator[pa.RecordBatch]:
+        """Before the first is given out, the dataset has the columns it needs."""
         full = (batch for batch in taken.batches if batch.num_rows)
         for first in full:
             self._settle(first.schema, whole=kind == "u")
             yield from chain([first], full)
 
-    def _accept(self, data: Intake, kind: Kind) -> Accepted:
-        state = self._state()
+    def _accept(self, state: State, data: Intake, kind: Kind) -> Accepted:
         if state.session not in self._fit:
             check_mixture(state)
             self._fit.add(state.session)
@@ -150,3 +160,11 @@ class Shaper:
             if seen is None or not seen.exists:
                 raise
             return seen
+
+
+def session_over(dataset: DatasetId) -> Conflict:
+    """For changes of a session that is over."""
+    return Conflict(
+        "the dataset began a new session meanwhile", of=dataset, why="it was dropped and made anew, or altered by force",
+        hint="Changes of the one before that no version holds are lost with it: append what belongs to the new one",
+    )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Final
 from broker.backend.batches import Batches
 from broker.backend.logs import Logs
 from broker.catalog import Catalog, Wanted
-from broker.errors import BrokerError
+from broker.errors import BrokerError, Conflict, NotFound
 from broker.microbatcher_closing import Closer, First
 from broker.microbatcher_slots import HeldSlots
 from broker.model.commit import Body
@@ -249,13 +249,22 @@ class MicroBatcher:
                 check_mixture(state)
                 works.append(_Work(due, state))
             except BrokerError as error:
-                self._failed(due.dataset, error, report)
+                self._unserved(due, error, report)
         plain = [work.dataset for work in works if not work.state.spec.order]
         held_up = self._batches.writing(plain) if plain else set()
         for dataset in held_up:
             report.held_up.append(dataset)
             self._paused[dataset] = (time.monotonic() + WRITING_SECONDS, 0.0)
         return [work for work in works if work.dataset not in held_up]
+
+    def _unserved(self, due: _Due, error: BrokerError, report: BatchReport) -> None:
+        """A dataset that is gone, or takes no change log: perhaps all that waits is of a session that is over."""
+        try:
+            if isinstance(error, NotFound | Conflict) and self._closer.clear(due.dataset, due.closing):
+                return
+        except BrokerError as other:
+            error = other
+        self._failed(due.dataset, error, report)
 
     def _close(self, works: Sequence[_Work]) -> None:
         """The files of what closes and waits nowhere yet."""

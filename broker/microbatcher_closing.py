@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +13,16 @@ from broker.catalog import Catalog
 from broker.columnar.batch import BatchWriter
 from broker.columnar.blocks import decoded
 from broker.columnar.coalesce import Changes
-from broker.errors import SchemaConflict
+from broker.errors import SchemaConflict, StaleBase
 from broker.model.commit import SourceRange
 from broker.model.dataset import DatasetSpec, Schema
 from broker.model.names import DatasetId
 from broker.publication import Publication
-from broker.rules.batching import Batch, Limits, Reason, Seen, epoch_of, marks_after
+from broker.rules.batching import PRODUCER, Batch, Limits, Reason, Seen, epoch_of, marks_after
 from broker.rules.fold import State
 from broker.rules.steps import OnStep, nothing
 
+log = logging.getLogger("broker.microbatcher")
 First: TypeAlias = Mapping[tuple[DatasetId, int], Sequence[LogEntry]]
 """Dataset and log slot -> its first entries, where they were read already."""
 ALTER_TRIES: Final = 3
@@ -29,21 +31,42 @@ ALTER_TRIES: Final = 3
 
 @dataclass
 class Taken:
-    """Entries of one slot behind what is consumed, up to a batch's limits."""
+    """Entries of one slot behind what is consumed, up to a batch's limits.
+
+    Those of sessions that are over are passed over; `over_until`: the last of them before any other (''): none.
+    """
 
     until: str = ""
     rows: int = 0
     bytes: int = 0
     seen: list[Seen] = field(default_factory=list)
     changes: list[Changes] = field(default_factory=list)
+    over_until: str = ""
+    over_rows: int = 0
+    over_bytes: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing came of the session that is."""
+        return self.until == self.over_until
 
     def add(self, entry: LogEntry) -> None:
-        self.until = entry.id
+        self._note(entry)
         self.rows += entry.rows
         self.bytes += len(entry.payload or b"")
-        self.seen.append(Seen(entry.producer, entry.block, entry.at_ms / 1000))
         if entry.payload is not None:
             self.changes.append(Changes(entry.kind == "d", decoded(entry.payload, entry.id)))
+
+    def pass_over(self, entry: LogEntry) -> None:
+        if self.empty:
+            self.over_until = entry.id
+        self._note(entry)
+        self.over_rows += entry.rows
+        self.over_bytes += len(entry.payload or b"")
+
+    def _note(self, entry: LogEntry) -> None:
+        self.until = entry.id
+        self.seen.append(Seen(entry.producer, entry.block, entry.at_ms / 1000))
 
 
 class Closer:
@@ -67,15 +90,26 @@ class Closer:
         batches = (self.close(state, slot, reason, first.get((dataset, slot))) for slot, reason in closing.items())
         return [batch for batch in batches if batch is not None]
 
+    def clear(self, dataset: DatasetId, slots: Iterable[int]) -> bool:
+        """Take out what lies at the front of log slots from sessions that are over. -> whether anything did."""
+        state, cleared = self._catalog.known(dataset), False
+        for slot in slots if state.seq else ():
+            taken = self._take(state, self._entries(state, slot, None))
+            self._pass_over(state, slot, taken)
+            cleared = cleared or bool(taken.over_until)
+        return cleared
+
     def close(self, state: State, slot: int, reason: Reason, first: Sequence[LogEntry] | None = None) -> Batch | None:
         """The batch behind what `state` has consumed of a log slot, its files complete; None: nothing is there.
 
         `first`: the first entries, where they were read already; fewer than FIRST_READ are all.
 
-        Raises SchemaConflict, BadData (a change fits the dataset no more), Corrupt, Unavailable.
+        Raises SchemaConflict, BadData (a change fits the dataset no more), StaleBase (a new session began), Corrupt,
+        Unavailable.
         """
-        written_at, taken = time.time(), self._take(self._entries(state, slot, first))
-        if not taken.seen:
+        written_at, taken = time.time(), self._take(state, self._entries(state, slot, first))
+        self._pass_over(state, slot, taken)
+        if taken.empty:
             return None
         self._on_step("read")
         source = SourceRange(
@@ -90,13 +124,40 @@ class Closer:
         self._grow(state.spec, written.schema)
         return batch.model_copy(update={"files": written.files, "coalesced": written.stale})
 
-    def _take(self, entries: Iterable[LogEntry]) -> Taken:
-        taken = Taken()
+    def _take(self, state: State, entries: Iterable[LogEntry]) -> Taken:
+        taken, over = Taken(), dict[str, bool]()
         for entry in entries:
+            if entry.session not in over:
+                over[entry.session] = self._over(state, entry.session)
+            if over[entry.session]:
+                taken.pass_over(entry)
+                continue
             taken.add(entry)
             if taken.rows >= self.limits.rows or taken.bytes >= self.limits.bytes:
                 break
         return taken
+
+    def _over(self, state: State, session: str) -> bool:
+        """Whether the session of an entry that was read before is over: none comes back. Raises StaleBase for a newer one."""
+        if session in ("", state.session):
+            return not state.exists
+        now = self._catalog.known(DatasetId(state.dataset))
+        if now.exists and now.session == session:
+            raise StaleBase("the dataset began a new session", of=state.dataset, hint="The next pass takes what waits")
+        return True
+
+    def _pass_over(self, state: State, slot: int, taken: Taken) -> None:
+        """What no version may hold uses up no budget of the log, and is told."""
+        if taken.over_until:
+            self._logs.discard(DatasetId(state.dataset), slot, taken.over_until)
+        if taken.over_rows:
+            text = f"{taken.over_rows} changes in log slot {slot} belong to a session that is over"
+            log.warning("%s: %s", state.dataset, text)
+            data = {
+                "version": state.version + 1, "stays": state.offered, "kind": "delta", "rows": taken.over_rows,
+                "bytes": taken.over_bytes, "production": PRODUCER, "findings": [{"rule": "session", "text": text}],
+            }  # fmt: skip
+            self._catalog.tell(DatasetId(state.dataset), "broker.dataset.refused", f"refused/{slot}/{taken.until}", data)
 
     def _entries(self, state: State, slot: int, first: Sequence[LogEntry] | None) -> Iterator[LogEntry]:
         after = state.consumed(slot)

@@ -16,6 +16,7 @@ from broker.compactor import Compactor
 from broker.errors import BrokerError
 from broker.flights import Claimed, Flight
 from broker.fulfilment import Answered, Clerk, Maker, Produced
+from broker.model.event import Event
 from broker.model.names import DatasetId
 from broker.model.request import PRIORITIES, Completion, slot_of
 from broker.outcomes import ProductionRequest, Since, Snapshot
@@ -141,6 +142,13 @@ def let_lapse(parts: Parts, id: str) -> None:
     slot = Slot(slot_of(id))
     parts.redis.run("HSET", slot.flight(id), "until", 1)
     parts.redis.run("ZADD", slot.key("lapse"), 1, id)
+
+
+def refusals(b: Broker, dataset: DatasetId) -> list[Event]:
+    """Events of refused versions in the dataset's stream, oldest first."""
+    found = b.parts.redis.run("XRANGE", b.parts.index.slot(dataset).events, "-", "+", writes=False)
+    events = [Event.model_validate_json(fields[fields.index(b"e") + 1]) for _, fields in found]
+    return [event for event in events if event.type == "broker.dataset.refused"]
 
 
 def events(broker: Broker, target: str = "search") -> list[Completion]:

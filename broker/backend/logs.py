@@ -31,7 +31,8 @@ FIRST_READ, MOST_ENTRIES = 16, 1_000
 class LogEntry:
     """One block, or the part of it that fell into this slot. `bytes_until`, `rows_until`: the slot's totals, itself included.
 
-    `payload` is an Arrow IPC stream (columnar.blocks.decoded); None: a mark only, without rows.
+    `payload` is an Arrow IPC stream (columnar.blocks.decoded); None: a mark only, without rows. `session`: the dataset's
+    that its types are of; '': any.
     """
 
     id: str
@@ -42,6 +43,7 @@ class LogEntry:
     bytes_until: int
     rows_until: int
     payload: bytes | None
+    session: str = ""
 
     @property
     def at_ms(self) -> int:
@@ -77,6 +79,7 @@ class Part(NamedTuple):
     kind: Kind
     rows: int = 0
     payload: bytes = b""
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +174,20 @@ class Logs:
 
     def trim(self, state: State, number: int) -> int:
         """Forget what versions hold: entries up to `state.consumed`, never one more. -> entries left. Idempotent."""
-        keys, arguments = self._trimming(state, number)
+        return self.discard(DatasetId(state.dataset), number, state.consumed(number))
+
+    def discard(self, dataset: DatasetId, number: int, until: str) -> int:
+        """Forget entries up to an id, though no version holds them: only those of sessions that are over may go so."""
+        keys, arguments = self._trimming(dataset, number, until)
         return int(self._redis.call(self._trim, keys, arguments))
 
     def trim_all(self, states: Iterable[tuple[State, Iterable[int]]]) -> None:
         """`trim` of several slots of several datasets in one round trip."""
-        calls = [self._trimming(state, number) for state, numbers in states for number in numbers]
+        calls = [
+            self._trimming(DatasetId(state.dataset), number, state.consumed(number))
+            for state, numbers in states
+            for number in numbers
+        ]
         for reply in self._redis.call_many(self._trim, calls):
             if isinstance(reply, BrokerError):
                 raise reply
@@ -201,10 +212,9 @@ class Logs:
         score, clock = self._redis.pipeline(commands, dataset, writes=False)
         return None if _good(score) is None else max(0.0, int(clock[0]) + int(clock[1]) / 1e6 - float(score) / 1000)
 
-    def _trimming(self, state: State, number: int) -> Call:
-        dataset = DatasetId(state.dataset)
+    def _trimming(self, dataset: DatasetId, number: int, until: str) -> Call:
         lives = ((MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000)
-        return self._keys(dataset, number), [dataset, state.consumed(number), *lives]
+        return self._keys(dataset, number), [dataset, until, *lives]
 
     def _keys(self, dataset: DatasetId, number: int) -> list[bytes]:
         slot = self.slot(dataset, number)
@@ -221,7 +231,8 @@ def _entry(id: bytes, flat: list[bytes]) -> LogEntry:
     kind: Kind = "u" if fields[b"k"] == b"u" else "d"
     rows, bytes_until, rows_until = (int(fields[name]) for name in (b"n", b"c", b"r"))
     producer, block = fields[b"p"].decode(), int(fields[b"b"])
-    return LogEntry(id.decode(), producer, block, kind, rows, bytes_until, rows_until, fields.get(b"d"))
+    payload, session = fields.get(b"d"), fields.get(b"s", b"").decode()
+    return LogEntry(id.decode(), producer, block, kind, rows, bytes_until, rows_until, payload, session)
 
 
 def _good(reply: Any) -> Any:

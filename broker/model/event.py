@@ -70,7 +70,10 @@ class Finding(Frozen):
 
 
 class Refused(Frozen):
-    """Guards or validators vetoed what was about to become `version`; the one that `stays` (0: none) is offered still."""
+    """What was about to become `version` is not; the one that `stays` (0: none) is offered still.
+
+    Guards or validators vetoed it; or (`production`: changelog) changes waited for a version when their session ended.
+    """
 
     version: int
     stays: int

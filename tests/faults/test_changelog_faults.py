@@ -225,6 +225,26 @@ def test_a_log_is_not_opened_from_a_state_that_was_read_before_redis_was_lost_ag
     assert len(logs.closed(DATASET)) == len(closed) == logs.count
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, MemoryError])
+def test_a_call_that_anything_ends_leaves_its_number_to_no_other_rows(
+    shop: broker.Broker, changes: ChangeLog, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    """Ctrl-C comes when Redis has the block already, and the client does not know it."""
+    changes.append(rows(0))
+    append = Logs.append
+
+    def interrupted(self: Logs, dataset: DatasetId, parts: Sequence[Part]) -> Any:
+        append(self, dataset, parts)
+        raise end
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Logs, "append", interrupted)
+        with pytest.raises(end):
+            changes.append(rows(1))
+    assert changes.append(rows(2)).block == 3
+    assert times(shop) == dict.fromkeys(range(3), len(KEYS))
+
+
 @pytest.mark.parametrize(
     ("kind", "numbers"), [("dicts", (35_000, 20_000, 5)), ("Arrow", (180_000, 131_072, 4))], ids=["dicts", "Arrow"]
 )

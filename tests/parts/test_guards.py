@@ -11,13 +11,12 @@ import pytest
 
 import broker
 from broker.errors import AttemptFailed, Conflict, Invalid, RequestFailed, Vetoed, from_dict
-from broker.model.event import Event
 from broker.model.names import DatasetId
 from broker.producers import Producers
 from broker.producers_validators import Proposed
 from tests.cli import Cli
 from tests.ledger import OFFERS as SERVED
-from tests.ledger import Hand, Source
+from tests.ledger import Hand, Source, refusals
 
 OFFERS = DatasetId("shop/catalog/offers")
 
@@ -37,12 +36,6 @@ def guarded(b: broker.Broker, order: str = "", **guards: Any) -> broker.Dataset:
     offers = b.dataset(OFFERS, key=["sku"], order=[order] if order else [], **guards)
     offers.publish(rows(10))
     return offers
-
-
-def refusals(b: broker.Broker, dataset: DatasetId = OFFERS) -> list[Event]:
-    found = b.parts.redis.run("XRANGE", b.parts.index.slot(dataset).events, "-", "+", writes=False)
-    events = [Event.model_validate_json(fields[fields.index(b"e") + 1]) for _, fields in found]
-    return [event for event in events if event.type == "broker.dataset.refused"]
 
 
 @pytest.mark.parametrize("way", ["snapshot", "difference", "delta"])
@@ -100,7 +93,7 @@ def test_a_refusal_is_an_event_with_its_findings(b: broker.Broker) -> None:
     offers = guarded(b, min_rows=5, max_delete_ratio=0.3)
     with pytest.raises(Vetoed) as refused:
         offers.publish(rows(4), delta=True)
-    (event,) = refusals(b)
+    (event,) = refusals(b, OFFERS)
     assert event.subject == OFFERS
     assert [finding["rule"] for finding in event.data["findings"]] == ["min_rows", "max_delete_ratio"]
     assert tuple(finding["text"] for finding in event.data["findings"]) == refused.value.findings

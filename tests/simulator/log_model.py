@@ -44,7 +44,7 @@ class LogScripts:
 
     def append(self, keys: list[str], args: list[str]) -> list[Any]:
         meta, stream, logged, marks, ready = keys
-        dataset, producer, number, author, kind, rows, payload, most, _ = args
+        dataset, producer, number, author, kind, rows, payload, session, most, _ = args
         run, _ = self.server.incarnation(meta)
         known = self.server.db.get(logged, {})
         if known.get("run") != run:
@@ -63,7 +63,7 @@ class LogScripts:
         if size - int(known["released"]) > int(most):
             return ["full"]
         entry = {"p": producer, "b": number, "k": kind, "n": rows, "c": str(size), "r": str(total)}
-        new = self._add(stream, {**entry, **({"d": payload} if payload else {})})
+        new = self._add(stream, {**entry, **({"d": payload} if payload else {}), **({"s": session} if session else {})})
         self.server.put(logged, appended=str(size), rows=str(total))
         self.server.put(marks, **{producer: f"{number} {self.now_ms()} {author} {new}"})
         self._ready(ready, dataset, self.now_ms())
