@@ -20,7 +20,7 @@ import pyarrow as pa
 import broker
 from broker.model.commit import GENESIS, NewVersion, digest, parse_record
 from broker.model.names import DatasetId
-from broker.rules.fold import replay
+from broker.rules.fold import State, replay
 from tests.ledger import events
 from tests.servers import wait_until
 
@@ -152,7 +152,7 @@ def source_path(home: Path, dataset: str) -> Path:
 
 def check_log(b: broker.Broker, dataset: DatasetId = OFFERS) -> None:
     """P1, P2, P3: the chain is gapless, every file whole, no production twice, and the index is what the log says."""
-    records = list(b.parts.catalog.records(dataset))
+    records, shown = _at_rest(b, dataset)
     previous, productions, versions = GENESIS, Counter[str](), list[int]()
     for number, data in enumerate(records, 1):
         record = parse_record(data, f"log {number}")
@@ -166,10 +166,23 @@ def check_log(b: broker.Broker, dataset: DatasetId = OFFERS) -> None:
                 assert (len(body), hashlib.sha256(body).hexdigest()) == (file.bytes, file.sha256), file.key
     assert versions == list(range(1, len(versions) + 1))
     assert max(productions.values(), default=0) <= 1, productions
-    wait_until(lambda: b.parts.catalog.state(dataset).seq == len(records), "the index to show the log", 10)
-    told, shown = replay(dataset, records), b.parts.index.load(dataset)
+    told = replay(dataset, records)
     for table in told.tables:
         assert _settled(told.tables[table]) == _settled(shown.tables[table]), table
+
+
+def _at_rest(b: broker.Broker, dataset: DatasetId) -> tuple[list[bytes], State]:
+    """The log and the index at one moment: who is still at work may commit between the two reads."""
+    found: list[tuple[list[bytes], State]] = []
+
+    def alike() -> bool:
+        b.parts.catalog.state(dataset)
+        shown = b.parts.index.load(dataset)
+        found[:] = [(list(b.parts.catalog.records(dataset)), shown)]
+        return len(found[0][0]) == shown.seq
+
+    wait_until(alike, "the index to show the log", 20)
+    return found[0]
 
 
 def _settled(fields: dict[str, str]) -> dict[str, str]:
