@@ -261,7 +261,7 @@ class MicroBatcher:
         """A dataset that is gone, or takes no change log: perhaps all that waits is of a session that is over."""
         try:
             if isinstance(error, NotFound | Conflict) and self._closer.clear(due.dataset, due.closing):
-                return
+                return self._batches.drop({due.dataset: due.closing.keys()})
         except BrokerError as other:
             error = other
         self._failed(due.dataset, error, report)
