@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from broker.changelog import Ack, ChangeLog
-from broker.changelog_rows import pieces
+from broker.changelog_rows import pieces, session_over
 from broker.cli.face import Advance, Command, Face, Group, columns, pass_face
 from broker.cli.words import bytes_text, span_text
 from broker.connect import Dataset
@@ -43,7 +43,13 @@ FULL_SECONDS: Final = 0.2
 @click.option("--producer", help="Whose changes these are: its blocks are numbered without gaps.")
 @click.option("--block", type=int, help="FILE is this block of the producer: the same again is dropped, a gap is refused.")
 @click.option("--level", type=click.Choice(LEVELS), default="accepted", show_default=True, help="When to answer.")
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for each block to reach its level.")
+@click.option(
+    "--timeout",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Seconds for each block to find room, and for the last one to reach the level.",
+)
 @pass_face
 def append(face: Face, /, name: str, file: Path, **options: Any) -> None:
     """Append the changes in FILE (.parquet, .csv, .jsonl, each also .gz; - reads JSON lines from stdin), in its order."""
@@ -101,6 +107,7 @@ class _Appending:
         delete: bool, producer: str | None, block: int | None, level: Level, timeout: float,
     ) -> None:  # fmt: skip
         self._found, self._settings, self._advance = found, settings, advance
+        self._session = found.state.session
         self._append = found.changelog.delete if delete else found.changelog.append
         self._producer, self._block, self._level, self._timeout = producer, block, level, timeout
         self.rows, self.blocks = 0, 0
@@ -124,6 +131,8 @@ class _Appending:
     def _piece(self, rows: Any, level: Level) -> None:
         with self._telling(len(rows)):
             self._call(lambda: rows, level)
+        if self._found.state.session != self._session:  # a later block says nothing of those that were lost with the one before
+            raise session_over(self._found.id)
 
     def _call(self, rows: Callable[[], Any], level: Level) -> None:
         deadline = time.monotonic() + self._timeout
@@ -143,7 +152,7 @@ class _Appending:
         """What is in, and how to go on: this process ends, and the next one cannot know the same rows again."""
         try:
             yield
-        except Gap:  # what was in was lost: it says from where on
+        except (Conflict, Gap):  # what was in may be lost: they say how to go on
             raise
         except TimedOut as error:
             error.hint = (
@@ -152,7 +161,7 @@ class _Appending:
             )
             raise
         except BrokerError as error:
-            maybe = under_way if isinstance(error, Transient | Conflict) else 0
+            maybe = under_way if isinstance(error, Transient) else 0
             if self.rows and under_way and isinstance(error, BadData):
                 error.why += f", behind the first {self.rows} rows"  # it counts from there
             if self.rows or isinstance(error, OutcomeUnknown):

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pyarrow as pa
@@ -234,6 +234,27 @@ def test_what_is_refused_in_the_middle_says_what_is_in_and_promises_nothing_of_t
     assert 0 < int(told[1]) <= there <= int(told[1]) + int(told[2]) < ROWS
     assert words in refused.err
     assert "the same" not in refused.err
+
+
+def test_a_file_is_not_in_when_the_session_of_its_first_blocks_ended(
+    small: Cli, b: broker.Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last block's being there says nothing of those before: no version holds what waited when the session ended."""
+    batching, ended = Batching(b.parts, "one"), Event()
+
+    def anew() -> None:
+        if not ended.is_set():
+            b.dataset(OFFERS).drop()
+            b.dataset(OFFERS, key="sku", order="at")
+            ended.set()
+        drained(batching)
+
+    monkeypatch.setattr("broker.cli.append.time", Waits(1, anew))
+    refused = small("append", OFFERS, a_file(tmp_path / "a.csv"))
+    batching.close()
+    assert (refused.code, ended.is_set()) == (Exit.CONFLICT, True)
+    assert "began a new session" in refused.err
+    assert "rows are in" not in refused.err
 
 
 def test_a_numbered_file_that_is_refused_can_come_again(
