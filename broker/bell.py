@@ -53,13 +53,17 @@ class Bell:
         _BELLS.add(self)
 
     def ask(self, dataset: DatasetId) -> None:
-        """Ring soon; asked again before it rang, it rings once."""
+        """Ring soon; asked again before it rang, it rings once. Where no thread begins it does not: ask anew."""
         with self._lock:
             if dataset in self._asked:
                 return
-            self._asked.add(dataset)
             if self._ringer is None:
-                self._ringer = _Ringer(self._rung)
+                try:
+                    self._ringer = _Ringer(self._rung)
+                except RuntimeError as error:  # as with a ring that fails: the janitor makes up for it
+                    log.warning("%s: not rung, no thread begins: %s", dataset, error)
+                    return
+            self._asked.add(dataset)
             self._ringer.queue.put(dataset)
 
     def close(self) -> None:

@@ -57,6 +57,13 @@ class Content:
         return found.digest()
 
 
+def pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces of at most BLOCK_ROWS and about BLOCK_BYTES: a block each."""
+    rows = max(1, min(BLOCK_ROWS, batch.num_rows * BLOCK_BYTES // max(batch.nbytes, 1)))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
 class Shaper:
     """Makes contents of one dataset. Safe for threads."""
 
@@ -73,9 +80,8 @@ class Shaper:
         """
         session, batches = self._opened(data, kind)
         for batch in batches:
-            rows = max(1, min(BLOCK_ROWS, batch.num_rows * BLOCK_BYTES // max(batch.nbytes, 1)))
-            for start in range(0, batch.num_rows, rows):
-                yield self._content(kind, session, batch.slice(start, rows))
+            for piece in pieces(batch):
+                yield self._content(kind, session, piece)
 
     def check(self, data: Intake, kind: Kind) -> None:
         """Raises what `contents` would raise of the data itself."""

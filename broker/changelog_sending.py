@@ -73,19 +73,18 @@ class Sending:
         self._stopping, self._closed = Event(), False
 
     def put(self, kind: Kind, record: Any, timeout: float) -> Pending:
-        """Raises Overloaded when there is no room within `timeout` seconds."""
+        """Raises Overloaded when there is no room within `timeout` seconds, or no thread to send: nothing waits then."""
         with self._free:
             if not self._room() and not self._free.wait_for(self._room, timeout):
                 why = f"{len(self._filling.items)} records, {self._filling.bytes} bytes"
                 raise Overloaded("too much waits to be sent", why=why, hint="Wait for results first: Pending.result()")
             if self._closed:
                 raise Invalid("the connection is closed", hint="Send before it closes")
+            if self._thread is None:
+                self._thread = self._begun()
             batch = self._filling
             batch.items.append((kind, record))
             batch.bytes += _text_bytes(record)
-            if self._thread is None:
-                self._thread = Thread(target=self._run, name="changelog", daemon=True)
-                self._thread.start()
             if len(batch.items) == 1:
                 self._free.notify_all()
             return Pending(batch, len(batch.items) - 1)
@@ -108,6 +107,14 @@ class Sending:
             with self._free:
                 self._free.notify_all()
             thread.join()
+
+    def _begun(self) -> Thread:
+        thread = Thread(target=self._run, name="changelog", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Overloaded("no thread begins to send", why=str(error), hint="Send later, or append: it needs none") from None
+        return thread
 
     def _room(self) -> bool:
         return len(self._filling.items) < SEND_RECORDS and self._filling.bytes < SEND_BYTES

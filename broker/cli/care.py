@@ -22,7 +22,7 @@ from broker.rules.retention import Pair, RetentionPlan
     "compact", cls=Command,
     examples="broker compact shop/catalog/offers", answer="A list of {kind, base, version, edges, bytes}",
 )  # fmt: skip
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.option("--limit", type=click.IntRange(1), default=1_000_000, help="At most so many merges. Default: all that is due.")
 @pass_face
 def compact(face: Face, name: str, limit: int) -> None:
@@ -58,7 +58,7 @@ PLAN = "{dataset, applied, until, bytes, retire, kept, resets, waits_seconds}"
 
 
 @retention.command("plan", examples="broker retention plan shop/catalog/offers --json", answer=PLAN)
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @pass_face
 def plan(face: Face, name: str) -> None:
     """What would go now, and who needs the rest. Changes nothing."""
@@ -68,7 +68,7 @@ def plan(face: Face, name: str) -> None:
 
 
 @retention.command("apply", examples="broker retention apply shop/catalog/offers", answer=PLAN)
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @pass_face
 def apply(face: Face, name: str) -> None:
     """Give up what nobody needs. The sweep deletes the files later, when no answer can name them any more."""
@@ -92,7 +92,7 @@ def apply(face: Face, name: str) -> None:
     """,
     answer="{dataset, of, why}",
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.argument("version_or_file")
 @pass_face
 def explain(face: Face, name: str, version_or_file: str) -> None:
@@ -137,7 +137,7 @@ def sorted_pairs(plan: RetentionPlan) -> list[tuple[Pair, str]]:
     broker hold shop/catalog/offers --release audit
     """, answer="A list of {name, version, until, why}: the holds that stand",
 )  # fmt: skip
-@click.argument("dataset_name", metavar="NAME")
+@click.argument("dataset_name", metavar="DATASET")
 @click.argument("version", type=int, required=False)
 @click.option("--until", metavar="WHEN", help="A duration from now (12h, 30d), or a date or time. Default: until released.")
 @click.option("--why", default="", help="For people.")

@@ -23,7 +23,7 @@ ANSWER: Final = "{dataset, channel, version, before, announced, session, time, w
     broker promote shop/catalog/offers 812 --to staging
     broker promote shop/catalog/offers 812 --to production --expect 810
     """, answer=ANSWER)  # fmt: skip
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.argument("version", type=click.IntRange(1))
 @click.option("--to", "channel", required=True, metavar="CHANNEL", help="The channel that shall name the version.")
 @click.option(
@@ -43,7 +43,7 @@ def promote(face: Face, name: str, version: int, channel: str, expect: int | Non
     broker rollback shop/catalog/offers production
     broker rollback shop/catalog/offers production --expect 812
     """, answer=ANSWER)  # fmt: skip
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.argument("channel")
 @click.option("--expect", type=click.IntRange(1), metavar="VERSION", help="The version to leave; repeated, it is left once.")
 @pass_face

@@ -65,7 +65,7 @@ def dataset() -> None:
     """,
     answer="{dataset, version, key, versions, bytes, session, spec}",
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.option("--key", multiple=True, required=True, help="Key column; several: repeat it, or a,b.")
 @click.option("--order", multiple=True, help="Columns that say which of two rows with one key is newer.")
 @click.option(
@@ -126,7 +126,7 @@ def list_(face: Face, pattern: str) -> None:
 @dataset.command(
     "show", examples="broker dataset show shop/catalog/offers", answer="{dataset, version, key, versions, bytes, session, spec}"
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @pass_face
 def show(face: Face, name: str) -> None:
     """The spec, columns and newest version of a dataset."""
@@ -142,7 +142,7 @@ def show(face: Face, name: str) -> None:
     """,
     answer="{dataset, version, key, versions, bytes, session, spec}",
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.option("--column", "column_texts", multiple=True, help='A new column or another type: "price DOUBLE".')
 @click.option("--force", is_flag=True, help="Also a change with loss: it begins a new session, and replicas reset.")
 @guard_options
@@ -162,7 +162,7 @@ def alter(face: Face, /, name: str, column_texts: tuple[str, ...], force: bool, 
 
 
 @dataset.command("drop", examples="broker dataset drop shop/catalog/offers --yes", answer="{dataset, dropped}")
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_face
 def drop(face: Face, name: str, yes: bool) -> None:

@@ -87,7 +87,7 @@ def _request_lines(found: Whereabouts, made: int | None) -> list[str]:
     examples="broker explain version shop/catalog/offers 3\nbroker explain version shop/catalog/offers@3",
     answer="{version, record, sha256, previous, road}",
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.argument("version", type=int, required=False)
 @pass_face
 def version(face: Face, name: str, version: int | None) -> None:

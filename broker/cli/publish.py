@@ -19,7 +19,7 @@ from broker.sources.files import rows_of
     broker publish shop/catalog/offers offers.parquet
     broker publish shop/catalog/offers monday.csv.gz tuesday.csv.gz --delta --attribute store=eu-1
     """, answer="{dataset, version, changed, unchanged_rows, stale_rows, edge}")  # fmt: skip
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--delta", is_flag=True, help="Commit only the difference to the newest version; an absent key is a delete.")
 @click.option("--attribute", "attributes", multiple=True, metavar="K=V", help="Custom attribute of the version.")

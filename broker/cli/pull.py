@@ -37,7 +37,7 @@ Awaited = tuple[str, float]
     broker pull shop/catalog/offers --to offers.csv
     """, answer="{dataset, to, mode, version, edges, rows, upserts, deletes, bytes, reset, seconds, correlation}; "
     "a single file {dataset, version, file, rows, bytes}",)  # fmt: skip
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.option(
     "--to",
     "place",

@@ -51,7 +51,7 @@ def _cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     """,
     answer=f"{{request, dataset, target}}; with an answer {COMPLETION[:-1]}, paths}}",
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.option("--target", required=True, help="The system that asks: owner of the response stream.")
 @click.option(
     "--since", callback=_cursor, metavar="N|CURSOR", help="What the target holds: a version, or a completion's cursor."

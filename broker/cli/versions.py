@@ -24,7 +24,7 @@ def versions() -> None:
     examples="broker versions list shop/catalog/offers --limit 10",
     answer="A list of {version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom}",
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only the newest.")
 @pass_face
 def list_versions(face: Face, name: str, limit: int | None) -> None:
@@ -45,7 +45,7 @@ def list_versions(face: Face, name: str, limit: int | None) -> None:
     examples="broker versions show shop/catalog/offers 3",
     answer="{version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom, edge}",
 )
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @click.argument("version", type=int, required=False)
 @pass_face
 def show_version(face: Face, name: str, version: int | None) -> None:
@@ -77,7 +77,7 @@ def show_version(face: Face, name: str, version: int | None) -> None:
 
 
 @versions.command("verify", examples="broker versions verify shop/catalog/offers", answer="A list of {key, bytes, ok, error}")
-@click.argument("name")
+@click.argument("name", metavar="DATASET")
 @pass_face
 def verify(face: Face, name: str) -> int:
     """Read every file that is offered, compare length and SHA-256, then fold the log; exit 1 when anything differs."""

@@ -102,6 +102,23 @@ def test_asked_while_it_closes_it_closes_and_rings_all_the_same() -> None:
     assert sorted(rung) == [ONE, TWO]
 
 
+def test_where_no_thread_begins_the_next_who_asks_has_it_rung(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError(f"can't start new thread: {thread.name}")
+
+    rung = list[DatasetId]()
+    bell = Bell(rung.extend)
+    with monkeypatch.context() as few:
+        few.setattr(Thread, "start", refuse)
+        bell.ask(ONE)
+    assert f"{ONE}: not rung" in caplog.text
+    bell.ask(ONE)
+    bell.close()
+    assert rung == [ONE]
+
+
 @pytest.mark.parametrize("error", [Unavailable("the store does not answer"), ValueError("a surprise")])
 def test_a_ring_that_fails_does_not_silence_the_others(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     rung = list[DatasetId]()

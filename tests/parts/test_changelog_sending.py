@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -130,3 +130,30 @@ def test_closing_ends_what_waits_one_way_or_the_other(log: Log) -> None:
         pending.result(0)
     with pytest.raises(Invalid, match="closed"):
         sending.put("u", "b", 1)
+
+
+def test_where_no_thread_begins_nothing_is_queued_and_the_next_is_sent(
+    log: Log, sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError(f"can't start new thread: {thread.name}")
+
+    with monkeypatch.context() as few:
+        few.setattr(Thread, "start", refuse)
+        with pytest.raises(Overloaded, match="can't start new thread"):
+            sending.put("u", "lost", 1)
+    sending.flush(0)
+    assert sending.put("u", "a", 1).result(60) == "u 1"
+    assert log.taken == [["a"]]
+
+
+def test_what_never_began_to_send_closes(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError(f"can't start new thread: {thread.name}")
+
+    sending = Sending(log.deliver, log.check)
+    monkeypatch.setattr(Thread, "start", refuse)
+    with pytest.raises(Overloaded):
+        sending.put("u", "a", 1)
+    sending.close(1)
+    assert log.taken == []

@@ -160,6 +160,18 @@ def test_every_example_parses(example: str) -> None:
         command.make_context("broker", words, obj=Face())
 
 
+@pytest.mark.parametrize("example", [one for one in dict.fromkeys(examples()) if OFFERS in one])
+def test_what_takes_a_dataset_is_called_dataset_or_pattern(example: str) -> None:
+    command, words = command_of(program, shlex.split(example)[1:])
+    context = command.make_context("broker", words, obj=Face(), resilient_parsing=True)
+    taking = [
+        param.make_metavar(context)
+        for param in command.params
+        if isinstance(param, click.Argument) and str(context.params.get(str(param.name))).split("@")[0] == OFFERS
+    ]
+    assert taking in (["DATASET"], ["[PATTERN]"]) or "--dataset" in example
+
+
 def test_global_options_stand_anywhere(cli: Cli, redis_url: str) -> None:
     cli.ok("dataset", "create", OFFERS, "--key", "sku")
     for words in (("--json", "dataset", "list"), ("dataset", "--json", "list"), ("dataset", "list", "--json")):
