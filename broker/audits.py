@@ -113,15 +113,18 @@ class Audits:
         if wanted is None or wanted.columns != receipt.schema_id:
             return  # the version is retired, or the dataset has other columns by now: nothing to compare with
         report.compared += 1
+        if (wanted.rows, wanted.text) != (receipt.rows, receipt.digest):
+            report.mismatches += self._tell_mismatch(dataset, cursor, receipt, wanted)
+        # Behind the telling: what could not be told is compared again.
         _remember(self._compared, (dataset, cursor.name, receipt), True, 100 * KNOWN_DIGESTS)
-        if (wanted.rows, wanted.text) == (receipt.rows, receipt.digest):
-            return
+
+    def _tell_mismatch(self, dataset: DatasetId, cursor: LiveCursor, receipt: Receipt, wanted: ContentDigest) -> bool:
         data = Mismatch(
             replica=cursor.name, version=receipt.version, rows=receipt.rows, digest=receipt.digest, expected_rows=wanted.rows,
             expected_digest=wanted.text, channel=cursor.channel,
         )  # fmt: skip
         once = f"mismatch:{cursor.name}:{receipt.version}:{receipt.digest}"
-        report.mismatches += self._events.emit(dataset, "broker.replica.mismatch", data, once=once)
+        return self._events.emit(dataset, "broker.replica.mismatch", data, once=once)
 
     def _digest(self, dataset: DatasetId, state: State, version: int, cursor: LiveCursor) -> ContentDigest | None:
         """None where no road leads to the version any more."""
