@@ -5,9 +5,10 @@
 #   make bench   the figures of benchmarks/README.md, with the peers in the same run
 #   make docs    the tables of README.md that are generated
 #   make simulate   1,000,000 fault schedules of publishing, 100,000 each of the change log and of channels, over models
-#   make laws    2,000 random examples of each law: merging, planning, folding, retention (make test: a few)
+#   make laws    2,000 random examples of each law: merging, planning, folding, retention, digests, repair (make test: a few)
 #   make schedules  200 fault schedules of the real thing: workers, Redis and store killed and paused (make test runs 4)
-#   make eager-schedules  200 of appenders, micro-batchers, compactors, replicas and Redis; 100 of batches closed by the clock
+#   make eager-schedules  200 of appenders, micro-batchers, compactors, replicas and Redis; 100 of batches closed by the clock;
+#                an erasure killed at each of its steps on each kind of store (make test: half of them on each S3 server)
 
 RUN := .venv/bin/python -m
 # Where the environment forbids bytecode, each of the suite's many processes compiles all modules anew: a fifth of its start.
@@ -50,11 +51,14 @@ schedules: .venv/ready
 eager-schedules: .venv/ready
 	BROKER_FAULT_SCHEDULES=$(FAULT_SCHEDULES) $(RUN) pytest tests/faults/test_eager_schedules.py
 	BROKER_FAULT_SCHEDULES=$(CLOCK_SCHEDULES) $(RUN) pytest tests/faults/test_microbatch_faults.py
+	BROKER_FAULT_MATRIX=whole $(RUN) pytest tests/faults/test_erasure_faults.py
 
 # On the whole way an example takes about half a second: hours for all sinks.
 laws: .venv/ready
 	BROKER_TEST_EXAMPLES=$(LAW_EXAMPLES) $(RUN) pytest --numprocesses $(TEST_WORKERS) --dist worksteal -o timeout=86400 \
-		tests/laws tests/rules tests/model tests/parts/test_coalesce.py tests/parts/test_columnar_merge.py
+		tests/laws tests/rules tests/model tests/contracts/test_sink_digests.py tests/parts/test_changelog.py \
+		tests/parts/test_coalesce.py tests/parts/test_columnar_merge.py tests/parts/test_digest.py tests/parts/test_producers.py \
+		tests/parts/test_repair_bytes.py
 
 format: .venv/ready
 	$(RUN) ruff format .

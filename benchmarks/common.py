@@ -100,6 +100,21 @@ def peak_bytes(pid: int | str = "self") -> int:
     return int(text.split("VmHWM:")[1].split()[0]) * 1024
 
 
+def forget_peak() -> None:
+    """This process' VmHWM begins anew at what it holds now: proc(5), clear_refs."""
+    pa.default_memory_pool().release_unused()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def redis_pid(connection: broker.Broker) -> int:
+    return int(connection.parts.redis.servers()[0].info("server")["process_id"])
+
+
+def peak_text(connection: broker.Broker) -> str:
+    """The most memory that all processes held: this one, since `forget_peak`, and Redis."""
+    return f"{(peak_bytes() + peak_bytes(redis_pid(connection))) // MEBIBYTE:,} MiB in all processes"
+
+
 def offers(rows: int, changed_every: int = 0) -> pa.Table:
     """`rows` offers in 6 columns, unsorted by key; every `changed_every`-th has another price (0: none)."""
     price = "(hash(i) % 10000) / 100.0" + (f" + (i % {changed_every} = 0)::INT" if changed_every else "")

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.common import Row, median_seconds, offers, private_broker
+from benchmarks.common import MEBIBYTE, Row, forget_peak, offers, peak_bytes, peak_text, private_broker, seconds
 from broker.columnar.sql import text_literal
 from broker.columnar.tombstones import Standing
 from broker.connect import Dataset
@@ -28,15 +28,21 @@ def run() -> list[Row]:
         dataset = b.dataset(DATASET, key=["sku"])
         _publish(dataset, offers(ROWS))
         folder = home_folder(b.parts.settings) / STORE_FOLDER
-        alone = median_seconds(lambda: _duckdb(dataset, folder, b.parts.settings.memory_limit_bytes), times=1)
+        forget_peak()
+        alone = seconds(lambda: _duckdb(dataset, folder, b.parts.settings.memory_limit_bytes))
+        alone_peak = peak_bytes()
         state = dataset.state
         standing = Standing(plan(state.edges, None, state.version).edges, {}, time.time())
-        spent = median_seconds(lambda: b.parts.engine.write_merged(state.spec, standing), times=1)
+        forget_peak()
+        spent = seconds(lambda: b.parts.engine.write_merged(state.spec, standing))
+        memory = peak_text(b)
     merged = ROWS + DELTAS * CHANGED
     return [
         Row(
-            f"{DELTAS} deltas of {CHANGED:,} rows over {ROWS:,}, merged into a snapshot", f"{merged / spent:,.0f} rows/s",
-            f"DuckDB alone {merged / alone:,.0f} rows/s", alone / spent, "0.60x", alone / spent >= 0.6,
+            f"{DELTAS} deltas of {CHANGED:,} rows over {ROWS:,}, merged into a snapshot",
+            f"{merged / spent:,.0f} rows/s ({memory})",
+            f"DuckDB alone {merged / alone:,.0f} rows/s ({alone_peak // MEBIBYTE:,} MiB)",
+            alone / spent, "0.60x", alone / spent >= 0.6,
         )
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.common import ROOT, Row, offers, peak_bytes
+from benchmarks.common import ROOT, Row, offers, peak_bytes, redis_pid
 
 ROWS = 12_000_000
 DATASET = "goodstuff_01/catalog/offers"
@@ -65,8 +65,7 @@ def main(home: str, feed: str) -> None:
         spent = time.perf_counter() - begun
         assert published.edge is not None
         assert published.edge.rows == ROWS // 100, published.edge.rows
-        pid = b.parts.redis.run("INFO", "server").decode().split("process_id:")[1].split()[0]
-        print(spent, peak_bytes(), peak_bytes(pid))
+        print(spent, peak_bytes(), peak_bytes(redis_pid(b)))
 
 
 if __name__ == "__main__":

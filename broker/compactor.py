@@ -26,6 +26,7 @@ from broker.columnar.tombstones import Standing
 from broker.errors import BrokerError, Busy, StaleBase
 from broker.model.commit import Body, Edge, NewEdge
 from broker.model.names import DatasetId, data_key
+from broker.pauses import Pauses
 from broker.publication import Publication
 from broker.rules.fold import State
 from broker.rules.levels import Levels, Merge, due
@@ -34,11 +35,13 @@ from broker.rules.publishing import Lease
 log = logging.getLogger("broker.compactor")
 MERGES: Final = 16
 """Merges of one dataset in one pass: the others have a turn, too."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
+"""A dataset that fails is left alone so long, the first time and at most: each try may read its whole road in vain."""
 
 
 @dataclass
 class CompactReport:
-    """What one pass did. `failed`: dataset -> why; the next pass tries again."""
+    """What one pass did. `failed`: dataset -> why; it is tried again, later each time."""
 
     roll_ups: int = 0
     snapshots: int = 0
@@ -65,14 +68,14 @@ class Compactor:
     ) -> None:
         self._index, self._catalog, self._engine = index, catalog, engine
         self._publication, self._leases, self._levels = publication, leases, levels or Levels()
-        self._seen = dict[DatasetId, int]()
+        self._seen, self._pauses = dict[DatasetId, int](), Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 
     def run_once(self) -> CompactReport:
-        """A pass over all datasets whose head moved since the last one."""
-        report = CompactReport()
+        """A pass over all datasets whose head moved since the last one, but for those that rest behind a failure."""
+        report, resting = CompactReport(), self._pauses.resting()
         for slot in self._index.slots():
             for dataset, glance in self._index.glance(slot).items():
-                if self._seen.get(dataset) != glance.seq:
+                if self._seen.get(dataset) != glance.seq and dataset not in resting:
                     self._visit(dataset, report)
         return report
 
@@ -110,17 +113,19 @@ class Compactor:
             state, done = self._catalog.known(dataset), 0
             if not state.exists:  # dropped: it offers nothing
                 self._seen[dataset] = state.seq
+                self._pauses.done(dataset)
                 return
             for work in self.compact(dataset):
                 report.add(work)
                 done += 1
+            self._pauses.done(dataset)
             if done < MERGES:
                 self._seen[dataset] = state.seq + done
         except Busy:
             return
         except BrokerError as error:  # one dataset's harm must not end the care for the others
             report.failed[dataset] = str(error)
-            log.warning("%s: %s", dataset, error)
+            log.warning("%s: %s; again in %.0f s", dataset, error, self._pauses.failed(dataset))
 
     def _merge(self, state: State, work: Merge, lease: Lease) -> None:
         dataset, begun = DatasetId(state.dataset), time.monotonic()

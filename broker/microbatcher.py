@@ -25,6 +25,7 @@ from broker.microbatcher_closing import Closer, First
 from broker.microbatcher_slots import HeldSlots
 from broker.model.commit import Body
 from broker.model.names import DatasetId
+from broker.pauses import Pauses
 from broker.rules.batching import (
     PRODUCER,
     Backlog,
@@ -148,7 +149,7 @@ class MicroBatcher:
     ) -> None:
         self._batches, self._logs, self._held, self._catalog, self._closer = batches, logs, held, catalog, closer
         self._limits, self._on_step = closer.limits, on_step
-        self._paused, self._lead_ms = dict[DatasetId, tuple[float, float]](), 0.0
+        self._pauses, self._lead_ms = Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS), 0.0
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="microbatch")
 
     def run_once(self, owner: str) -> BatchReport:
@@ -165,7 +166,7 @@ class MicroBatcher:
     def left(self) -> list[DatasetId]:
         """Datasets with changes that no version holds yet, in any log slot; those that failed are not waited for."""
         _, ready = self._batches.ready([(place.number, place.log) for place in self._held.every()])
-        return sorted(ready.keys() - {dataset for dataset, (_, failing) in self._paused.items() if failing})
+        return sorted(ready.keys() - self._pauses.failing())
 
     def leave(self, owner: str) -> None:
         """Give the log slots to whoever else is alive. It runs no more."""
@@ -176,7 +177,7 @@ class MicroBatcher:
 
     def _ready(self) -> tuple[float, Ready]:
         now_ms, found = self._batches.ready([(place.number, place.log) for place in self._held.places])
-        resting = {dataset for dataset, (until, _) in self._paused.items() if time.monotonic() < until}
+        resting = self._pauses.resting()
         return now_ms, {dataset: slots for dataset, slots in found.items() if dataset not in resting}
 
     def _due(self, now_ms: float, ready: Ready) -> list[_Due]:
@@ -234,7 +235,7 @@ class MicroBatcher:
             if work.error:
                 self._failed(work.dataset, work.error, report)
             else:
-                self._paused.pop(work.dataset, None)
+                self._pauses.done(work.dataset)
                 report.add(len(work.made), work.taken)
         if served:
             self._learn((time.monotonic() - begun) * 1000)
@@ -254,7 +255,7 @@ class MicroBatcher:
         held_up = self._batches.writing(plain) if plain else set()
         for dataset in held_up:
             report.held_up.append(dataset)
-            self._paused[dataset] = (time.monotonic() + WRITING_SECONDS, 0.0)
+            self._pauses.rest(dataset, WRITING_SECONDS)
         return [work for work in works if work.dataset not in held_up]
 
     def _unserved(self, due: _Due, error: BrokerError, report: BatchReport) -> None:
@@ -312,11 +313,8 @@ class MicroBatcher:
 
     def _failed(self, dataset: DatasetId, error: Exception, report: BatchReport) -> None:
         report.failed[dataset] = str(error)
-        _, before = self._paused.get(dataset, (0.0, 0.0))
-        pause = min(LONGEST_PAUSE_SECONDS, before * 2 or FIRST_PAUSE_SECONDS)
-        self._paused[dataset] = (time.monotonic() + pause, pause)
         surprise = None if isinstance(error, BrokerError) else error
-        log.warning("%s: %s; again in %.2f s", dataset, error, pause, exc_info=surprise)
+        log.warning("%s: %s; again in %.2f s", dataset, error, self._pauses.failed(dataset), exc_info=surprise)
 
     def _learn(self, took_ms: float) -> None:
         """Batches close by age so much sooner that they are visible, not only closed, when their time is over."""

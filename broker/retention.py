@@ -19,7 +19,7 @@ from broker.backend.keys import retention_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.cursors import Cursors
-from broker.errors import BrokerError, Busy, Invalid, NotFound
+from broker.errors import BrokerError, Busy, Invalid, NotFound, Transient
 from broker.model.commit import Body, Hold, Retire, checked_version
 from broker.model.event import rfc3339
 from broker.model.names import DatasetId, check_name
@@ -31,16 +31,22 @@ from broker.search import unindex
 log = logging.getLogger("broker.retention")
 Pins = Callable[[DatasetId], Mapping[str, Sequence[int]]]
 """Reason -> versions that must stay readable, the present one first: what channels name."""
+Tell = Callable[[State, Sequence[str]], None]
+"""Is told, before the road goes, of the live consumers to whom only a snapshot is left (`RetentionPlan.resets`)."""
 HOLD: Final = "hold"
 
 
 @dataclass
 class RetentionReport:
-    """What one pass did. `waits`: datasets that are left alone until all cursors are known. `failed`: dataset -> why."""
+    """What one pass did. `waits`: datasets that are left alone until all cursors are known. `failed`: dataset -> why.
+
+    `resets`: dataset -> live consumers whose road did not fit the byte rule.
+    """
 
     retired: int = 0
     bytes: int = 0
     waits: list[DatasetId] = field(default_factory=list)
+    resets: dict[DatasetId, tuple[str, ...]] = field(default_factory=dict)
     failed: dict[DatasetId, str] = field(default_factory=dict)
 
 
@@ -48,6 +54,11 @@ def no_pins(dataset: DatasetId) -> Mapping[str, Sequence[int]]:
     """For a broker without channels."""
     del dataset
     return {}
+
+
+def told_nobody(state: State, names: Sequence[str]) -> None:
+    """For whom the report is enough."""
+    del state, names
 
 
 class Retention:
@@ -59,13 +70,13 @@ class Retention:
         self._catalog, self._index, self._leases = catalog, index, leases
         self._cursors, self._floors, self._pins = cursors, floors, pins
 
-    def run_once(self) -> RetentionReport:
+    def run_once(self, tell: Tell = told_nobody) -> RetentionReport:
         """A pass over all datasets."""
         report = RetentionReport()
         for slot in self._index.slots():
             for dataset in self._index.datasets(slot):
                 try:
-                    done = self.apply(dataset)
+                    done = self.apply(dataset, tell)
                 except Busy:
                     continue
                 except NotFound:
@@ -76,17 +87,22 @@ class Retention:
                     continue
                 if done is None:
                     report.waits.append(dataset)
-                else:
-                    report.retired += len(done.retire)
-                    report.bytes += done.bytes
+                    continue
+                report.retired += len(done.retire)
+                report.bytes += done.bytes
+                if done.resets:
+                    report.resets[dataset] = done.resets
         return report
 
     def plan(self, dataset: DatasetId) -> RetentionPlan:
         """What would go now, and why the rest stays. Raises NotFound."""
         return self._plan(self._catalog.state(dataset))
 
-    def apply(self, dataset: DatasetId) -> RetentionPlan | None:
-        """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable."""
+    def apply(self, dataset: DatasetId, tell: Tell = told_nobody) -> RetentionPlan | None:
+        """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable.
+
+        What `tell` raises ends it, too, with nothing retired: nobody's road goes untold.
+        """
         if self.waits_seconds(dataset):
             return None
         done, gone = list[RetentionPlan](), list[VersionInfo]()
@@ -98,6 +114,8 @@ class Retention:
                 done.append(found)
                 if not found.retire:
                     return None
+                if found.resets:
+                    tell(state, found.resets)
                 files = tuple(file.key for edge in found.retire for file in edge.files)
                 gone[:], ranges = forgotten(state, found.retire, wanted, now)
                 return Retire(
@@ -107,7 +125,7 @@ class Retention:
 
             after = self._catalog.commit(dataset, body, "retention", lease).tables["versions"]
         if gone := [info for info in gone if str(info.version) not in after]:
-            unindex(self._index, dataset, gone)
+            self._unindex(dataset, gone)
         return next((found for found in reversed(done) if found.retire), done[0])
 
     def waits_seconds(self, dataset: DatasetId) -> float:
@@ -157,6 +175,13 @@ class Retention:
 
     def of(self, dataset: DatasetId) -> DatasetRetention:
         return DatasetRetention(self, dataset)
+
+    def _unindex(self, dataset: DatasetId, gone: Sequence[VersionInfo]) -> None:
+        """The retirement is sealed, and a search leaves out what the index names in vain: to fail here does no harm."""
+        try:
+            unindex(self._index, dataset, gone)
+        except Transient as error:
+            log.warning("%s: %d versions stay in the index of attributes: %s", dataset, len(gone), error)
 
     def _plan(self, state: State) -> RetentionPlan:
         return retention(state.edges, self._wanted(state), self._floors, time.time())

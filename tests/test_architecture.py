@@ -24,7 +24,7 @@ FLOORS: Final = tuple(
         "stores backend columnar",
         "bell sealed catalog flights requests responses inquiry cuts channels changelog events cursors repairs",
         "outcomes producers sinks sources publication received receipts replica past search gauges schedules",
-        "fulfilment hands heavy microbatcher compactor retention erasure audits mending janitor rebuild pipeline",
+        "fulfilment hands heavy pauses microbatcher compactor retention erasure audits mending janitor rebuild pipeline",
         "parts handle asking connect .",
         "metrics testing demo cli",
         "workers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import broker
 from broker.backend.keys import compact_lease
 from broker.columnar.engine import EVERYTHING
 from broker.compactor import Compactor, CompactReport
-from broker.errors import Busy, StaleBase
+from broker.errors import Busy, Corrupt, StaleBase
 from broker.model.commit import Edge
 from broker.model.names import DatasetId
 from broker.rules.levels import Levels
@@ -135,6 +136,33 @@ def test_a_dropped_dataset_is_no_failure_and_has_its_turn_again_when_it_is_made_
     for _ in range(2):
         assert duty.run_once() == CompactReport()
     published(b, 5, [])
+    assert duty.run_once().roll_ups
+
+
+def test_a_dataset_that_fails_is_left_alone_longer_each_time_and_the_others_are_not(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duty, compact, tried, now = compactor(b), Compactor.compact, list[DatasetId](), [0.0]
+    monkeypatch.setattr("broker.pauses.time", SimpleNamespace(monotonic=lambda: now[0]))
+    other = b.dataset("shop/catalog/stock", key=["sku"])
+
+    def broken(self: Compactor, dataset: DatasetId, *rest: Any) -> Any:
+        tried.append(dataset)
+        if dataset == OFFERS:
+            raise Corrupt("not what was sealed", of=dataset)
+        return compact(self, dataset, *rest)
+
+    monkeypatch.setattr(Compactor, "compact", broken)
+    published(b, 5, [])
+    for seconds in (0, 0, 0.5, 0.5, 0.5, 1.4, 0.2):
+        other.publish([{"sku": "a"}])
+        now[0] += seconds
+        duty.run_once()
+    assert tried.count(OFFERS) == 3, "at 0, 1 and 3 seconds, and not between"
+    assert tried.count(other.id) == 7
+    monkeypatch.setattr(Compactor, "compact", compact)
+    assert duty.run_once().roll_ups == 0
+    now[0] += 4
     assert duty.run_once().roll_ups
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import broker
 from broker.audits import Audits
-from broker.errors import Conflict, Invalid
+from broker.errors import Conflict, Invalid, Unavailable
 from broker.events_listening import Listener
 from broker.model.commit import Retire
 from broker.model.names import DatasetId
@@ -281,6 +281,29 @@ def test_a_replica_that_holds_something_else_is_told_of_once(b: broker.Broker) -
     (mismatch,) = told(b, "broker.replica.mismatch")
     assert (mismatch["replica"], mismatch["version"], mismatch["rows"], mismatch["expected_rows"]) == ("search", 3, 4, 4)
     assert mismatch["digest"] != mismatch["expected_digest"]
+
+
+def test_a_mismatch_that_redis_did_not_take_is_told_by_the_next_pass(b: broker.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Memory()
+    one = replica(b, sink)
+    one.sync()
+    sink._state.rows[("a",)]["price"] = 7
+    for price in (2, 3):
+        change(b, price)
+        one.sync()
+    watcher, emit, silent = audits(b), b.parts.events.emit, [Unavailable("redis does not answer")]
+
+    def emitting(*given: Any, **named: Any) -> bool:
+        if silent:
+            raise silent.pop()
+        return emit(*given, **named)
+
+    monkeypatch.setattr(b.parts.events, "emit", emitting)
+    first, second, third = (watcher.run_once() for _ in range(3))
+    assert (first.mismatches, list(first.failed)) == (0, [OFFERS])
+    assert (second.mismatches, second.failed) == (1, {})
+    assert third.compared == 0
+    assert len(told(b, "broker.replica.mismatch")) == 1
 
 
 def test_a_receipt_of_a_retired_version_is_not_compared(b: broker.Broker) -> None:

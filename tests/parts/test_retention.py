@@ -12,7 +12,7 @@ import pytest
 
 import broker
 from broker.cursors import Cursors, LiveCursor
-from broker.errors import Invalid, NotFound
+from broker.errors import Invalid, NotFound, Unavailable
 from broker.model.commit import Edge, NewEdge, Retire, parse_record
 from broker.model.names import DatasetId
 from broker.retention import Retention
@@ -99,6 +99,24 @@ def test_the_index_of_attributes_forgets_with_the_projection(b: broker.Broker, m
     assert len(set(b.parts.redis.run("KEYS", slot.key("find:sha256=*")))) == len(old) - 3
     assert [hit.version for hit in search.find({"kind": "delta"})] == [6, 5]
     assert [hit.version for hit in search.find({"kind": "snapshot"})] == [4]
+
+
+def test_a_retirement_that_is_sealed_stands_though_the_index_of_attributes_cannot_be_told(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    offers, search = history(b), Search(b.parts.redis, b.parts.index)
+    search.find({"kind": "delta"})
+
+    def silent(*given: object) -> None:
+        raise Unavailable("redis does not answer")
+
+    monkeypatch.setattr("broker.retention.unindex", silent)
+    monkeypatch.setattr("broker.retention.time", SimpleNamespace(time=lambda: time.time() + PRODUCTION_SECONDS + 1))
+    report = duty(b).run_once()
+    assert (report.retired, report.failed) == (3, {})
+    assert "3 versions stay in the index of attributes: redis does not answer" in caplog.text
+    assert [info.version for info in offers.state.versions] == [4, 5, 6]
+    assert [hit.version for hit in search.find({"kind": "delta"})] == [6, 5], "what is named in vain is left out"
 
 
 def test_what_nobody_produced_under_a_name_is_forgotten_at_once_and_the_newest_version_never() -> None:

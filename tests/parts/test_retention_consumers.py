@@ -19,7 +19,7 @@ from broker.model.names import DatasetId
 from broker.retention import Retention
 from broker.rules.fold import State
 from broker.rules.levels import Levels
-from broker.rules.plan import cheapest
+from broker.rules.plan import cheapest, plan
 from broker.rules.retention import Floors
 from broker.sinks.memory import Memory
 from broker.stores.memory import MemoryStore
@@ -55,6 +55,8 @@ class Crowd:
     b: broker.Broker
     random: Random
     consumers: list[Consumer] = field(default_factory=list)
+    named: set[tuple[str, int]] = field(default_factory=set)
+    """Consumers whose reset retention told, with the version they stood at."""
 
     def cursors(self, lease_seconds: float) -> Cursors:
         return Cursors(self.b.parts.redis, self.b.parts.index, lease_seconds)
@@ -64,11 +66,14 @@ class Crowd:
         return self.b.parts.catalog.state(OFFERS)
 
     def sync(self, consumer: Consumer) -> None:
-        """Up to the newest version, and said so."""
+        """Up to the newest version, and said so. Who lives and finds its version gone was named."""
         state = self.state
+        gone = consumer.version and plan(state.edges, consumer.version, state.version).reset == "too-old"
+        assert not (gone and consumer.lives) or (consumer.name, consumer.version) in self.named
         if consumer.replica is not None:
             report = consumer.replica.sync()
             assert report.version == state.version
+            assert (report.reset == "too-old") == bool(gone)
         consumer.version, consumer.lives = state.version, True
         self.report(consumer, 3600.0)
 
@@ -132,23 +137,27 @@ def test_nobody_who_lives_loses_a_road_and_the_store_stays_small(crowd: Crowd) -
         parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(snapshot_least_bytes=0)
     )
     retention = Retention(parts.catalog, parts.index, parts.leases, crowd.cursors(0), Floors(FLOOR_VERSIONS, 0))
-    retired, told = 0, list[str]()
+    retired, pins, told = 0, 0, list[str]()
     for round in range(ROUNDS):
         change(crowd)
         crowd.act(round)
         assert compactor.run_once().failed == {}
         before = crowd.state
-        plan = retention.apply(OFFERS)
-        assert plan is not None
-        retired += len(plan.retire)
-        told += plan.resets
+        done = retention.apply(OFFERS)
+        assert done is not None
+        retired += len(done.retire)
+        told += done.resets
         after, live = crowd.state, crowd.live()
-        assert going_on(before, live) - going_on(after, live) <= set(plan.resets), "nobody is sent away untold"
-        assert set(plan.resets) <= {consumer.name for consumer in live}
+        crowd.named |= {(consumer.name, consumer.version) for consumer in live if consumer.name in done.resets}
+        lost = going_on(before, live) - going_on(after, live)
+        assert lost == set(done.resets), "nobody is sent away untold, and nobody is told in vain"
         whole = max(edge.bytes for edge in after.edges if edge.base is None)
         assert sum(edge.bytes for edge in after.edges) <= 2 * whole + floor_bytes(after)
-        assert not [why for why in plan.kept.values() if why.startswith("cursor dead") and _silent(crowd, why)]
+        pinned_by = {why.removeprefix("cursor ") for why in done.kept.values() if why.startswith("cursor ")}
+        assert pinned_by <= {consumer.name for consumer in live}, "whoever does not live pins nothing"
+        pins += len(pinned_by)
     assert retired > ROUNDS // 2
+    assert pins, "cursors kept roads"
     assert len(told) < ROUNDS * CONSUMERS // 200, "few: those who stand so far behind that a snapshot costs about as much"
     _the_dead_come_back(crowd)
     _what_is_offered_is_all_that_is_stored(crowd)
@@ -158,11 +167,6 @@ def floor_bytes(state: State) -> int:
     """What leads from one of the newest versions to the next, whoever else needs it."""
     first = state.version - FLOOR_VERSIONS
     return sum(edge.bytes for edge in state.edges if edge.base is not None and edge.base >= first)
-
-
-def _silent(crowd: Crowd, why: str) -> bool:
-    name = why.removeprefix("cursor ")
-    return next(not consumer.lives for consumer in crowd.consumers if consumer.name == name)
 
 
 def _the_dead_come_back(crowd: Crowd) -> None:

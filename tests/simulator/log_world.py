@@ -103,7 +103,7 @@ class LogScriptsSeen(LogScripts):
 class LogWorld(ProductWorld):
     modules: ClassVar = (
         "broker.catalog", "broker.changelog", "broker.changelog_delivery", "broker.changelog_sending", "broker.microbatcher",
-        "broker.microbatcher_closing", "broker.rules.blocks",
+        "broker.microbatcher_closing", "broker.pauses", "broker.rules.blocks",
     )  # fmt: skip
     leaps: ClassVar = (15.0, 15.0, 15.0, 700.0)
     """Together less than the life of marks: whoever sends a block again later than that is told so, or cannot be known."""
