@@ -197,6 +197,7 @@ def test_duckdb_and_the_evaluator_select_the_same_rows(duck: Any, texts: list[st
 
 
 SAFE = {"name", 'od"d é', "ok", "tiny"}  # columns whose plain comparison DuckDB does without a cast that rounds or fails
+UNSAFE = ("e+", "0.0000000", "9" * 38)  # unless a literal's own cast does: 38 digits beside a fraction are no DECIMAL
 
 
 @settings(max_examples=examples(80), deadline=None)
@@ -209,7 +210,7 @@ def test_our_reading_of_the_text_is_duckdbs_own(duck: Any, texts: list[str], row
     fill(duck, rows)
     for text in texts:
         predicate = parse(text, COLUMNS)
-        if predicate.columns <= SAFE and "e+" not in text and "0.0000000" not in text:
+        if predicate.columns <= SAFE and not any(literal in text for literal in UNSAFE):
             assert selected(duck, text) == selected(duck, predicate.sql(quote)), text
 
 
