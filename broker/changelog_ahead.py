@@ -35,8 +35,8 @@ class _Bringing:
                 self._thread.join()
             except BaseException as error:  # noqa: BLE001 - raised below
                 interruption = error
-        if interruption or self._error:
-            raise interruption or self._error or AssertionError
+        if (failure := interruption or self._error) is not None:
+            raise failure
 
     def _run(self, bring: Callable[[Content], None], content: Content) -> None:
         try:
@@ -50,9 +50,9 @@ def bring_all(contents: Iterable[Content], bring: Callable[[Content], None]) -> 
     ahead: _Bringing | None = None
     try:
         for content in contents:
-            before, ahead = ahead, None
-            if before is not None:
-                before.end()
+            if ahead is not None:
+                ahead.end()
+                ahead = None
             if content.rows >= AHEAD_ROWS:
                 ahead = _Bringing(bring, content)
                 if ahead.begin():

@@ -33,13 +33,6 @@ def b(redis_url: str, tmp_path: Path) -> Iterator[broker.Broker]:
 
 
 @pytest.fixture
-def batching(b: broker.Broker) -> Iterator[Batching]:
-    role = Batching(b.parts, "one")
-    yield role
-    role.close()
-
-
-@pytest.fixture
 def offers(b: broker.Broker) -> broker.Dataset:
     """With a row in a version and one in the log, both of the first session. Prices are text."""
     offers = b.dataset(OFFERS, key=["sku"], order=["at"])

@@ -38,13 +38,6 @@ def b(redis_url: str, tmp_path: Path) -> Iterator[broker.Broker]:
         yield opened
 
 
-@pytest.fixture
-def batching(b: broker.Broker) -> Iterator[Batching]:
-    role = Batching(b.parts, "one")
-    yield role
-    role.close()
-
-
 def until_versions(batching: Batching, count: int = 1) -> list[BatchReport]:
     """Passes until so many versions were made; the reports that made one."""
     made: list[BatchReport] = []
