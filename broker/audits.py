@@ -3,7 +3,6 @@
     receipt (version, selection, digest) ──► digest of the same version from the sealed files ──► equal, or `replica.mismatch`
 
 The same pass looks after the leases of cursors: what ends soon, and who is behind for too long, is told before it matters.
-So is who is so far behind that retention keeps no road for it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -27,7 +25,7 @@ from broker.events import Events
 from broker.model.event import Expiring, Lagging, Mismatch
 from broker.model.names import DatasetId
 from broker.rules.fold import State
-from broker.rules.following import Goal, Lag, goal_of, lag_of
+from broker.rules.following import Goal, goal_of, lag_of
 from broker.rules.plan import plan
 
 K = TypeVar("K")
@@ -89,26 +87,6 @@ class Audits:
                 report.lagging += self._tell_lagging(dataset, held.cursor, goal, state)
                 self._compare(dataset, state, held.cursor, report)
 
-    def tell_resets(self, state: State, names: Sequence[str]) -> None:
-        """Name the live consumers to whom retention leaves only a snapshot, once for each version they hold.
-
-        Raises Unavailable, OutcomeUnknown.
-        """
-        dataset, told = DatasetId(state.dataset), list[str]()
-        channels = self._channels.named(dataset)
-        for held in self._cursors.standing(dataset).cursors:
-            cursor = held.cursor
-            if cursor.name not in names:
-                continue
-            goal = goal_of(state, cursor.channel, channels)
-            if goal.version <= cursor.version:  # what goes is its road to the newest version
-                goal = Goal(state.offered)
-            lag = lag_of(state, cursor.version, goal, time.time())
-            if self._emit_lagging(dataset, cursor, goal, lag, once=f"passed-by:{cursor.name}:{cursor.version}"):
-                told.append(cursor.name)
-        if told:
-            log.warning("%s: too far behind for their road to be kept, a snapshot is theirs: %s", dataset, ", ".join(told))
-
     def _tell_expiring(self, dataset: DatasetId, held: Held) -> bool:
         cursor, left = held.cursor, held.left_seconds
         if not expiring(left, self._cursors.lease_seconds):
@@ -121,14 +99,11 @@ class Audits:
         lag = lag_of(state, cursor.version, goal, time.time())
         if lag.none or lag.seconds < self._lag_seconds:
             return False
-        return self._emit_lagging(dataset, cursor, goal, lag, once=f"lagging:{cursor.name}:{cursor.version}")
-
-    def _emit_lagging(self, dataset: DatasetId, cursor: LiveCursor, goal: Goal, lag: Lag, *, once: str) -> bool:
         data = Lagging(
             replica=cursor.name, held=cursor.version, version=goal.version, versions=lag.versions, bytes=lag.bytes,
             seconds=round(lag.seconds, 3), channel=cursor.channel,
         )  # fmt: skip
-        return self._events.emit(dataset, "broker.replica.lagging", data, once=once)
+        return self._events.emit(dataset, "broker.replica.lagging", data, once=f"lagging:{cursor.name}:{cursor.version}")
 
     def _compare(self, dataset: DatasetId, state: State, cursor: LiveCursor, report: AuditReport) -> None:
         receipt = cursor.receipt

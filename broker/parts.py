@@ -132,6 +132,7 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step, guards)
     cursors = Cursors(redis, index, settings.cursor_seconds)
     levels = Levels(snapshot_least_bytes=settings.snapshot_least_bytes)
+    compactor = Compactor(index, catalog, engine, publication, leases, levels)
     floors, channels = (
         Floors(settings.retain_versions, settings.retain_seconds, settings.retain_edges),
         Channels(catalog, index, leases),
@@ -141,6 +142,7 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
         publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
         changelogs=ChangeLogs(redis, catalog, settings), channels=channels, cursors=cursors,
         events=Events(Tools(redis, index, catalog, leases, settings.history_seconds, channels.pointers)),
-        compactor=Compactor(index, catalog, engine, publication, leases, levels),
-        retention=Retention(catalog, index, leases, cursors, floors, channels.pins), promise=promise, on_step=on_step,
+        compactor=compactor,
+        retention=Retention((catalog, index, leases), cursors, floors, channels.pins, compactor.freshen),
+        promise=promise, on_step=on_step,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
     who needs what: cursors, channels, holds, floors ──► rules/retention.py ──► `retire` record ──► later: the sweep
 
+Where the roads of cursors do not fit beside the deltas behind the newest snapshot, compaction makes a fresh one first.
 Nothing is given up while Redis has not remembered cursors for a full lease: whoever is alive must have had the time to say so.
 """
 
@@ -31,22 +32,18 @@ from broker.search import unindex
 log = logging.getLogger("broker.retention")
 Pins = Callable[[DatasetId], Mapping[str, Sequence[int]]]
 """Reason -> versions that must stay readable, the present one first: what channels name."""
-Tell = Callable[[State, Sequence[str]], None]
-"""Is told, before the road goes, of the live consumers to whom only a snapshot is left (`RetentionPlan.resets`)."""
+Freshen = Callable[[DatasetId], object]
+"""Makes a snapshot of the newest version."""
 HOLD: Final = "hold"
 
 
 @dataclass
 class RetentionReport:
-    """What one pass did. `waits`: datasets that are left alone until all cursors are known. `failed`: dataset -> why.
-
-    `resets`: dataset -> live consumers whose road did not fit the byte rule.
-    """
+    """What one pass did. `waits`: datasets that are left alone until all cursors are known. `failed`: dataset -> why."""
 
     retired: int = 0
     bytes: int = 0
     waits: list[DatasetId] = field(default_factory=list)
-    resets: dict[DatasetId, tuple[str, ...]] = field(default_factory=dict)
     failed: dict[DatasetId, str] = field(default_factory=dict)
 
 
@@ -56,27 +53,28 @@ def no_pins(dataset: DatasetId) -> Mapping[str, Sequence[int]]:
     return {}
 
 
-def told_nobody(state: State, names: Sequence[str]) -> None:
-    """For whom the report is enough."""
-    del state, names
+def as_it_is(dataset: DatasetId) -> None:
+    """For a broker without compaction."""
+    del dataset
 
 
 class Retention:
     """Idempotent and safe to run anywhere, several at once."""
 
     def __init__(
-        self, catalog: Catalog, index: Index, leases: Leases, cursors: Cursors, floors: Floors, pins: Pins = no_pins
-    ) -> None:
-        self._catalog, self._index, self._leases = catalog, index, leases
-        self._cursors, self._floors, self._pins = cursors, floors, pins
+        self, parts: tuple[Catalog, Index, Leases], cursors: Cursors, floors: Floors, pins: Pins = no_pins,
+        freshen: Freshen = as_it_is,
+    ) -> None:  # fmt: skip
+        self._catalog, self._index, self._leases = parts
+        self._cursors, self._floors, self._pins, self._freshen = cursors, floors, pins, freshen
 
-    def run_once(self, tell: Tell = told_nobody) -> RetentionReport:
+    def run_once(self) -> RetentionReport:
         """A pass over all datasets."""
         report = RetentionReport()
         for slot in self._index.slots():
             for dataset in self._index.datasets(slot):
                 try:
-                    done = self.apply(dataset, tell)
+                    done = self.apply(dataset)
                 except Busy:
                     continue
                 except NotFound:
@@ -90,21 +88,21 @@ class Retention:
                     continue
                 report.retired += len(done.retire)
                 report.bytes += done.bytes
-                if done.resets:
-                    report.resets[dataset] = done.resets
         return report
 
     def plan(self, dataset: DatasetId) -> RetentionPlan:
         """What would go now, and why the rest stays. Raises NotFound."""
         return self._plan(self._catalog.state(dataset))
 
-    def apply(self, dataset: DatasetId, tell: Tell = told_nobody) -> RetentionPlan | None:
-        """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable.
+    def apply(self, dataset: DatasetId) -> RetentionPlan | None:
+        """Retire what nobody needs. None: not before all cursors are known.
 
-        What `tell` raises ends it, too, with nothing retired: nobody's road goes untold.
+        Raises NotFound, Busy (another is at it, or compacts the dataset), Fenced, Unavailable, and what `freshen` raises.
         """
         if self.waits_seconds(dataset):
             return None
+        if self.plan(dataset).overdrawn:
+            self._freshen(dataset)
         done, gone = list[RetentionPlan](), list[VersionInfo]()
         with self._leases.held(self._catalog.slot(dataset), retention_lease(dataset), uuid4().hex) as lease:
 
@@ -114,8 +112,6 @@ class Retention:
                 done.append(found)
                 if not found.retire:
                     return None
-                if found.resets:
-                    tell(state, found.resets)
                 files = tuple(file.key for edge in found.retire for file in edge.files)
                 gone[:], ranges = forgotten(state, found.retire, wanted, now)
                 return Retire(

@@ -77,9 +77,9 @@ def compact(dataset: str) -> None:
 
 
 def retain(dataset: str) -> None:
-    """Give up what nobody needs of a dataset; who is left with a snapshot is named first."""
+    """Give up what nobody needs of a dataset."""
     with _opened() as (parts, _), suppress(Busy, NotFound):
-        parts.retention.apply(DatasetId(dataset), parts.audits.tell_resets)
+        parts.retention.apply(DatasetId(dataset))
 
 
 @contextmanager

@@ -54,8 +54,8 @@ class Maintenance:
             log.info("compacted: %s", _words(counts), extra={"counts": counts})
 
     def retain(self) -> None:
-        """Give up what nobody needs; who is left with a snapshot is named first."""
-        done = self._parts.retention.run_once(self._audits.tell_resets)
+        """Give up what nobody needs."""
+        done = self._parts.retention.run_once()
         if done.retired:
             counts = {"retired": done.retired, "bytes": done.bytes}
             log.info("given up: %s", _words(counts), extra={"counts": counts})

@@ -130,10 +130,7 @@ class ReplicaReset(Frozen):
 
 
 class Lagging(Frozen):
-    """A live cursor is behind for longer than agreed, or so far that retention keeps no road for it and a snapshot is its way.
-
-    `seconds`: since when it lacks something of what it follows.
-    """
+    """A live cursor is behind for longer than agreed. `seconds`: since when it lacks something of what it follows."""
 
     replica: str
     held: int

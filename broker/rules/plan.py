@@ -1,7 +1,13 @@
-"""The planner: the edges, fewest bytes, from the version a consumer holds to the one it wants. A plan is a value."""
+"""The planner: the edges, fewest bytes, from the version a consumer holds to the one it wants. A plan is a value.
+
+Edges lead from where one ends to where the next begins. Where no such road costs less than a snapshot, the first edge may begin
+before the version held: an edge names whole rows and the keys that are gone, so it takes whoever stands anywhere between its
+ends to its end, and what is held already is only written again (P6). So a road for one consumer leads all who are ahead of it.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -21,7 +27,7 @@ class Plan:
     """Apply `edges` in order. `base` None: start from nothing; `reset` says why a held version does not count.
 
     `held` None: the files may be handed out as they are. Else they hold what only a comparison by order shows to be late, a
-    delta's with what these edges lead to, and are merged first.
+    delta's with what these edges lead to (where the first of `edges` begins), and are merged first.
     """
 
     base: int | None
@@ -47,11 +53,22 @@ def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, 
     O(edges).
     """
     found = {edge.hop: edge for edge in edges}
-    road = _road(sorted(found, key=_BY_VERSION), held, want)
+    road = road_of(sorted(found, key=_BY_VERSION), held, want)
     return None if road is None else tuple(found[hop] for hop in road)
 
 
-def _road(hops: Iterable[Hop], held: int | None, want: int) -> list[Hop] | None:
+def road_of(hops: Sequence[Hop], held: int | None, want: int) -> list[Hop] | None:
+    """`cheapest` over hops, by version."""
+    road = _walk(hops, held, want)
+    if held is None or held >= want or (road and road[0][0] is not None):
+        return road
+    moved: dict[Hop, Hop] = {(held, *hop[1:]): hop for hop in hops if hop[0] is not None and hop[0] < held < hop[1]}
+    ahead = hops[bisect_right(hops, held, key=_BY_VERSION) :]
+    over = _walk(sorted((*moved, *ahead), key=_BY_VERSION), held, want)
+    return [moved.get(over[0], over[0]), *over[1:]] if over and over[0][0] is not None else road
+
+
+def _walk(hops: Iterable[Hop], held: int | None, want: int) -> list[Hop] | None:
     """Edges lead forward only, so one pass over the hops, by version, is a shortest path."""
     best: dict[int | None, int] = {None: 1}
     last: dict[int | None, Hop] = {}
@@ -81,8 +98,8 @@ def _road(hops: Iterable[Hop], held: int | None, want: int) -> list[Hop] | None:
 def plan(edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
     """How to get from `held` (None: nothing) to `want`. A given `reset` makes the held version count for nothing.
 
-    A plan that starts anew though nothing speaks against `held` says `replaced` while edges to or from `held` are offered (a
-    snapshot came later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want`.
+    A plan that starts anew though nothing speaks against `held` says `replaced` while edges to, from or over `held` are offered
+    (a snapshot came later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want`.
     """
     found = {edge.hop: edge for edge in edges}
     return _plan(sorted(found, key=_BY_VERSION), lambda road: tuple(found[hop] for hop in road), held, want, reset)
@@ -97,7 +114,7 @@ def _plan(
     base = None if reset else held
     if base == want:
         return Plan(base, want)
-    road = _road(hops, base, want)
+    road = road_of(hops, base, want)
     if road is None:
         raise NotFound(
             "no road leads to this version", of=f"version {want}", why="its edges are retired", hint="Ask for a newer one"
@@ -118,13 +135,14 @@ def comparable(state: State, found: Plan) -> Plan:
     if found.base is None:
         return replace(found, held=())
     try:
-        return replace(found, held=plan_for(state, None, EVERYTHING, found.base).edges)
+        return replace(found, held=plan_for(state, None, EVERYTHING, found.edges[0].base).edges)
     except NotFound:
         return comparable(state, plan(state.edges, found.base, found.version, "too-old"))
 
 
 def _passed_by(hops: Iterable[Hop], held: int) -> ResetReason:
-    return "replaced" if any(held in (base, version) for base, version, _ in hops) else "too-old"
+    near = any(version == held or (base is not None and base <= held < version) for base, version, _ in hops)
+    return "replaced" if near else "too-old"
 
 
 def reset_of(state: State, cursor: Cursor | None, selection: Selection, asked: bool = False) -> ResetReason | None:

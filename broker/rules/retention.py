@@ -6,27 +6,31 @@ What stays, in this order:
     channels                a road from nothing to what each names now, and to the last versions it named: a rollback's target
     holds                   a road from nothing to each version held
     floors                  the edges between the newest versions and the young ones, for who follows without a cursor
-    cursors                 a road from where each live one stands to the newest version and to every channel's
+    cursors                 to the newest version and to what each channel names, a road from the farthest live one that a
+                            snapshot would cost more. It leads all who are ahead of that one, too (rules/plan.py). Then,
+                            the nearest first, roads that begin where the others stand
 
-The byte rule bounds the last two, each by the bytes of the snapshot on the newest version's road: what is kept for floors
-alone, the oldest going first, and of that no more edges than a state can carry; and deltas and roll-ups for cursors, together
-with those of the newest version's road. Those that stand nearest are served first, and each next one by the road that adds
-fewest bytes to what is kept, so that roads run together: all who are ahead of a reader cost no more than the deltas from where
-it stands. Who stands so far behind that its road does not fit takes the snapshot: a plan with a typed reset, never a gap. It is
-named (`resets`).
+So nobody who lives loses its path: whom a road led on for fewer bytes than a snapshot, a road still leads on for fewer.
+
+The byte rule: by the bytes of the snapshot on the newest version's road is bounded what is kept for floors alone, the oldest
+going first, and of that no more edges than a state can carry; and deltas and roll-ups for cursors on the way to the newest
+version, with those of its own road. The farthest one's road is less than the snapshot, so it fits where no deltas lie behind
+that; else the plan is `overdrawn`, and a fresh snapshot sets it right.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from typing import Final, TypeAlias
 
-from broker.model.commit import Edge
+from broker.model.commit import Edge, Hop, hop_of
 from broker.rules.fold import State
 from broker.rules.patch import VersionInfo
-from broker.rules.plan import cheapest
+from broker.rules.plan import cheapest, road_of
 
 Pair: TypeAlias = tuple[int | None, int]
 """(base, version) of an edge."""
@@ -63,12 +67,13 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
     """`kept`: edge -> the first reason why. `retire`: what nobody needs, by version. `until`: no edge left touches a version
-    up to this one, so these fold into a range. `resets`: cursors whose road did not fit, so that a snapshot is theirs."""
+    up to this one, so these fold into a range. `overdrawn`: the byte rule does not hold until the newest version has a fresh
+    snapshot."""
 
     kept: Mapping[Pair, str]
     retire: tuple[Edge, ...]
     until: int
-    resets: tuple[str, ...] = ()
+    overdrawn: bool = False
 
     @property
     def bytes(self) -> int:
@@ -103,13 +108,12 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
     snapshot = whole[0].bytes if whole else 0
     young = (version for version, time in wanted.times.items() if time >= now - floors.seconds)
     _keep_floor(edges, min((newest - floors.versions + 1, *young)), (snapshot, floors.edges), kept)
-    targets = sorted({newest, *(versions[0] for versions in wanted.versions.values() if versions)})
-    budget = max(0, snapshot - sum(edge.bytes for edge in whole[1:])) if whole else 0
-    passed_by = _keep_roads(edges, wanted.readers, targets, budget, kept)
-    resets = tuple(name for name, at in wanted.readers.items() if at in passed_by)
+    behind = sum(edge.bytes for edge in whole[1:]) if whole else 0
+    channels = {versions[0] for versions in wanted.versions.values() if versions}
+    overdrawn = _keep_roads(_Roads(edges, wanted.readers, kept), (newest, *sorted(channels)), snapshot - behind) and behind > 0
     retire = tuple(edge for edge in edges if pair(edge) not in kept)
     least = min((version if base is None else base for base, version in kept), default=newest)
-    return RetentionPlan(kept, retire, least - 1, resets)
+    return RetentionPlan(kept, retire, least - 1, overdrawn)
 
 
 def forgotten(
@@ -134,49 +138,85 @@ def forgotten(
     return found, ranges
 
 
-def _keep_roads(
-    edges: Sequence[Edge], readers: Mapping[str, int], targets: Sequence[int], budget: int, kept: dict[Pair, str]
-) -> set[int]:
-    """Roads from where readers stand, the nearest first, at most `budget` bytes that nobody else keeps.
+def _keep_roads(roads: _Roads, targets: Sequence[int], budget: int) -> bool:
+    """Roads for cursors to the newest version, the first of `targets`, and to the others. -> whether they exceed the budget.
 
-    -> the versions from where a road did not fit: whoever stands there starts anew.
+    All together, where they fit; else the farthest one's comes first, which can lead the others, too.
     """
-    stands, passed_by = dict[int, str](), set[int]()
-    for name, at in readers.items():
-        stands.setdefault(at, name)  # one name for all that stand alike
-    offered = {pair(edge): edge for edge in edges if edge.base is not None}
-    priced = offered | {hop: _for_nothing(edge) for hop, edge in offered.items() if hop in kept}
-    for at in sorted(stands, reverse=True):
-        for target in targets:
-            road = _road(edges, priced, at, target)
-            wanted = [hop for hop in road if hop not in kept]
-            if (size := sum(offered[hop].bytes for hop in wanted)) > budget:
-                passed_by.add(at)
-                continue
-            budget -= size
-            kept.update((hop, f"cursor {stands[at]}") for hop in wanted)
-            priced.update((hop, _for_nothing(offered[hop])) for hop in wanted)
-    return passed_by
+    newest, *channels = targets
+    kept = dict(roads.kept)
+    left = roads.keep_nearest(newest, budget)
+    if roads.keep_farthest(newest):
+        roads.kept.clear()
+        roads.kept.update(kept)
+        left = budget - roads.keep_farthest(newest)
+        roads.keep_nearest(newest, left)
+    for target in channels:
+        roads.keep_farthest(target)
+    return left < min(0, budget)
 
 
-def _road(edges: Sequence[Edge], priced: Mapping[Pair, Edge], at: int, target: int) -> list[Pair]:
-    """What is to stay so that `at` is led on to `target`: the road that adds fewest bytes, `priced` being what each adds.
+class _Roads:
+    """Roads from where readers stand, added to what is `kept`."""
 
-    It must hold fewer bytes than the way by the snapshot, or the planner would not take it: then the cheapest road, whatever it
-    adds. Nothing for whom the snapshot is the cheapest anyway.
-    """
-    cheap = cheapest(edges, at, target) if at < target else None
-    if not cheap or cheap[0].base is None:
-        return []
-    added = [pair(edge) for edge in cheapest(priced.values(), at, target) or ()]
-    real, whole = {pair(edge): edge.bytes for edge in edges}, cheapest(edges, None, target)
-    fits = whole is None or sum(map(real.__getitem__, added)) < sum(edge.bytes for edge in whole)
-    return added if fits else [pair(edge) for edge in cheap]
+    def __init__(self, edges: Sequence[Edge], readers: Mapping[str, int], kept: dict[Pair, str]) -> None:
+        self.kept = kept
+        self._hops, self._bytes = [edge.hop for edge in edges], {pair(edge): edge.bytes for edge in edges}
+        self._stands = dict[int, str]()
+        for name, at in sorted(readers.items(), key=itemgetter(1)):
+            self._stands.setdefault(at, name)  # one name for all that stand alike
 
+    def keep_nearest(self, target: int, left: int) -> int:
+        """Roads to `target` that begin where readers stand, the nearest first, each that adds no more bytes than are `left`.
 
-def _for_nothing(edge: Edge) -> Edge:
-    """The same hop without its bytes: another keeps it anyway."""
-    return Edge(base=edge.base, version=edge.version)
+        -> bytes left.
+        """
+        for at, name in reversed(self._stands.items()):
+            if left <= 0:
+                break
+            ahead = self._hops[bisect_right(self._hops, at, key=itemgetter(1)) :]
+            road = self._road([hop for hop in ahead if hop[0] is None or hop[0] >= at], at, target)
+            if self._added(road) <= left:
+                left -= self._keep(road, name)
+        return left
+
+    def keep_farthest(self, target: int) -> int:
+        """A road to `target` for the farthest reader that is not better off with a snapshot. -> bytes added."""
+        for at, name in self._stands.items():
+            if road := self._road(self._hops, at, target):
+                left = road_of([hop for hop in self._hops if hop[:2] in self.kept], at, target)
+                return 0 if left and left[0][0] is not None else self._keep(road, name)
+        return 0
+
+    def _road(self, hops: Sequence[Hop], at: int, target: int) -> Sequence[Hop]:
+        """What is to stay so that `at` is led on over `hops`: the road that adds fewest bytes to what is kept.
+
+        It must hold fewer bytes than the way by the snapshot, or the planner would not take it: then the cheapest road. Nothing
+        for whom the snapshot is the cheapest anyway.
+        """
+        cheap = road_of(hops, at, target) if at < target else None
+        if not cheap or cheap[0][0] is None:
+            return ()
+        shared = road_of(self._priced(hops), at, target) or ()
+        anew = road_of(self._hops, None, target)
+        return shared if anew is None or self._cost(shared) < self._cost(anew) else cheap
+
+    def _priced(self, hops: Iterable[Hop]) -> list[Hop]:
+        """Deltas and roll-ups, each with the bytes it adds: none where another keeps it anyway."""
+        offered = (hop for hop in hops if hop[0] is not None)
+        return [hop_of(*hop[:2], 0) if hop[:2] in self.kept else hop for hop in offered]
+
+    def _keep(self, road: Sequence[Hop], name: str) -> int:
+        size = self._added(road)
+        for hop in road:
+            self.kept.setdefault(hop[:2], f"cursor {name}")
+        return size
+
+    def _added(self, road: Iterable[Hop]) -> int:
+        return sum(self._bytes[hop[:2]] for hop in road if hop[:2] not in self.kept)
+
+    def _cost(self, road: Iterable[Hop]) -> int:
+        return sum(self._bytes[hop[:2]] for hop in road)
 
 
 def _keep_floor(edges: Sequence[Edge], first: int, most: tuple[int, int], kept: dict[Pair, str]) -> None:

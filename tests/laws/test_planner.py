@@ -35,7 +35,7 @@ def ordered(edges: Iterable[Edge]) -> list[Edge]:
 
 
 def every_road(edges: Iterable[Edge], held: int | None, want: int) -> list[tuple[Edge, ...]]:
-    """From `held` and from nothing, tried one by one."""
+    """From `held` and from nothing, tried one by one; where a snapshot is the best, also from before `held`, over it."""
     edges = list(edges)
 
     def roads(at: int | None) -> Iterable[tuple[Edge, ...]]:
@@ -46,7 +46,16 @@ def every_road(edges: Iterable[Edge], held: int | None, want: int) -> list[tuple
             if edge.base == at and edge.version <= want:
                 yield from ((edge, *rest) for rest in roads(edge.version))
 
-    return [*roads(None), *(roads(held) if held is not None else ())]
+    if held is None or held == want:
+        return [*roads(None), *(roads(held) if held is not None else ())]
+    over = [
+        (edge, *rest)
+        for edge in edges if edge.base is not None and edge.base < held < edge.version <= want
+        for rest in roads(edge.version)
+    ]  # fmt: skip
+    whole, here = list(roads(None)), list(roads(held))
+    least = min((*whole, *here), key=cost, default=())
+    return [*whole, *here] if least and least[0].base is not None else [*whole, *here, *over]
 
 
 def cost(road: Iterable[Edge]) -> Cost:
@@ -67,8 +76,11 @@ def the_reset(state: State, cursor: Cursor, want: int, asked: bool) -> str | Non
     best = min(every_road(state.edges, cursor.version, want), key=cost)
     if cursor.version == want or best[0].base is not None:
         return None
-    touched = {end for edge in state.edges for end in (edge.base, edge.version)}
-    return "replaced" if cursor.version in touched else "too-old"
+    near = any(
+        edge.version == cursor.version or (edge.base is not None and edge.base <= cursor.version < edge.version)
+        for edge in state.edges
+    )
+    return "replaced" if near else "too-old"
 
 
 @given(logs(), st.data())
@@ -97,8 +109,9 @@ def test_whatever_the_history_a_cursor_gets_the_cheapest_road_and_a_reset_says_w
 def leads(found: Plan, held: int, want: int) -> None:
     """From what is held, or from nothing and then with a reason."""
     at = found.base
-    for part in found.edges:
-        assert part.base == at
+    for number, part in enumerate(found.edges):
+        over = number == 0 and at is not None and part.base is not None and part.base < at < part.version
+        assert part.base == at or over
         at = part.version
     assert (at, found.version) == (want, want)
     assert (found.base is None) == (found.reset is not None)
@@ -144,7 +157,11 @@ def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(s
     want = 7000
     left = backwards(offered, want)
     for held in (None, 1, 2, 3500, 6400, 6992, 6999, *random.sample(range(1, 7000), 10)):
-        ways = [left[None], *([left[held]] if held in left else [])]
+        here = [left[held]] if held in left else []
+        if held is not None and (not here or left[None] < here[0]):
+            over = [part for part in offered if part.base is not None and part.base < held < part.version]
+            here += [(part.bytes + left[part.version][0], 1 + left[part.version][1]) for part in over if part.version in left]
+        ways = [left[None], *here]
         road = cheapest(offered, held, want)
         assert road is not None
         assert cost(road)[:2] == min(ways)

@@ -7,8 +7,8 @@ from typing import Any
 from broker.rules import retention
 
 
-def keep_no_roads(*_: Any) -> set[int]:
-    return set()
+def keep_no_roads(*_: Any) -> bool:
+    return False
 
 
 retention._keep_roads = keep_no_roads  # type: ignore[assignment]

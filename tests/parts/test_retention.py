@@ -6,17 +6,20 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from secrets import token_hex
 from types import SimpleNamespace
 
 import pytest
 
 import broker
+from broker.compactor import Compactor
 from broker.cursors import Cursors, LiveCursor
 from broker.errors import Invalid, NotFound, Unavailable
 from broker.model.commit import Edge, NewEdge, Retire, parse_record
 from broker.model.names import DatasetId
 from broker.retention import Retention
 from broker.rules.fold import State
+from broker.rules.levels import Levels
 from broker.rules.patch import TABLES, Tables, VersionInfo, edge_field
 from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, Wanted, forgotten
 from broker.search import Search
@@ -40,7 +43,8 @@ def cursors(b: broker.Broker, lease_seconds: float = 0.0) -> Cursors:
 
 def duty(b: broker.Broker, floors: Floors = NO_FLOOR, **named: list[int]) -> Retention:
     parts = b.parts
-    return Retention(parts.catalog, parts.index, parts.leases, cursors(b), floors, lambda _: named)
+    places = (parts.catalog, parts.index, parts.leases)
+    return Retention(places, cursors(b), floors, lambda _: named, parts.compactor.freshen)
 
 
 def history(b: broker.Broker) -> broker.Dataset:
@@ -143,6 +147,31 @@ def test_what_goes_is_told_before_and_recorded_after_by_edge_and_file(b: broker.
     assert record.producer == "retention"
 
 
+def test_where_a_road_does_not_fit_beside_the_deltas_behind_the_snapshot_a_fresh_one_is_made_first(b: broker.Broker) -> None:
+    offers, parts = b.dataset(OFFERS, key=["sku"]), b.parts
+    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 1e9))
+    offers.publish([payload(number) for number in range(200)])
+    offers.publish_delta([payload(0)])
+    cursors(b, 60).report(OFFERS, LiveCursor(name="far", version=2, session=offers.state.session))
+    offers.publish_delta([payload(number) for number in range(150)])
+    assert compactor.freshen(OFFERS)
+    offers.publish_delta([payload(number) for number in range(100)])
+    assert [(work.base, work.version) for work in compactor.compact(OFFERS)] == [(2, 4)]
+    planned = duty(b).plan(OFFERS)
+    assert (planned.overdrawn, planned.why(2, 3), planned.why(3, 4)) == (True, "cursor far", NEWEST)
+    assert duty(b).apply(OFFERS) is not None
+    assert pairs(offers) == [(None, 4), (2, 4), (3, 4)], "the last one for the floor"
+    assert offers.plan(since=2).reset is None
+    assert offers.plan(since=3).bytes < offers.plan(since=2).bytes
+    assert not duty(b).plan(OFFERS).overdrawn
+    assert compactor.freshen(OFFERS) is None, "the newest version is a snapshot already"
+
+
+def payload(number: int) -> dict[str, object]:
+    """About a kilobyte that nothing makes smaller."""
+    return {"sku": f"s{number}", "text": token_hex(500)}
+
+
 def test_a_live_cursor_keeps_its_road_and_a_lapsed_one_does_not(b: broker.Broker) -> None:
     offers = b.dataset(OFFERS, key=["sku"])
     rows = [{"sku": f"s{number}", "at": 0} for number in range(2_000)]
@@ -156,7 +185,7 @@ def test_a_live_cursor_keeps_its_road_and_a_lapsed_one_does_not(b: broker.Broker
     cursors(b, 60).report(OFFERS, LiveCursor(name="old", version=1, session="another"))
     plan = duty(b).apply(OFFERS)
     assert plan is not None
-    assert (plan.why(2, 3), plan.why(1, 2), plan.resets) == ("cursor search", None, ())
+    assert (plan.why(2, 3), plan.why(1, 2)) == ("cursor search", None)
     assert "cursor search" in duty(b).explain(OFFERS, 3)
     assert offers.plan(since=2).reset is None
     cursors(b, 0).report(OFFERS, live)
@@ -191,7 +220,7 @@ def test_a_replica_goes_on_without_a_reset_over_what_is_left(b: broker.Broker) -
 def test_nothing_goes_before_everybody_alive_had_time_to_be_known(b: broker.Broker) -> None:
     history(b)
     parts = b.parts
-    waiting = Retention(parts.catalog, parts.index, parts.leases, cursors(b, 3600), NO_FLOOR)
+    waiting = Retention((parts.catalog, parts.index, parts.leases), cursors(b, 3600), NO_FLOOR)
     assert waiting.apply(OFFERS) is None
     assert waiting.run_once().waits == [OFFERS]
 

@@ -47,9 +47,19 @@ def cost(road: tuple[Edge, ...]) -> tuple[int, int, int]:
     return sum(edge.bytes for edge in road), len(road), int(bool(road) and road[0].base is None)
 
 
+def over(edges: list[Edge], held: int | None, want: int) -> Iterator[tuple[Edge, ...]]:
+    """Every road whose first edge begins before `held`."""
+    for edge in edges:
+        if held is not None and edge.base is not None and edge.base < held < edge.version <= want:
+            yield from ((edge, *rest) for rest in roads(edges, edge.version, want))
+
+
 def best(edges: list[Edge], held: int | None, want: int) -> tuple[int, int, int] | None:
     found = [*roads(edges, None, want), *(roads(edges, held, want) if held is not None else ())]
-    return min(map(cost, found), default=None)
+    least = min(map(cost, found), default=None)
+    if least is None or least[2]:
+        return min(map(cost, [*found, *over(edges, held, want)]), default=None)
+    return least
 
 
 @given(edge_sets(), HELD, WANTED)
@@ -58,7 +68,8 @@ def test_the_road_found_is_one_of_the_cheapest(edges: list[Edge], held: int | No
     expected = best(edges, held, want)
     assert (None if road is None else cost(road)) == expected
     if road:
-        assert road in {*roads(edges, None, want), *(roads(edges, held, want) if held is not None else ())}
+        here = roads(edges, held, want) if held is not None else ()
+        assert road in {*roads(edges, None, want), *here, *over(edges, held, want)}
 
 
 @given(edge_sets(), HELD, WANTED, st.randoms())
@@ -80,8 +91,8 @@ def test_a_plan_starts_where_it_says_and_leads_where_it_was_asked(edges: list[Ed
         assert best(edges, usable, want) is None
         return
     at = found.base
-    for edge in found.edges:
-        assert edge.base == at
+    for number, edge in enumerate(found.edges):
+        assert edge.base == at or (number == 0 and at is not None and edge.base is not None and edge.base < at < edge.version)
         at = edge.version
     assert at == want == found.version
     assert found.base in (held, None)
@@ -114,6 +125,14 @@ def test_a_cheaper_snapshot_replaces_what_is_held_and_says_so() -> None:
 def test_a_road_whose_deltas_are_retired_starts_from_a_snapshot() -> None:
     found = plan([_edge(None, 5, 100), _edge(5, 6, 1)], held=2, want=6)
     assert (found.reset, [edge.version for edge in found.edges]) == ("too-old", [5, 6])
+
+
+def test_where_the_edges_from_here_are_retired_one_that_leads_over_this_version_does_it() -> None:
+    offered = [_edge(None, 9, 100), _edge(1, 9, 40), _edge(5, 6, 1)]
+    found = plan(offered, held=5, want=9)
+    assert (found.base, found.reset, found.edges) == (5, None, (offered[1],))
+    exact = [*offered, _edge(6, 9, 60)]
+    assert [edge.base for edge in plan(exact, 5, 9).edges] == [5, 6], "what begins here writes nothing again"
 
 
 def test_no_road_at_all_is_a_typed_error() -> None:

@@ -53,7 +53,7 @@ def situations(draw: st.DrawFn) -> tuple[list[Edge], Wanted, Floors]:
 def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_before(
     situation: tuple[list[Edge], Wanted, Floors],
 ) -> None:
-    """Who was not told of a reset gets none, neither on the way to the newest version nor to what a channel names."""
+    """Whoever had a road for fewer bytes than a snapshot has one, to the newest version and to what each channel names."""
     edges, wanted, floors = situation
     newest = edges[-1].version
     plan = retention(edges, wanted, floors, now=float(newest))
@@ -62,9 +62,9 @@ def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_b
     for versions in wanted.versions.values():
         for version in versions:
             assert cheapest(left, None, version) == cheapest(edges, None, version)
-    for name, at in wanted.readers.items():
+    for at in wanted.readers.values():
         for target in {newest, *(versions[0] for versions in wanted.versions.values() if versions)}:
-            assert at >= target or name in plan.resets or anew(left, at, target) == anew(edges, at, target)
+            assert at >= target or anew(left, at, target) == anew(edges, at, target)
         assert at == newest or cheapest(left, at, newest) is not None
 
 
@@ -75,32 +75,40 @@ def anew(edges: list[Edge], at: int, target: int) -> bool:
 
 
 @given(situations())
-def test_nobody_gives_way_while_the_deltas_from_the_farthest_reader_on_would_fit(
+def test_each_begins_where_it_stands_while_the_deltas_from_the_farthest_reader_on_would_fit(
     situation: tuple[list[Edge], Wanted, Floors],
 ) -> None:
     edges, wanted, floors = situation
     newest = edges[-1].version
-    alone = Wanted(readers=wanted.readers)
-    plan = retention(edges, alone, floors, now=float(newest))
+    plan = retention(edges, Wanted(readers=wanted.readers), floors, now=float(newest))
+    left = [edge for edge in edges if plan.why(edge.base, edge.version)]
     whole = cheapest(edges, None, newest)
     assert whole is not None
     farthest = min(wanted.readers.values(), default=newest)
     chain = [edge for edge in edges if edge.base is not None and farthest <= edge.base == edge.version - 1]
-    assert plan.resets == () or sum({pair(edge): edge.bytes for edge in (*chain, *whole[1:])}.values()) > whole[0].bytes
+    if sum({pair(edge): edge.bytes for edge in (*chain, *whole[1:])}.values()) <= whole[0].bytes:
+        for at in set(wanted.readers.values()) - {newest}:
+            exact, road = cheapest([edge for edge in edges if (edge.base or at) >= at], at, newest), cheapest(left, at, newest)
+            assert exact is not None
+            assert road is not None
+            assert exact[0].base is None or road[0].base == at
 
 
 @given(situations())
-def test_what_is_kept_for_cursors_alone_and_the_deltas_of_the_newest_road_hold_no_more_than_its_snapshot(
+def test_what_is_kept_for_cursors_and_the_deltas_of_the_newest_road_hold_no_more_than_a_fresh_snapshot(
     situation: tuple[list[Edge], Wanted, Floors],
 ) -> None:
     edges, wanted, floors = situation
-    newest = edges[-1].version
-    plan = retention(edges, wanted, floors, now=float(newest))
-    whole = cheapest(edges, None, newest)
-    assert whole is not None
-    read = sum(edge.bytes for edge in edges if (plan.why(edge.base, edge.version) or "").startswith("cursor"))
-    deltas = sum(edge.bytes for edge in whole[1:])
-    assert read + deltas <= max(whole[0].bytes, deltas)
+    newest, alone = edges[-1].version, Wanted(readers=wanted.readers)
+    fresh = {pair(edge): edge for edge in edges} | {(None, newest): edge(None, newest, 150)}
+    for offered in (edges, sorted(fresh.values(), key=lambda one: (one.version, one.base or -1))):
+        plan = retention(offered, alone, floors, now=float(newest))
+        whole = cheapest(offered, None, newest)
+        assert whole is not None
+        read = sum(one.bytes for one in offered if (plan.why(one.base, one.version) or "").startswith("cursor"))
+        behind = sum(one.bytes for one in whole[1:])
+        assert plan.overdrawn == (read > 0 and read + behind > whole[0].bytes)
+        assert not plan.overdrawn or behind, "else no fresh snapshot would help"
 
 
 @given(situations())
@@ -147,34 +155,45 @@ def test_a_reader_far_behind_keeps_its_road_and_its_name_is_told() -> None:
     assert plan.why(2, 3) is None
 
 
-def test_those_too_far_behind_give_way_to_the_nearer_ones_and_are_named() -> None:
+def test_where_not_all_roads_fit_the_farthest_one_leads_everybody_and_the_nearest_begin_where_they_stand() -> None:
     edges = chain(30, edge(None, 30, 100), edge(10, 30, 60))
     readers = {"far": 10, "near": 24, "nearer": 28, "there": 30}
     plan = retention(edges, Wanted(readers=readers), NONE, now=100)
-    assert plan.resets == ("far",)
-    assert plan.why(10, 30) is None
-    assert [plan.why(version, version + 1) for version in (23, 24, 27, 28)] == [
-        None, "cursor near", "cursor near", "cursor nearer",
+    assert [plan.why(10, 30), plan.overdrawn] == ["cursor far", False]
+    assert [plan.why(version, version + 1) for version in (24, 25, 28, 29)] == [None, None, "cursor nearer", FLOOR]
+    left = [edge for edge in edges if plan.why(edge.base, edge.version)]
+    assert [[pair(edge) for edge in cheapest(left, at, 30) or ()] for at in (10, 24, 28)] == [
+        [(10, 30)], [(10, 30)], [(28, 29), (29, 30)],
     ]  # fmt: skip
+
+
+def test_a_road_that_does_not_fit_beside_the_deltas_behind_the_snapshot_stays_and_asks_for_a_fresh_one() -> None:
+    edges = chain(30, edge(None, 26, 100), edge(10, 30, 70))
+    wanted = Wanted(readers={"far": 10})
+    plan = retention(edges, wanted, NONE, now=100)
+    assert [plan.why(10, 30), plan.overdrawn] == ["cursor far", True]
+    fresh = [*edges[:-2], edge(None, 30, 100), *edges[-2:]]
+    plan = retention(fresh, wanted, NONE, now=100)
+    assert [plan.why(10, 30), plan.why(28, 29), plan.overdrawn] == ["cursor far", None, False]
 
 
 def test_a_reader_joins_the_road_of_a_nearer_one_where_its_own_would_cost_more() -> None:
     edges = chain(30, edge(None, 30, 100), edge(21, 30, 60))
     plan = retention(edges, Wanted(readers={"far": 21, "near": 24}), NONE, now=100)
-    assert (plan.resets, plan.why(21, 30)) == ((), None)
+    assert plan.why(21, 30) is None
     assert [plan.why(version, version + 1) for version in (20, 21, 23, 24)] == [None, *["cursor far"] * 2, "cursor near"]
 
 
 def test_a_reader_keeps_its_own_road_where_the_common_one_would_be_longer_than_the_snapshots() -> None:
     edges = chain(30, edge(None, 30, 100), edge(12, 30, 30))
     plan = retention(edges, Wanted(readers={"far": 12, "near": 23}), NONE, now=100)
-    assert (plan.resets, plan.why(12, 30), plan.why(23, 24)) == ((), "cursor far", "cursor near")
+    assert (plan.why(12, 30), plan.why(23, 24)) == ("cursor far", "cursor near")
 
 
-def test_who_walks_where_others_walk_anyway_costs_nothing_and_is_not_passed_by() -> None:
+def test_who_walks_where_others_walk_anyway_costs_nothing() -> None:
     edges = chain(30)  # no younger snapshot: the newest version's own road is all of it
     plan = retention(edges, Wanted(readers={"far": 2, "near": 29}), NONE, now=100)
-    assert (plan.resets, plan.retire) == ((), ())
+    assert (plan.overdrawn, plan.retire) == (False, ())
 
 
 def test_a_channel_keeps_what_it_may_be_rolled_back_to() -> None:
