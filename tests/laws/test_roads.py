@@ -7,12 +7,17 @@ came late; tombstones are tried by what comes later still.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import broker
+from broker.columnar.engine import EVERYTHING
+from broker.model.commit import Edge
+from broker.model.names import data_key
 from broker.receipts import content_of
+from broker.rules.plan import Plan
 from broker.sinks import Memory
 from tests.campaign import examples
 from tests.contracts.sink_places import Place as SinkPlace
@@ -131,3 +136,40 @@ def test_a_roll_up_does_to_a_replica_what_its_deltas_do_one_by_one_also_for_what
     for replica in (one, other):
         replica.sync()
     assert held(one.sink) == held(other.sink) == truth.rows()
+
+
+def test_an_edge_leads_whoever_stands_between_its_ends_to_the_same_content(here: Place, sinks: SinkPlace) -> None:
+    """Replicas, full and filtered, stop at each version of a history; one roll-up takes each to the end."""
+
+    @settings(max_examples=examples(FEW[sinks.kind]), database=None)
+    @given(data=st.data())
+    def law(data: st.DataObject) -> None:
+        ordered = data.draw(st.booleans(), "ordered")
+        truth, dataset = Standing(ordered), here.dataset(ordered)
+        readers = list[broker.Replica]()
+        for number in range(data.draw(st.integers(2, 5), "versions")):
+            changes = data.draw(BATCHES)
+            here.append(dataset, changes)
+            here.drain()
+            truth.take(changes)
+            for where in (None, WHERE):
+                sink = sinks.fresh().open()
+                readers.append(here.b.replica(dataset.id, name=f"{number}-{'filtered' if where else 'full'}", sink=sink, where=where))
+                readers[-1].sync()
+        roll_up = merged(here, dataset)
+        for replica in readers:
+            at = replica.sink.cursor(replica.name)
+            assert at is not None
+            if at.version < roll_up.version:
+                replica._plan = lambda *_, at=at.version: Plan(at, roll_up.version, (roll_up,))  # type: ignore[method-assign]
+                assert replica.sync().version == roll_up.version
+            assert held(replica.sink) == truth.rows(where=replica.selection.where is not None), replica.name
+
+    law()
+
+
+def merged(here: Place, dataset: broker.Dataset) -> Edge:
+    """All deltas behind the first version, as compaction merges them."""
+    state = dataset.state
+    deltas = [edge for edge in state.edges if edge.base == edge.version - 1]
+    return here.b.parts.engine.derive(state.spec, deltas, EVERYTHING, "parquet", partial(data_key, dataset.id))

@@ -55,6 +55,13 @@ def test_a_delta_that_begins_elsewhere_is_stale_and_changes_nothing(b: broker.Br
     assert skus(sink) == ["v1"]
 
 
+def test_a_delta_that_begins_before_where_the_sink_stands_leads_it_on(b: broker.Broker, offers: broker.Dataset) -> None:
+    sink = Memory()
+    answer(b, offers, None, 3).apply(sink, "r")
+    answer(b, offers, 2, 5).apply(sink, "r")
+    assert skus(sink) == ["v1", "v2", "v3", "v4", "v5"]
+
+
 def test_a_delta_needs_a_sink_that_holds_something(b: broker.Broker, offers: broker.Dataset) -> None:
     with pytest.raises(StaleBase):
         answer(b, offers, 4, 5).apply(Memory(), "r")
