@@ -180,6 +180,11 @@ class RedisClient:
                 raise broker_error(reply, of, unknown=False) from reply
         return found
 
+    def at_once(self, commands: Sequence[Sequence[Argument]], of: str) -> list[Any]:
+        """As `replies`, for commands that read, at one moment; not on a cluster. For long replies at half of a script's price."""
+        *_, found = self.replies([("MULTI",), *commands, ("EXEC",)], of, writes=False)
+        return cast(list[Any], found)
+
     def run(self, *command: Argument, writes: bool = True) -> Any:
         """One command, its raw reply. Raises as `call` does, naming the command's first argument."""
         return self.replies([command], to_text(command[min(1, len(command) - 1)]), writes)[0]

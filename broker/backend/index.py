@@ -126,7 +126,11 @@ class Index:
     def load(self, dataset: DatasetId) -> State:
         """The whole projection, read at one moment."""
         slot = self.slot(dataset)
-        replies = self.redis.call(self._load, [slot.meta, *slot.tables(dataset)])
+        keys = slot.tables(dataset)
+        if self.redis.cluster:
+            replies = self.redis.call(self._load, [slot.meta, *keys])
+        else:
+            replies = self.redis.at_once([("HGETALL", key) for key in keys], slot.name)
         texts = [[item.decode("utf-8", "replace") for item in flat] for flat in replies]
         tables = {name: dict(zip(flat[::2], flat[1::2], strict=True)) for name, flat in zip(TABLES, texts, strict=True)}
         for field in VOLATILE:

@@ -49,7 +49,9 @@ def _edge(text: str) -> Edge:
 def _hop(field: str, text: str) -> Hop:
     """Read off an edge's text: `bytes` stands in each of its files, and nowhere else with these quotes."""
     base, _, version = field.partition("-")
-    return hop_of(int(base) if base else None, int(version), sum(map(int, _BYTES(text))))
+    sizes = _BYTES(text)
+    size = int(sizes[0]) if len(sizes) == 1 else sum(map(int, sizes))
+    return hop_of(int(base) if base else None, int(version), size)
 
 
 @lru_cache(maxsize=20_000)
