@@ -181,7 +181,7 @@ class RedisClient:
         return found
 
     def at_once(self, commands: Sequence[Sequence[Argument]], of: str) -> list[Any]:
-        """As `replies`, for commands that read, at one moment; not on a cluster. For long replies at half of a script's price."""
+        """As `replies`, for commands that read, at one moment, for half of a script's price; not on a cluster."""
         *_, found = self.replies([("MULTI",), *commands, ("EXEC",)], of, writes=False)
         return cast(list[Any], found)
 

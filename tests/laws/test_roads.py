@@ -153,8 +153,8 @@ def test_an_edge_leads_whoever_stands_between_its_ends_to_the_same_content(here:
             here.drain()
             truth.take(changes)
             for where in (None, WHERE):
-                sink = sinks.fresh().open()
-                readers.append(here.b.replica(dataset.id, name=f"{number}-{'filtered' if where else 'full'}", sink=sink, where=where))
+                name, sink = f"{number}-{'filtered' if where else 'full'}", sinks.fresh().open()
+                readers.append(here.b.replica(dataset.id, name=name, sink=sink, where=where))
                 readers[-1].sync()
         roll_up = merged(here, dataset)
         for replica in readers:
