@@ -6,7 +6,7 @@ import hashlib
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from broker.errors import Corrupt, Invalid
 from broker.model.dataset import DatasetSpec, Frozen
@@ -47,8 +47,23 @@ class File(Frozen):
     since: int | None = Field(
         None, ge=0, description="tombstones: no later their deletes were committed (epoch seconds); None: with the edge"
     )
+    buckets: tuple[int, int] | None = Field(
+        None, description="first and last key bucket its rows may be of (columnar/digest.py); None, then left out: any"
+    )
     low: str | None = Field(None, exclude=True, repr=False, description="in records of older builds; never written")
     high: str | None = Field(None, exclude=True, repr=False, description="likewise")
+
+    def may_hold(self, bucket: int | None) -> bool:
+        """Whether a key of this bucket (None: of an unknown one) can be in it."""
+        return bucket is None or self.buckets is None or self.buckets[0] <= bucket <= self.buckets[1]
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records without ranges of buckets have the bytes they always had, and older builds read them."""
+        written: dict[str, Any] = write(self)
+        if self.buckets is None:
+            written.pop("buckets", None)
+        return written
 
 
 Hop: TypeAlias = tuple[int | None, int, int]
