@@ -21,6 +21,12 @@ _HALF: Final = 1 << 64
 _ALIKE: Final = {"HUGEINT": "DECIMAL(38,0)"}
 """Arrow has one type for both, and their values have one text."""
 _FLOATS: Final = ("FLOAT", "DOUBLE")
+STEADY: Final = frozenset({
+    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
+    "VARCHAR", "BLOB", "DATE", "TIME", "TIMESTAMP_S", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE",
+})  # fmt: skip
+"""Types of keys that were in the bucket where they are now before their column was widened to this type, and whose equal values
+are in one bucket: 1.5 becomes 1.50 in a wider decimal, a date a time, and -0.0 is 0.0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A fresh snapshot in partitions: a file has the rows of a range of key buckets, so that a key is looked for in one file alone.
 
 The buckets are those of the content digest: files, repair and erasure mean the same rows by one number. Rows are dealt out as
-they stream by and keep their order: to sort them all costs half a merge more, and what was published together compresses well.
+they stream by and keep their order: to sort them all costs half a merge more, and by bucket they compress worse.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTITIONS: Final = 16
 PARTITION_ROWS: Final = 131_072
 """At least: for fewer, what a file costs whoever reads all of it, a request and a footer, outweighs what others skip."""
 SHARE: Final = 1 / 8
-"""Of a row group as a lone file has it: 128 MiB in memory for 16 files, and a fiftieth more bytes."""
+"""Of a row group as a lone file has it: 128 MiB in memory for 16 files."""
 
 
 @dataclass(frozen=True)
