@@ -157,7 +157,7 @@ class Erasure:
         """One edge: its files that hold the key, without it."""
         behind, lease = by
         needed = sorted(name for name, version in behind.items() if version < edge.version)
-        found = list(one.holding(edge.files))
+        found = list(one.holding(one.near(edge).files))
         if needed and any(file.role == "deletes" for file in found):
             report.waits_for = sorted({*report.waits_for, *needed})
             found = [file for file in found if file.role != "deletes"]

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from broker.catalog import Catalog
 from broker.columnar.engine import Engine
-from broker.columnar.trace import difference_result, entries_result, key_result, numbered
+from broker.columnar.rewrite import OneKey
+from broker.columnar.trace import difference_result, entries_result, numbered
 from broker.errors import Invalid, NotFound
 from broker.model.commit import Edge
 from broker.model.dataset import DatasetSpec
@@ -82,8 +83,8 @@ class Past:
 
     def _entries(self, state: State, key: tuple[str, ...]) -> dict[Pair, list[_Entry]]:
         spec, edges = state.spec, state.edges
-        self._engine.query(spec, [], lambda _: key_result(spec, key)).read_all()
-        files = [(number, file) for number, file in numbered(edges) if file.rows]
+        bucket = OneKey(self._engine, spec, key).bucket
+        files = [(number, file) for number, file in numbered(edges) if file.rows and file.may_hold(bucket)]
         wanted = {number for number, _ in files}
         asked = [
             Edge(base=edge.base, version=edge.version, files=tuple(file for at, file in files if at == number))

@@ -5,7 +5,7 @@ Nothing a method wrote is visible when it raises. A producer's own exception pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from broker.columnar.kept import Kept
 from broker.columnar.keys import KeyCheck, duplicate_key, duplicates_sql
 from broker.columnar.merge import Sources
 from broker.columnar.parquet import Hashed, Outbox, Tally, Target
+from broker.columnar.partitions import Partitions, cast
 from broker.columnar.results import (
     Result,
     deletes_result,
@@ -126,13 +127,14 @@ class Engine:
         return Written(files, taken.schema, upserts=upserts, deletes=deletes, unchanged=found.unchanged, stale=stale)
 
     def write_merged(self, spec: DatasetSpec, standing: Standing) -> Written:
-        """A fresh snapshot equal to the plan that stands: its rows, and the tombstones whose life is not over."""
+        """A fresh snapshot equal to the plan that stands: rows by key bucket, and the tombstones whose life is not over."""
         schema = schema_of_spec(spec)
         with self._plan(spec, standing.edges) as plan, self._outbox() as outbox:
             sources = plan.sources(schema)
-            result = rows_result(spec, EVERYTHING, sources)
-            stream = cast(plan.session.stream(result.sql), arrow_schema(schema))
-            rows = outbox.write(self._canonical(spec, "rows", arrow_schema(schema)), stream, even_empty=True)
+            parts, columns = Partitions.of(standing.edges), arrow_schema(schema)
+            stream = plan.session.stream(parts.sql(rows_result(spec, EVERYTHING, sources).sql, columns, spec.key))
+            targets = parts.targets(self._canonical(spec, "rows", columns))
+            rows = outbox.deal(targets, parts.dealt(stream, columns), even_empty=True)
             if spec.order:
                 self._bury(spec, schema, Burial(plan.session, shape_of(spec, schema), sources, standing), outbox)
             return Written(outbox.commit(), schema, rows=rows)
@@ -340,8 +342,3 @@ class _Plan:
 
     def sources(self, schema: Schema, held: int = 0) -> Sources:
         return sources_of(schema, self.edges, self.paths, held)
-
-
-def cast(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """DuckDB's batches with exactly these columns: its time zone is `Etc/UTC`, and all it gives may be null."""
-    return (batch if batch.schema == columns else batch.cast(columns) for batch in batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -95,10 +95,14 @@ class Hashed:
 
 
 class ParquetEncoder:
-    """Row groups of 512k rows or 64 MiB, so that their statistics prune and memory stays bounded."""
+    """Row groups of 512k rows or 64 MiB, so that their statistics prune and memory stays bounded.
 
-    def __init__(self, sink: Any, columns: pa.Schema) -> None:
+    `share`: of so much, where other files are open at once.
+    """
+
+    def __init__(self, sink: Any, columns: pa.Schema, share: float = 1.0) -> None:
         self._sink, self._schema = sink, columns
+        self._most_rows, self._most_bytes = ROW_GROUP_ROWS * share, ROW_GROUP_BYTES * share
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
@@ -107,7 +111,7 @@ class ParquetEncoder:
         self._held.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
-        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+        if self._rows >= self._most_rows or self._bytes >= self._most_bytes:
             self._flush()
 
     def close(self) -> None:
@@ -146,6 +150,7 @@ class Target:
     encoder: Callable[[Hashed, pa.Schema], Encoder]
     format: Format = "parquet"
     since: int | None = None
+    buckets: tuple[int, int] | None = None
 
 
 @dataclass
@@ -169,12 +174,18 @@ class Outbox:
 
     def write(self, target: Target, batches: Iterable[pa.RecordBatch], *, even_empty: bool = False) -> int:
         """Write all batches, cutting files at the row limit. Returns the rows. `even_empty`: one file even for no rows."""
-        current: _Open | None = self._open(target) if even_empty else None
+        return self.deal([target], ((0, batch) for batch in batches), even_empty=even_empty)
+
+    def deal(
+        self, targets: Sequence[Target], pieces: Iterable[tuple[int, pa.RecordBatch]], *, even_empty: bool = False
+    ) -> int:  # fmt: skip
+        """As `write`, each piece to the target of its number. Files of all targets are open at once."""
+        opened: dict[int, _Open] = {0: self._open(targets[0])} if even_empty else {}
         total = 0
-        for batch in batches:
+        for number, batch in pieces:
             total += batch.num_rows
             while batch.num_rows:
-                current = current or self._open(target)
+                current = opened.get(number) or opened.setdefault(number, self._open(targets[number]))
                 piece = batch.slice(0, self._max_rows - current.rows)
                 before = current.sink.bytes
                 current.write(piece)
@@ -182,10 +193,9 @@ class Outbox:
                 self._tally.bytes += current.sink.bytes - before
                 batch = batch.slice(piece.num_rows)  # noqa: PLW2901
                 if current.rows >= self._max_rows:
-                    self._close(current)
-                    current = None
-        if current:
-            self._close(current)
+                    self._close(opened.pop(number))
+        for number in sorted(opened):
+            self._close(opened[number])
         return total
 
     def commit(self) -> tuple[File, ...]:
@@ -210,7 +220,7 @@ class Outbox:
         self._tally.bytes += done.sink.bytes - before
         file = File(
             role=done.target.role, key=done.key, sha256=done.sink.sha256, bytes=done.sink.bytes, rows=done.rows,
-            format=done.target.format, since=done.target.since,
+            format=done.target.format, since=done.target.since, buckets=done.target.buckets,
         )  # fmt: skip
         self._files.append((done.upload, file))
 

@@ -14,7 +14,7 @@ from broker.columnar.merge import rows_sql
 from broker.columnar.parquet import Outbox, ParquetEncoder, Target
 from broker.columnar.results import Result, named_by_deletes, schema_of_spec, shape_of
 from broker.columnar.scan import relations, sources_of
-from broker.columnar.trace import GONE, Paths, entries_result, holds_sql, key_result, without_sql
+from broker.columnar.trace import GONE, Paths, bucket_result, entries_result, holds_sql, key_result, without_sql
 from broker.columnar.types import arrow_schema
 from broker.model.commit import Edge, File
 from broker.model.dataset import DatasetSpec
@@ -33,6 +33,8 @@ class OneKey:
         self._engine, self.spec, self.key = engine, spec, key
         self.row: pa.Table = engine.query(spec, [], lambda _: key_result(spec, key)).read_all()
         """The key in its columns' types."""
+        self.bucket: int | None = engine.query(spec, [], lambda _: bucket_result(spec, key)).read_all()[0][0].as_py()
+        """`File.may_hold` says by it what need not be read, of edges that are offered."""
 
     def holding(self, files: Sequence[File]) -> Iterator[File]:
         """Those that have it, whatever their role and format. Raises Corrupt, NotFound, Unavailable."""
@@ -45,9 +47,14 @@ class OneKey:
             found = self._engine.query(self.spec, [edge], ask).read_all()
             yield from (run[number] for number in sorted(set(found.column("number").to_pylist())))
 
+    def near(self, edge: Edge) -> Edge:
+        """An edge that is offered, but for its files of other key buckets."""
+        files = tuple(file for file in edge.files if file.may_hold(self.bucket))
+        return Edge(base=edge.base, version=edge.version, files=files)
+
     def standing(self, edges: Sequence[Edge]) -> pa.Table:
         """Its row after a plan from a snapshot, as a delete would name it: key and order. No row: it does not stand."""
-        spec, schema = self.spec, schema_of_spec(self.spec)
+        spec, schema, edges = self.spec, schema_of_spec(self.spec), [self.near(edge) for edge in edges]
         columns = named_by_deletes(spec, schema)
 
         def ask(paths: Paths) -> Result:
@@ -69,5 +76,5 @@ class OneKey:
         target = Target(file.role, fields, partial(data_key, spec.dataset), ParquetEncoder)
         with Outbox(store, settings.max_file_rows) as outbox:
             rest = self._engine.query(spec, [Edge(version=1, files=(file,))], ask)
-            outbox.write(replace(target, since=file.since), rest, even_empty=file.role == "rows")
+            outbox.write(replace(target, since=file.since, buckets=file.buckets), rest, even_empty=file.role == "rows")
             return tuple(made.model_copy(update={"partition": file.partition}) for made in outbox.commit())

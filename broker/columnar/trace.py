@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from broker.columnar.digest import STEADY, bucket_sql
 from broker.columnar.merge import Shape, rows_sql
 from broker.columnar.results import Result, schema_of_spec, shape_of
 from broker.columnar.scan import relations, sources_of
@@ -116,6 +117,14 @@ def key_result(spec: DatasetSpec, key: Sequence[str]) -> Result:
         f"CAST({text_literal(text)} AS {cast_type(c.type)}) AS {quoted(c.name)}" for c, text in zip(columns, key, strict=True)
     )
     return Result("rows", f"SELECT * FROM (SELECT {', '.join(values)}) WHERE {where}", Schema(columns=columns))
+
+
+def bucket_result(spec: DatasetSpec, key: Sequence[str]) -> Result:
+    """One number: the key's bucket in every file of this session; NULL where it depends on the types they were written in."""
+    types = schema_of_spec(spec).types
+    bucket = bucket_sql(spec.key) if STEADY.issuperset(types[name] for name in spec.key) else "NULL"
+    sql = f"SELECT CAST({bucket} AS INTEGER) AS bucket FROM ({key_result(spec, key).sql})"
+    return Result("rows", sql, Schema(columns=(Column(name="bucket", type="INTEGER"),)))
 
 
 def without_sql(spec: DatasetSpec, names: Sequence[str], source: str, key: Sequence[str]) -> str:

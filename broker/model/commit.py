@@ -47,8 +47,17 @@ class File(Frozen):
     since: int | None = Field(
         None, ge=0, description="tombstones: no later their deletes were committed (epoch seconds); None: with the edge"
     )
+    buckets: tuple[int, int] | None = Field(
+        None,
+        exclude_if=lambda buckets: buckets is None,
+        description="first and last key bucket its rows may be of (columnar/digest.py); None, then left out: any",
+    )
     low: str | None = Field(None, exclude=True, repr=False, description="in records of older builds; never written")
     high: str | None = Field(None, exclude=True, repr=False, description="likewise")
+
+    def may_hold(self, bucket: int | None) -> bool:
+        """Whether a key of this bucket (None: of an unknown one) can be in it."""
+        return bucket is None or self.buckets is None or self.buckets[0] <= bucket <= self.buckets[1]
 
 
 Hop: TypeAlias = tuple[int | None, int, int]

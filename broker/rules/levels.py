@@ -74,10 +74,12 @@ def _road(edges: Sequence[Edge], base: int, version: int) -> tuple[Edge, ...] | 
 
 
 def _snapshot_due(edges: Sequence[Edge], levels: Levels) -> Merge | None:
+    """Judged by the newest snapshot, though an older one and its deltas may be fewer bytes: else each version were due one."""
     newest = edges[-1].version
     road = cheapest(edges, None, newest)
-    if not road or len(road) == 1:
+    if not road:
         return None
-    whole, behind = road[0].bytes, sum(edge.bytes for edge in road[1:])
-    heavy = behind > levels.snapshot_ratio * whole and behind >= levels.snapshot_least_bytes
+    last = max((edge for edge in edges if edge.base is None), key=_VERSION)
+    behind = sum(edge.bytes for edge in _road(edges, last.version, newest) or ())
+    heavy = behind > levels.snapshot_ratio * last.bytes and behind >= levels.snapshot_least_bytes
     return Merge(None, newest, road) if heavy else None

@@ -73,5 +73,15 @@ def test_a_snapshot_is_due_when_the_deltas_behind_the_newest_grow_heavy() -> Non
     assert (work.base, work.version, work.edges) == (None, 2, tuple(heavy))
 
 
+def test_a_snapshot_dearer_than_the_road_it_was_made_of_is_not_made_again() -> None:
+    """By key bucket rows may compress worse than in the order they were published in."""
+    edges = [edge(None, 1, 100), edge(1, 2, 60), edge(None, 2, 200)]
+    assert list(due(edges, Levels())) == []
+    assert list(due([*edges, edge(2, 3, 100)], Levels())) == []
+    (work,) = due([*edges, edge(2, 3, 101)], Levels())
+    assert (work.base, work.version) == (None, 3)
+    assert [part.version for part in work.edges] == [1, 2, 3], "read over the road of fewest bytes"
+
+
 def test_nothing_is_owed_to_a_dataset_without_edges() -> None:
     assert list(due([], Levels())) == []
