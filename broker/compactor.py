@@ -30,7 +30,6 @@ from broker.pauses import Pauses
 from broker.publication import Publication
 from broker.rules.fold import State
 from broker.rules.levels import Levels, Merge, due
-from broker.rules.plan import plan
 from broker.rules.publishing import Lease
 
 log = logging.getLogger("broker.compactor")
@@ -108,17 +107,6 @@ class Compactor:
                     return
                 self._merge(state, work, lease)
                 yield work
-
-    def freshen(self, dataset: DatasetId) -> Merge | None:
-        """A snapshot of the newest version, due or not. None: its road is one already. Raises as `compact`."""
-        with self._leases.held(self._catalog.slot(dataset), compact_lease(dataset), uuid4().hex) as lease:
-            state = self._catalog.state(dataset)
-            road = plan(state.edges, None, state.version).edges if state.offered else ()
-            if len(road) < 2:
-                return None
-            work = Merge(None, state.version, road)
-            self._merge(state, work, lease)
-            return work
 
     def _visit(self, dataset: DatasetId, report: CompactReport) -> None:
         try:

@@ -236,7 +236,7 @@ class Dataset:
     def plan(self, since: int | None = None, version: int | None = None) -> Plan:
         """The edges, fewest bytes, from `since` to `version` (None: the newest). Raises NotFound as `reader`."""
         state = self.state
-        return plan(state.edges, since, _wanted(state, version))
+        return plan(state.edges, since, _wanted(state, version), over=state.leads_over)
 
     def promote(self, version: int, *, to: str, expect: int | None = None) -> int:
         """Let channel `to` name a version: one announcement, one event, no data copied. -> number of the announcement.

@@ -143,6 +143,6 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
         changelogs=ChangeLogs(redis, catalog, settings), channels=channels, cursors=cursors,
         events=Events(Tools(redis, index, catalog, leases, settings.history_seconds, channels.pointers)),
         compactor=compactor,
-        retention=Retention((catalog, index, leases), cursors, floors, channels.pins, compactor.freshen),
+        retention=Retention(catalog, index, leases, cursors, floors, channels.pins),
         promise=promise, on_step=on_step,
     )  # fmt: skip

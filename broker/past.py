@@ -66,7 +66,7 @@ class Past:
         state = self._catalog.state(self._dataset)
         low, high = sorted(state.info(version).version for version in (before, after))
         one = plan(state.edges, None, low).edges
-        road = plan(state.edges, low, high)
+        road = plan(state.edges, low, high, over=state.leads_over)
         other = (*one, *road.edges) if road.base == low else plan(state.edges, None, high).edges
         result_of = partial(difference_result, state.spec, one, other)
         found = self._engine.query(state.spec, [*one, *other], result_of)

@@ -78,10 +78,11 @@ class Received:
         return sink.apply(name, self._batch(), expect=sink.cursor(name), to=to)
 
     def _check_base(self, held: SinkCursor | None, to: SinkCursor) -> None:
-        """Whether this answer leads from where the sink stands: a delta does from wherever it has begun already."""
-        base = (self.completion.edges[0].base if self.completion.edges else to.version) or 0
-        led = held is not None and _place(held)[:3] == _place(to)[:3] and base <= held.version
-        if self.completion.mode != "snapshot" and not led:
+        """Whether this answer leads from where the sink stands: without order columns also where it began before."""
+        base = self.completion.edges[0].base if self.completion.edges else to.version
+        begun = held is not None and base is not None and base < held.version and not self._spec.order
+        wanted = (to.dataset, to.session, to.selection, held.version if held and begun else base)
+        if self.completion.mode != "snapshot" and (held is None or _place(held) != wanted):
             raise StaleBase(
                 "the sink does not stand where this begins", of=self.completion.request,
                 why=f"it begins at version {base}, the sink is at {held.version if held else 0}", hint="Ask since its cursor",

@@ -318,7 +318,7 @@ def around(state: State, found: Plan, damaged: Collection[str]) -> Plan | None:
     if len(whole) == len(state.edges):
         return None
     try:
-        other = plan(whole, found.base, found.version)
+        other = plan(whole, found.base, found.version, over=state.leads_over)
     except NotFound:
         return None
     lost = found.base is not None and other.base is None

@@ -2,7 +2,6 @@
 
     who needs what: cursors, channels, holds, floors ──► rules/retention.py ──► `retire` record ──► later: the sweep
 
-Where the roads of cursors do not fit beside the deltas behind the newest snapshot, compaction makes a fresh one first.
 Nothing is given up while Redis has not remembered cursors for a full lease: whoever is alive must have had the time to say so.
 """
 
@@ -32,8 +31,6 @@ from broker.search import unindex
 log = logging.getLogger("broker.retention")
 Pins = Callable[[DatasetId], Mapping[str, Sequence[int]]]
 """Reason -> versions that must stay readable, the present one first: what channels name."""
-Freshen = Callable[[DatasetId], object]
-"""Makes a snapshot of the newest version."""
 HOLD: Final = "hold"
 
 
@@ -53,20 +50,14 @@ def no_pins(dataset: DatasetId) -> Mapping[str, Sequence[int]]:
     return {}
 
 
-def as_it_is(dataset: DatasetId) -> None:
-    """For a broker without compaction."""
-    del dataset
-
-
 class Retention:
     """Idempotent and safe to run anywhere, several at once."""
 
     def __init__(
-        self, parts: tuple[Catalog, Index, Leases], cursors: Cursors, floors: Floors, pins: Pins = no_pins,
-        freshen: Freshen = as_it_is,
-    ) -> None:  # fmt: skip
-        self._catalog, self._index, self._leases = parts
-        self._cursors, self._floors, self._pins, self._freshen = cursors, floors, pins, freshen
+        self, catalog: Catalog, index: Index, leases: Leases, cursors: Cursors, floors: Floors, pins: Pins = no_pins
+    ) -> None:
+        self._catalog, self._index, self._leases = catalog, index, leases
+        self._cursors, self._floors, self._pins = cursors, floors, pins
 
     def run_once(self) -> RetentionReport:
         """A pass over all datasets."""
@@ -95,20 +86,15 @@ class Retention:
         return self._plan(self._catalog.state(dataset))
 
     def apply(self, dataset: DatasetId) -> RetentionPlan | None:
-        """Retire what nobody needs. None: not before all cursors are known.
-
-        Raises NotFound, Busy (another is at it, or compacts the dataset), Fenced, Unavailable, and what `freshen` raises.
-        """
+        """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable."""
         if self.waits_seconds(dataset):
             return None
-        if self.plan(dataset).overdrawn:
-            self._freshen(dataset)
         done, gone = list[RetentionPlan](), list[VersionInfo]()
         with self._leases.held(self._catalog.slot(dataset), retention_lease(dataset), uuid4().hex) as lease:
 
             def body(state: State) -> Body | None:
                 wanted, now = self._wanted(state), time.time()
-                found = retention(state.edges, wanted, self._floors, now)
+                found = retention(state.edges, wanted, self._floors, now, over=state.leads_over)
                 done.append(found)
                 if not found.retire:
                     return None
@@ -180,7 +166,7 @@ class Retention:
             log.warning("%s: %d versions stay in the index of attributes: %s", dataset, len(gone), error)
 
     def _plan(self, state: State) -> RetentionPlan:
-        return retention(state.edges, self._wanted(state), self._floors, time.time())
+        return retention(state.edges, self._wanted(state), self._floors, time.time(), over=state.leads_over)
 
     def _wanted(self, state: State) -> Wanted:
         dataset, now = DatasetId(state.dataset), time.time()

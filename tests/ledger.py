@@ -132,7 +132,7 @@ def broker_over(store: ObjectStore, url: str, on_step: OnStep = nothing, **setti
     channels = Channels(catalog, parts.index, parts.leases)
     compactor = Compactor(parts.index, catalog, engine, publication, parts.leases)
     floors = Floors(parts.settings.retain_versions, parts.settings.retain_seconds, parts.settings.retain_edges)
-    retention = Retention((catalog, parts.index, parts.leases), parts.cursors, floors, channels.pins, compactor.freshen)
+    retention = Retention(catalog, parts.index, parts.leases, parts.cursors, floors, channels.pins)
     made = replace(parts, store=store, catalog=catalog, engine=engine, publication=publication, channels=channels)
     return Broker(replace(made, compactor=compactor, retention=retention))
 

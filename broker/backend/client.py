@@ -174,16 +174,12 @@ class RedisClient:
 
     def replies(self, commands: Sequence[Sequence[Argument]], of: str, writes: bool = True) -> list[Any]:
         """As `pipeline`, for commands of which none may be refused: raises as `call` does. Those beside a refused one ran."""
-        found = self.pipeline(commands, of, writes) if commands else []
-        for reply in found:
-            if isinstance(reply, Exception):
-                raise broker_error(reply, of, unknown=False) from reply
-        return found
+        return _accepted(self.pipeline(commands, of, writes) if commands else [], of)
 
     def at_once(self, commands: Sequence[Sequence[Argument]], of: str) -> list[Any]:
         """As `replies`, for commands that read, at one moment, for half of a script's price; not on a cluster."""
         *_, found = self.replies([("MULTI",), *commands, ("EXEC",)], of, writes=False)
-        return cast(list[Any], found)
+        return _accepted(cast(list[Any], found), of)
 
     def run(self, *command: Argument, writes: bool = True) -> Any:
         """One command, its raw reply. Raises as `call` does, naming the command's first argument."""
@@ -239,6 +235,13 @@ class RedisClient:
             return [self.commands]
         cluster = cast(Any, self.commands)
         return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
+
+
+def _accepted(replies: list[Any], of: str) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise broker_error(reply, of, unknown=False) from reply
+    return replies
 
 
 @contextmanager

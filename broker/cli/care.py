@@ -54,7 +54,7 @@ def retention() -> None:
     """Plan, explain and apply what is given up."""
 
 
-PLAN = "{dataset, applied, until, bytes, retire, kept, overdrawn, waits_seconds}"
+PLAN = "{dataset, applied, until, bytes, retire, kept, waits_seconds}"
 
 
 @retention.command("plan", examples="broker retention plan shop/catalog/offers --json", answer=PLAN)
@@ -108,7 +108,7 @@ def _emit_plan(face: Face, found: Dataset, plan: RetentionPlan, applied: bool, w
         "dataset": str(found.id), "applied": applied, "until": plan.until, "bytes": plan.bytes,
         "retire": [{"base": one.base, "version": one.version, "kind": one.kind, "bytes": one.bytes} for one in plan.retire],
         "kept": [{"base": base, "version": version, "why": why} for (base, version), why in sorted_pairs(plan)],
-        "overdrawn": plan.overdrawn, "waits_seconds": waits,
+        "waits_seconds": waits,
     }  # fmt: skip
     rows = [
         *((edge.version, edge.base, edge.kind, bytes_text(edge.bytes), "gone" if applied else "goes") for edge in plan.retire),
@@ -116,8 +116,6 @@ def _emit_plan(face: Face, found: Dataset, plan: RetentionPlan, applied: bool, w
     ]
     lines = columns(("version", "base", "edge", "bytes", "why"), rows)
     lines.append(f"{bytes_text(plan.bytes)} {'given up' if applied else 'would go'}")
-    if plan.overdrawn and not applied:
-        lines.append("the roads of those who read far behind hold more bytes than the snapshot: a fresh one will be made first")
     if waits and not applied:
         lines.append(f"nothing is given up for {span_text(waits)}: until then not every consumer has had the time to be known")
     face.emit(value, lines)

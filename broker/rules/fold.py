@@ -110,6 +110,11 @@ class State:
     def exists(self) -> bool:
         return bool(self.session) and not self.head.get("dropped")
 
+    @property
+    def leads_over(self) -> bool:
+        """Whether an edge leads on whoever stands between its base and its version (rules/plan.py)."""
+        return self.exists and not self.spec.order
+
     def consumed(self, slot: int) -> str:
         """Id of the last change-log entry of a log slot that a version holds: micro-batches begin behind it."""
         known = self.head.get(log_field(slot))

@@ -97,7 +97,7 @@ def lag_of(state: State, held: int, goal: Goal, now: float) -> Lag:
     if goal.version in (0, held):
         return Lag(0, 0, 0.0)
     onwards = held < goal.version
-    road = cheapest(state.edges, (held or None) if onwards else None, goal.version) or ()
+    road = cheapest(state.edges, (held or None) if onwards else None, goal.version, over=state.leads_over) or ()
     missing = goal.version - held if held else sum(info.version <= goal.version for info in state.versions)
     since = max(lacking_since(state, held) if onwards else 0.0, goal.since)
     return Lag(max(1, missing), sum(edge.bytes for edge in road), max(0.0, now - since) if since else 0.0)

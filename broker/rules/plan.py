@@ -1,8 +1,9 @@
 """The planner: the edges, fewest bytes, from the version a consumer holds to the one it wants. A plan is a value.
 
-Edges lead from where one ends to where the next begins. Where no such road costs less than a snapshot, the first edge may begin
-before the version held: an edge names whole rows and the keys that are gone, so it takes whoever stands anywhere between its
-ends to its end, and what is held already is only written again (P6). So a road for one consumer leads all who are ahead of it.
+Edges lead from where one ends to where the next begins. In a dataset without order columns the first may begin before what is
+held (`over`): an edge names whole rows and the keys that are gone, so it takes whoever stands between its ends to its end, and
+what is held already is only written again (P6). So a road for one consumer leads all who are ahead of it. With order columns it
+may hold rows that came late, and were refused by tombstones which the one who reads them again no longer has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Plan:
     """Apply `edges` in order. `base` None: start from nothing; `reset` says why a held version does not count.
 
     `held` None: the files may be handed out as they are. Else they hold what only a comparison by order shows to be late, a
-    delta's with what these edges lead to (where the first of `edges` begins), and are merged first.
+    delta's with what these edges lead to, and are merged first.
     """
 
     base: int | None
@@ -47,39 +48,31 @@ class Plan:
         return sum(edge.bytes for edge in self.edges)
 
 
-def cheapest(edges: Iterable[Edge], held: int | None, want: int) -> tuple[Edge, ...] | None:
+def cheapest(edges: Iterable[Edge], held: int | None, want: int, *, over: bool = False) -> tuple[Edge, ...] | None:
     """The cheapest road to `want` from `held` or from nothing; None when there is none. Ties: fewer edges, then from `held`.
 
     O(edges).
     """
     found = {edge.hop: edge for edge in edges}
-    road = road_of(sorted(found, key=_BY_VERSION), held, want)
+    road = road_of(sorted(found, key=_BY_VERSION), held, want, over=over)
     return None if road is None else tuple(found[hop] for hop in road)
 
 
-def road_of(hops: Sequence[Hop], held: int | None, want: int) -> list[Hop] | None:
-    """`cheapest` over hops, by version."""
-    road = _walk(hops, held, want)
-    if held is None or held >= want or (road and road[0][0] is not None):
-        return road
-    moved: dict[Hop, Hop] = {(held, *hop[1:]): hop for hop in hops if hop[0] is not None and hop[0] < held < hop[1]}
-    ahead = hops[bisect_right(hops, held, key=_BY_VERSION) :]
-    over = _walk(sorted((*moved, *ahead), key=_BY_VERSION), held, want)
-    return [moved.get(over[0], over[0]), *over[1:]] if over and over[0][0] is not None else road
-
-
-def _walk(hops: Iterable[Hop], held: int | None, want: int) -> list[Hop] | None:
-    """Edges lead forward only, so one pass over the hops, by version, is a shortest path."""
+def road_of(hops: Sequence[Hop], held: int | None, want: int, *, over: bool = False) -> list[Hop] | None:
+    """`cheapest` over hops, by version. Edges lead forward only, so one pass over them is a shortest path."""
     best: dict[int | None, int] = {None: 1}
     last: dict[int | None, Hop] = {}
+    before = -1
     if held is not None:
         best[held] = 0
+        if over:  # then a road from nothing over what is held costs more than its end, from here
+            hops, before = hops[bisect_right(hops, held, key=_BY_VERSION) :], held
     cost_of = best.get
     for hop in hops:
         base, version, weight = hop
         if version > want:
             break
-        start = cost_of(base)
+        start = cost_of(base) if base is None or base >= before else 0
         if start is None or version == held:
             continue
         cost, known = start + weight, cost_of(version)
@@ -95,18 +88,21 @@ def _walk(hops: Iterable[Hop], held: int | None, want: int) -> list[Hop] | None:
     return road[::-1]
 
 
-def plan(edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason | None = None) -> Plan:
+def plan(
+    edges: Iterable[Edge], held: int | None, want: int, reset: ResetReason | None = None, *, over: bool = False
+) -> Plan:  # fmt: skip
     """How to get from `held` (None: nothing) to `want`. A given `reset` makes the held version count for nothing.
 
-    A plan that starts anew though nothing speaks against `held` says `replaced` while edges to, from or over `held` are offered
-    (a snapshot came later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to `want`.
+    A plan that starts anew though nothing speaks against `held` says `replaced` while edges to or from `held`, or over it, are
+    offered (a snapshot came later, or costs fewer bytes than the deltas), else `too-old`. Raises NotFound when no road leads to
+    `want`.
     """
     found = {edge.hop: edge for edge in edges}
-    return _plan(sorted(found, key=_BY_VERSION), lambda road: tuple(found[hop] for hop in road), held, want, reset)
+    return _plan((sorted(found, key=_BY_VERSION), over), lambda road: tuple(found[hop] for hop in road), held, want, reset)
 
 
 def _plan(
-    hops: Sequence[Hop], edges_of: Callable[[Sequence[Hop]], tuple[Edge, ...]], held: int | None, want: int,
+    offered: tuple[Sequence[Hop], bool], edges_of: Callable[[Sequence[Hop]], tuple[Edge, ...]], held: int | None, want: int,
     reset: ResetReason | None,
 ) -> Plan:  # fmt: skip
     if held is not None and reset is None and held > want:
@@ -114,14 +110,15 @@ def _plan(
     base = None if reset else held
     if base == want:
         return Plan(base, want)
-    road = road_of(hops, base, want)
+    hops, over = offered
+    road = road_of(hops, base, want, over=over)
     if road is None:
         raise NotFound(
             "no road leads to this version", of=f"version {want}", why="its edges are retired", hint="Ask for a newer one"
         )
     edges = edges_of(road)
     if edges and edges[0].base is None:
-        return Plan(None, want, edges, reset or (None if held is None else _passed_by(hops, held)))
+        return Plan(None, want, edges, reset or (None if held is None else _passed_by(hops, held, over)))
     return Plan(base, want, edges)
 
 
@@ -135,14 +132,14 @@ def comparable(state: State, found: Plan) -> Plan:
     if found.base is None:
         return replace(found, held=())
     try:
-        return replace(found, held=plan_for(state, None, EVERYTHING, found.edges[0].base).edges)
+        return replace(found, held=plan_for(state, None, EVERYTHING, found.base).edges)
     except NotFound:
         return comparable(state, plan(state.edges, found.base, found.version, "too-old"))
 
 
-def _passed_by(hops: Iterable[Hop], held: int) -> ResetReason:
-    near = any(version == held or (base is not None and base <= held < version) for base, version, _ in hops)
-    return "replaced" if near else "too-old"
+def _passed_by(hops: Iterable[Hop], held: int, over: bool) -> ResetReason:
+    spans = any(base is not None and base < held < version for base, version, _ in hops) if over else False
+    return "replaced" if spans or any(held in (base, version) for base, version, _ in hops) else "too-old"
 
 
 def reset_of(state: State, cursor: Cursor | None, selection: Selection, asked: bool = False) -> ResetReason | None:
@@ -162,5 +159,5 @@ def plan_for(state: State, cursor: Cursor | None, selection: Selection, want: in
     reset = reset_of(state, cursor, selection, asked)
     known = state.plans.get((held, target, reset))
     if known is None:
-        known = state.plans[held, target, reset] = _plan(state.hops, state.edges_of, held, target, reset)
+        known = state.plans[held, target, reset] = _plan((state.hops, state.leads_over), state.edges_of, held, target, reset)
     return known

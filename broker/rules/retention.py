@@ -2,20 +2,20 @@
 
 What stays, in this order:
 
-    the newest version      its cheapest road from nothing
+    the newest version      its cheapest road from nothing; and the newest snapshot, by which compaction judges what is due
     channels                a road from nothing to what each names now, and to the last versions it named: a rollback's target
     holds                   a road from nothing to each version held
     floors                  the edges between the newest versions and the young ones, for who follows without a cursor
-    cursors                 to the newest version and to what each channel names, a road from the farthest live one that a
-                            snapshot would cost more. It leads all who are ahead of that one, too (rules/plan.py). Then,
-                            the nearest first, roads that begin where the others stand
+    cursors                 a road from where each live one stands to the newest version and to every channel's
 
 So nobody who lives loses its path: whom a road led on for fewer bytes than a snapshot, a road still leads on for fewer.
 
-The byte rule: by the bytes of the snapshot on the newest version's road is bounded what is kept for floors alone, the oldest
-going first, and of that no more edges than a state can carry; and deltas and roll-ups for cursors on the way to the newest
-version, with those of its own road. The farthest one's road is less than the snapshot, so it fits where no deltas lie behind
-that; else the plan is `overdrawn`, and a fresh snapshot sets it right.
+The byte rule, by the bytes of the snapshot on the newest version's road: so many, and no more edges than a state can carry, are
+kept for floors alone, the oldest going first; and so many deltas and roll-ups for cursors, with those of the newest version's
+road. Those that stand nearest are served first, and each next one by the road that adds fewest bytes to what is kept, so that
+roads run together. Where not all fit, the road of the farthest one comes first: if edges may begin before where a reader stands
+(rules/plan.py), it leads all who are ahead, and holds fewer bytes than the newest version's own road from nothing. Else each of
+those left has its own, and the rule gives way.
 """
 
 from __future__ import annotations
@@ -67,13 +67,11 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
     """`kept`: edge -> the first reason why. `retire`: what nobody needs, by version. `until`: no edge left touches a version
-    up to this one, so these fold into a range. `overdrawn`: the byte rule does not hold until the newest version has a fresh
-    snapshot."""
+    up to this one, so these fold into a range."""
 
     kept: Mapping[Pair, str]
     retire: tuple[Edge, ...]
     until: int
-    overdrawn: bool = False
 
     @property
     def bytes(self) -> int:
@@ -89,8 +87,11 @@ def pair(edge: Edge) -> Pair:
     return edge.base, edge.version
 
 
-def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float) -> RetentionPlan:
-    """What may go of `edges` (of one session, by version) at `now`. O(edges x (versions wanted + versions read from))."""
+def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float, *, over: bool = False) -> RetentionPlan:
+    """What may go of `edges` (of one session, by version) at `now`. O(edges x (versions wanted + versions read from)).
+
+    `over`: as of the planner.
+    """
     if not edges:
         return RetentionPlan({}, (), 0)
     kept = dict[Pair, str]()
@@ -102,6 +103,7 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
 
     whole = cheapest(edges, None, newest)
     keep(whole, NEWEST)
+    keep(islice((edge for edge in reversed(edges) if edge.base is None), 1), NEWEST)
     for why, versions in wanted.versions.items():
         for version in versions:
             keep(cheapest(edges, None, version), why)
@@ -109,11 +111,13 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float)
     young = (version for version, time in wanted.times.items() if time >= now - floors.seconds)
     _keep_floor(edges, min((newest - floors.versions + 1, *young)), (snapshot, floors.edges), kept)
     behind = sum(edge.bytes for edge in whole[1:]) if whole else 0
-    channels = {versions[0] for versions in wanted.versions.values() if versions}
-    overdrawn = _keep_roads(_Roads(edges, wanted.readers, kept), (newest, *sorted(channels)), snapshot - behind) and behind > 0
+    roads = _Roads(edges, wanted.readers, kept, over)
+    roads.keep(newest, snapshot - behind)
+    for target in sorted({versions[0] for versions in wanted.versions.values() if versions}):
+        roads.keep(target, 0)
     retire = tuple(edge for edge in edges if pair(edge) not in kept)
     least = min((version if base is None else base for base, version in kept), default=newest)
-    return RetentionPlan(kept, retire, least - 1, overdrawn)
+    return RetentionPlan(kept, retire, least - 1)
 
 
 def forgotten(
@@ -138,85 +142,73 @@ def forgotten(
     return found, ranges
 
 
-def _keep_roads(roads: _Roads, targets: Sequence[int], budget: int) -> bool:
-    """Roads for cursors to the newest version, the first of `targets`, and to the others. -> whether they exceed the budget.
-
-    All together, where they fit; else the farthest one's comes first, which can lead the others, too.
-    """
-    newest, *channels = targets
-    kept = dict(roads.kept)
-    left = roads.keep_nearest(newest, budget)
-    if roads.keep_farthest(newest):
-        roads.kept.clear()
-        roads.kept.update(kept)
-        left = budget - roads.keep_farthest(newest)
-        roads.keep_nearest(newest, left)
-    for target in channels:
-        roads.keep_farthest(target)
-    return left < min(0, budget)
-
-
 class _Roads:
     """Roads from where readers stand, added to what is `kept`."""
 
-    def __init__(self, edges: Sequence[Edge], readers: Mapping[str, int], kept: dict[Pair, str]) -> None:
-        self.kept = kept
-        self._hops, self._bytes = [edge.hop for edge in edges], {pair(edge): edge.bytes for edge in edges}
+    def __init__(self, edges: Sequence[Edge], readers: Mapping[str, int], kept: dict[Pair, str], over: bool) -> None:
+        self._kept, self._over, self._hops = kept, over, [edge.hop for edge in edges]
+        self._bytes = {pair(edge): edge.bytes for edge in edges}
         self._stands = dict[int, str]()
         for name, at in sorted(readers.items(), key=itemgetter(1)):
             self._stands.setdefault(at, name)  # one name for all that stand alike
 
-    def keep_nearest(self, target: int, left: int) -> int:
-        """Roads to `target` that begin where readers stand, the nearest first, each that adds no more bytes than are `left`.
+    def keep(self, target: int, budget: int) -> None:
+        """What leads every reader on to `target` that is not better off with a snapshot, if it can be for `budget` bytes."""
+        before, anew = dict(self._kept), _weight(road_of(self._hops, None, target) or ()) + 1
+        self._keep_nearest(target, anew, budget)
+        added = self._keep_farthest(target, anew)
+        if added and self._over:
+            self._kept.clear()
+            self._kept.update(before)
+            self._keep_nearest(target, anew, budget - self._keep_farthest(target, anew))
 
-        -> bytes left.
-        """
+    def _keep_nearest(self, target: int, anew: int, left: int) -> None:
+        """Roads that begin where readers stand, the nearest first, each that adds no more bytes than are `left`."""
         for at, name in reversed(self._stands.items()):
             if left <= 0:
                 break
-            ahead = self._hops[bisect_right(self._hops, at, key=itemgetter(1)) :]
-            road = self._road([hop for hop in ahead if hop[0] is None or hop[0] >= at], at, target)
+            road = self._road([hop for hop in self._ahead(at) if hop[0] is not None and hop[0] >= at], (at, target), anew)
             if self._added(road) <= left:
                 left -= self._keep(road, name)
-        return left
 
-    def keep_farthest(self, target: int) -> int:
-        """A road to `target` for the farthest reader that is not better off with a snapshot. -> bytes added."""
+    def _keep_farthest(self, target: int, anew: int) -> int:
+        """A road for each reader, the farthest first, that is not led on by what is kept. -> bytes added."""
+        added = 0
         for at, name in self._stands.items():
-            if road := self._road(self._hops, at, target):
-                left = road_of([hop for hop in self._hops if hop[:2] in self.kept], at, target)
-                return 0 if left and left[0][0] is not None else self._keep(road, name)
-        return 0
+            ahead = [hop for hop in self._ahead(at) if hop[0] is not None]
+            led = road_of([hop for hop in ahead if hop[:2] in self._kept], at, target, over=self._over)
+            if not led or _weight(led) >= anew:
+                added += self._keep(self._road(ahead, (at, target), anew), name)
+        return added
 
-    def _road(self, hops: Sequence[Hop], at: int, target: int) -> Sequence[Hop]:
-        """What is to stay so that `at` is led on over `hops`: the road that adds fewest bytes to what is kept.
+    def _ahead(self, at: int) -> Sequence[Hop]:
+        return self._hops[bisect_right(self._hops, at, key=itemgetter(1)) :]
 
-        It must hold fewer bytes than the way by the snapshot, or the planner would not take it: then the cheapest road. Nothing
-        for whom the snapshot is the cheapest anyway.
+    def _road(self, hops: Sequence[Hop], ends: tuple[int, int], anew: int) -> Sequence[Hop]:
+        """What is to stay so that one end leads to the other: the road that adds fewest bytes to what is kept.
+
+        It must weigh less than the road from nothing, or the planner would not take it: then the cheapest one. None for whom
+        that from nothing is the cheapest anyway.
         """
-        cheap = road_of(hops, at, target) if at < target else None
-        if not cheap or cheap[0][0] is None:
+        cheap = road_of(hops, *ends, over=self._over)
+        if not cheap or _weight(cheap) >= anew:
             return ()
-        shared = road_of(self._priced(hops), at, target) or ()
-        anew = road_of(self._hops, None, target)
-        return shared if anew is None or self._cost(shared) < self._cost(anew) else cheap
-
-    def _priced(self, hops: Iterable[Hop]) -> list[Hop]:
-        """Deltas and roll-ups, each with the bytes it adds: none where another keeps it anyway."""
-        offered = (hop for hop in hops if hop[0] is not None)
-        return [hop_of(*hop[:2], 0) if hop[:2] in self.kept else hop for hop in offered]
+        priced = {hop_of(*hop[:2], 0) if hop[:2] in self._kept else hop: hop for hop in hops}
+        shared = [priced[hop] for hop in road_of(list(priced), *ends, over=self._over) or ()]
+        return shared if _weight(shared) < anew else cheap
 
     def _keep(self, road: Sequence[Hop], name: str) -> int:
         size = self._added(road)
         for hop in road:
-            self.kept.setdefault(hop[:2], f"cursor {name}")
+            self._kept.setdefault(hop[:2], f"cursor {name}")
         return size
 
     def _added(self, road: Iterable[Hop]) -> int:
-        return sum(self._bytes[hop[:2]] for hop in road if hop[:2] not in self.kept)
+        return sum(self._bytes[hop[:2]] for hop in road if hop[:2] not in self._kept)
 
-    def _cost(self, road: Iterable[Hop]) -> int:
-        return sum(self._bytes[hop[:2]] for hop in road)
+
+def _weight(road: Iterable[Hop]) -> int:
+    return sum(hop[2] for hop in road)
 
 
 def _keep_floor(edges: Sequence[Edge], first: int, most: tuple[int, int], kept: dict[Pair, str]) -> None:

@@ -34,8 +34,8 @@ def ordered(edges: Iterable[Edge]) -> list[Edge]:
     return sorted(edges, key=lambda edge: (edge.version, -1 if edge.base is None else edge.base))
 
 
-def every_road(edges: Iterable[Edge], held: int | None, want: int) -> list[tuple[Edge, ...]]:
-    """From `held` and from nothing, tried one by one; where a snapshot is the best, also from before `held`, over it."""
+def every_road(edges: Iterable[Edge], held: int | None, want: int, spanning: bool) -> list[tuple[Edge, ...]]:
+    """From `held` and from nothing, and (`spanning`) from before `held`, over it; tried one by one."""
     edges = list(edges)
 
     def roads(at: int | None) -> Iterable[tuple[Edge, ...]]:
@@ -53,9 +53,7 @@ def every_road(edges: Iterable[Edge], held: int | None, want: int) -> list[tuple
         for edge in edges if edge.base is not None and edge.base < held < edge.version <= want
         for rest in roads(edge.version)
     ]  # fmt: skip
-    whole, here = list(roads(None)), list(roads(held))
-    least = min((*whole, *here), key=cost, default=())
-    return [*whole, *here] if least and least[0].base is not None else [*whole, *here, *over]
+    return [*roads(None), *roads(held), *(over if spanning else ())]
 
 
 def cost(road: Iterable[Edge]) -> Cost:
@@ -73,7 +71,7 @@ def the_reset(state: State, cursor: Cursor, want: int, asked: bool) -> str | Non
         return "asked"
     if cursor.version > want:
         return "rolled-back"
-    best = min(every_road(state.edges, cursor.version, want), key=cost)
+    best = min(every_road(state.edges, cursor.version, want, state.leads_over), key=cost)
     if cursor.version == want or best[0].base is not None:
         return None
     near = any(
@@ -98,11 +96,12 @@ def test_whatever_the_history_a_cursor_gets_the_cheapest_road_and_a_reset_says_w
         found = plan_for(state, cursor, SEEN, want, asked)
     except NotFound:
         fits = cursor.session in (None, state.session) and cursor.selection in (None, SEEN.fingerprint) and not asked
-        assert every_road(state.edges, cursor.version if fits and cursor.version <= want else None, want) == []
+        usable = cursor.version if fits and cursor.version <= want else None
+        assert every_road(state.edges, usable, want, state.leads_over) == []
         return
     assert found.reset == the_reset(state, cursor, want, asked)
     held = None if found.reset in ("new-session", "filter-changed", "asked", "rolled-back") else cursor.version
-    assert cost(found.edges) == min(map(cost, every_road(state.edges, held, want)))
+    assert cost(found.edges) == min(map(cost, every_road(state.edges, held, want, state.leads_over)))
     leads(found, cursor.version, want)
 
 
@@ -121,7 +120,7 @@ def leads(found: Plan, held: int, want: int) -> None:
 @given(st.data())
 def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacted_and_given_up(data: st.DataObject) -> None:
     edges: dict[Pair, Edge] = {(None, 1): edge(None, 1, data.draw(st.integers(20, 200)))}
-    newest, sizes = 1, st.integers(1, 60)
+    newest, sizes, over = 1, st.integers(1, 60), data.draw(st.booleans(), "over")
     levels = Levels(data.draw(st.integers(2, 4)), data.draw(st.sampled_from([0.1, 0.5, 5.0])))
     for deed in data.draw(st.lists(st.sampled_from(["delta"] * 6 + ["snapshot", "compact", "compact", "retire"]), max_size=30)):
         match deed:
@@ -133,18 +132,19 @@ def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacte
                     edges[work.base, work.version] = edge(work.base, work.version, data.draw(sizes))
             case _:
                 readers = {f"r{at}": at for at in data.draw(st.sets(st.integers(1, newest), max_size=4), "readers")}
-                kept = retention(ordered(edges.values()), Wanted(readers=readers), Floors(1, 0), now=0.0).kept
+                kept = retention(ordered(edges.values()), Wanted(readers=readers), Floors(1, 0), 0.0, over=over).kept
                 edges = {hop: known for hop, known in edges.items() if hop in kept}
     offered = ordered(edges.values())
     for held in range(1, newest + 1):
-        found = plan(offered, held, newest)
+        found = plan(offered, held, newest, over=over)
         leads(found, held, newest)
         assert (found.edges == ()) == (held == newest)
-        assert found.edges == () or cost(found.edges) == min(map(cost, every_road(offered, held, newest)))
+        assert found.edges == () or cost(found.edges) == min(map(cost, every_road(offered, held, newest, over)))
 
 
+@pytest.mark.parametrize("over", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(seed: int) -> None:
+def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(seed: int, over: bool) -> None:
     random = Random(seed)
     hops = [(version - 1 or None, version) for version in range(1, 7001)]
     edges: dict[Pair, Edge] = {hop: edge(*hop, random.randint(1, 50)) for hop in hops}
@@ -158,11 +158,12 @@ def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(s
     left = backwards(offered, want)
     for held in (None, 1, 2, 3500, 6400, 6992, 6999, *random.sample(range(1, 7000), 10)):
         here = [left[held]] if held in left else []
-        if held is not None and (not here or left[None] < here[0]):
-            over = [part for part in offered if part.base is not None and part.base < held < part.version]
-            here += [(part.bytes + left[part.version][0], 1 + left[part.version][1]) for part in over if part.version in left]
+        if held is not None and over:
+            spanning = [part for part in offered if part.base is not None and part.base < held < part.version]
+            ends = [(part, left[part.version]) for part in spanning if part.version in left]
+            here += [(part.bytes + size, 1 + count) for part, (size, count) in ends]
         ways = [left[None], *here]
-        road = cheapest(offered, held, want)
+        road = cheapest(offered, held, want, over=over)
         assert road is not None
         assert cost(road)[:2] == min(ways)
 

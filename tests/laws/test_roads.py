@@ -139,13 +139,15 @@ def test_a_roll_up_does_to_a_replica_what_its_deltas_do_one_by_one_also_for_what
 
 
 def test_an_edge_leads_whoever_stands_between_its_ends_to_the_same_content(here: Place, sinks: SinkPlace) -> None:
-    """Replicas, full and filtered, stop at each version of a history; one roll-up takes each to the end."""
+    """Replicas, full and filtered, stop at each version of a history; one roll-up takes each to the end.
+
+    Without order columns: with them it may hold rows that came late (rules/plan.py).
+    """
 
     @settings(max_examples=examples(FEW[sinks.kind]), database=None)
     @given(data=st.data())
     def law(data: st.DataObject) -> None:
-        ordered = data.draw(st.booleans(), "ordered")
-        truth, dataset = Standing(ordered), here.dataset(ordered)
+        truth, dataset = Standing(ordered=False), here.dataset(ordered=False)
         readers = list[broker.Replica]()
         for number in range(data.draw(st.integers(2, 5), "versions")):
             changes = data.draw(BATCHES)

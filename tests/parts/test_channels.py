@@ -448,7 +448,7 @@ def test_where_the_session_is_over_a_file_leads_nowhere(b: Broker, offers: Datas
 
 def retention(b: Broker) -> Retention:
     parts, cursors = b.parts, Cursors(b.parts.redis, b.parts.index, 0)
-    return Retention((parts.catalog, parts.index, parts.leases), cursors, Floors(1, 0), parts.channels.pins)
+    return Retention(parts.catalog, parts.index, parts.leases, cursors, Floors(1, 0), parts.channels.pins)
 
 
 def two_snapshots_more(offers: Dataset) -> None:

@@ -43,8 +43,7 @@ def cursors(b: broker.Broker, lease_seconds: float = 0.0) -> Cursors:
 
 def duty(b: broker.Broker, floors: Floors = NO_FLOOR, **named: list[int]) -> Retention:
     parts = b.parts
-    places = (parts.catalog, parts.index, parts.leases)
-    return Retention(places, cursors(b), floors, lambda _: named, parts.compactor.freshen)
+    return Retention(parts.catalog, parts.index, parts.leases, cursors(b), floors, lambda _: named)
 
 
 def history(b: broker.Broker) -> broker.Dataset:
@@ -147,24 +146,26 @@ def test_what_goes_is_told_before_and_recorded_after_by_edge_and_file(b: broker.
     assert record.producer == "retention"
 
 
-def test_where_a_road_does_not_fit_beside_the_deltas_behind_the_snapshot_a_fresh_one_is_made_first(b: broker.Broker) -> None:
+def test_the_road_of_the_farthest_reader_leads_the_others_where_not_all_fit(b: broker.Broker) -> None:
     offers, parts = b.dataset(OFFERS, key=["sku"]), b.parts
-    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 1e9))
+    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5))
     offers.publish([payload(number) for number in range(200)])
     offers.publish_delta([payload(0)])
+    sink = Memory()
+    b.replica(OFFERS, name="near", sink=sink).sync()
+    for _ in range(2):
+        offers.publish_delta([payload(number) for number in range(150)])
+        if offers.state.version == 3:
+            b.replica(OFFERS, name="near", sink=sink).sync()
     cursors(b, 60).report(OFFERS, LiveCursor(name="far", version=2, session=offers.state.session))
-    offers.publish_delta([payload(number) for number in range(150)])
-    assert compactor.freshen(OFFERS)
-    offers.publish_delta([payload(number) for number in range(100)])
-    assert [(work.base, work.version) for work in compactor.compact(OFFERS)] == [(2, 4)]
-    planned = duty(b).plan(OFFERS)
-    assert (planned.overdrawn, planned.why(2, 3), planned.why(3, 4)) == (True, "cursor far", NEWEST)
-    assert duty(b).apply(OFFERS) is not None
-    assert pairs(offers) == [(None, 4), (2, 4), (3, 4)], "the last one for the floor"
-    assert offers.plan(since=2).reset is None
-    assert offers.plan(since=3).bytes < offers.plan(since=2).bytes
-    assert not duty(b).plan(OFFERS).overdrawn
-    assert compactor.freshen(OFFERS) is None, "the newest version is a snapshot already"
+    assert [(work.base, work.version) for work in compactor.compact(OFFERS)] == [(2, 4), (None, 4)]
+    planned = Retention(parts.catalog, parts.index, parts.leases, cursors(b), NO_FLOOR).apply(OFFERS)
+    assert planned is not None
+    assert (planned.why(2, 4), pairs(offers)) == ("cursor far", [(None, 4), (2, 4), (3, 4)]), "the last one for the floor"
+    parts.catalog.commit(OFFERS, lambda now: Retire(edges=((3, 4),)) if now.edge(3, 4) else None, "test")
+    report = b.replica(OFFERS, name="near", sink=sink).sync()
+    assert (report.version, report.reset, report.edges) == (4, None, 1)
+    assert sorted(map(str, sink.read().to_pylist())) == sorted(map(str, offers.read().to_pylist()))
 
 
 def payload(number: int) -> dict[str, object]:
@@ -220,7 +221,7 @@ def test_a_replica_goes_on_without_a_reset_over_what_is_left(b: broker.Broker) -
 def test_nothing_goes_before_everybody_alive_had_time_to_be_known(b: broker.Broker) -> None:
     history(b)
     parts = b.parts
-    waiting = Retention((parts.catalog, parts.index, parts.leases), cursors(b, 3600), NO_FLOOR)
+    waiting = Retention(parts.catalog, parts.index, parts.leases, cursors(b, 3600), NO_FLOOR)
     assert waiting.apply(OFFERS) is None
     assert waiting.run_once().waits == [OFFERS]
 

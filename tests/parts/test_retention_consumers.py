@@ -69,7 +69,7 @@ class Crowd:
     def sync(self, consumer: Consumer) -> None:
         """Up to the newest version, and said so. Who lives gets a snapshot only where that is cheaper, or was."""
         state = self.state
-        reset = plan(state.edges, consumer.version, state.version).reset if consumer.version else None
+        reset = plan(state.edges, consumer.version, state.version, over=True).reset if consumer.version else None
         gone = reset == "too-old"
         assert not (gone and consumer.lives) or consumer.version in self.better_anew
         if consumer.replica is not None:
@@ -126,7 +126,7 @@ def change(crowd: Crowd) -> None:
 
 def led_on(state: State, versions: set[int]) -> dict[int, int]:
     """The bytes of the road from each version to the newest one, of those from where a snapshot does not cost less."""
-    known = {at: cheapest(state.edges, at, state.version) for at in versions}
+    known = {at: cheapest(state.edges, at, state.version, over=True) for at in versions}
     assert None not in known.values(), "nothing leads to the newest version"
     return {at: cost(road) for at, road in known.items() if not road or road[0].base is not None}
 
@@ -142,9 +142,7 @@ def test_nobody_who_lives_loses_a_road_and_the_store_stays_small(crowd: Crowd) -
     compactor = Compactor(
         parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(snapshot_least_bytes=0)
     )
-    places = (parts.catalog, parts.index, parts.leases)
-    floors = Floors(FLOOR_VERSIONS, 0)
-    retention = Retention(places, crowd.cursors(0), floors, freshen=compactor.freshen)
+    retention = Retention(parts.catalog, parts.index, parts.leases, crowd.cursors(0), Floors(FLOOR_VERSIONS, 0))
     retired = pins = 0
     for round in range(ROUNDS):
         change(crowd)

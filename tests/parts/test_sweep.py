@@ -74,7 +74,7 @@ def publish(b: Broker, *prices: int) -> list[str]:
 def retire(b: Broker) -> None:
     """Everything that only history needs."""
     parts = b.parts
-    Retention((parts.catalog, parts.index, parts.leases), cursors(b), Floors(1, 0)).apply(OFFERS)
+    Retention(parts.catalog, parts.index, parts.leases, cursors(b), Floors(1, 0)).apply(OFFERS)
 
 
 def left(store: FaultyStore) -> list[str]:

@@ -49,14 +49,14 @@ def situations(draw: st.DrawFn) -> tuple[list[Edge], Wanted, Floors]:
     return edges, wanted, Floors(draw(st.integers(1, 6)), draw(st.integers(0, 30)))
 
 
-@given(situations())
+@given(situations(), st.booleans())
 def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_before(
-    situation: tuple[list[Edge], Wanted, Floors],
+    situation: tuple[list[Edge], Wanted, Floors], over: bool
 ) -> None:
     """Whoever had a road for fewer bytes than a snapshot has one, to the newest version and to what each channel names."""
     edges, wanted, floors = situation
     newest = edges[-1].version
-    plan = retention(edges, wanted, floors, now=float(newest))
+    plan = retention(edges, wanted, floors, float(newest), over=over)
     left = [edge for edge in edges if plan.why(edge.base, edge.version)]
     assert cheapest(left, None, newest) == cheapest(edges, None, newest)
     for versions in wanted.versions.values():
@@ -64,13 +64,13 @@ def test_what_is_left_leads_every_reader_and_every_wanted_version_where_it_led_b
             assert cheapest(left, None, version) == cheapest(edges, None, version)
     for at in wanted.readers.values():
         for target in {newest, *(versions[0] for versions in wanted.versions.values() if versions)}:
-            assert at >= target or anew(left, at, target) == anew(edges, at, target)
+            assert at >= target or anew(left, at, target, over) == anew(edges, at, target, over)
         assert at == newest or cheapest(left, at, newest) is not None
 
 
-def anew(edges: list[Edge], at: int, target: int) -> bool:
+def anew(edges: list[Edge], at: int, target: int, over: bool) -> bool:
     """Whether the planner sends `at` to a snapshot, or nothing leads to `target`."""
-    road = cheapest(edges, at, target)
+    road = cheapest(edges, at, target, over=over)
     return not road or road[0].base is None
 
 
@@ -95,20 +95,27 @@ def test_each_begins_where_it_stands_while_the_deltas_from_the_farthest_reader_o
 
 
 @given(situations())
-def test_what_is_kept_for_cursors_and_the_deltas_of_the_newest_road_hold_no_more_than_a_fresh_snapshot(
+def test_what_is_kept_for_cursors_holds_no_more_than_the_snapshot_or_is_the_road_of_the_farthest(
     situation: tuple[list[Edge], Wanted, Floors],
 ) -> None:
     edges, wanted, floors = situation
-    newest, alone = edges[-1].version, Wanted(readers=wanted.readers)
-    fresh = {pair(edge): edge for edge in edges} | {(None, newest): edge(None, newest, 150)}
-    for offered in (edges, sorted(fresh.values(), key=lambda one: (one.version, one.base or -1))):
-        plan = retention(offered, alone, floors, now=float(newest))
-        whole = cheapest(offered, None, newest)
-        assert whole is not None
-        read = sum(one.bytes for one in offered if (plan.why(one.base, one.version) or "").startswith("cursor"))
-        behind = sum(one.bytes for one in whole[1:])
-        assert plan.overdrawn == (read > 0 and read + behind > whole[0].bytes)
-        assert not plan.overdrawn or behind, "else no fresh snapshot would help"
+    newest = edges[-1].version
+    plan = retention(edges, Wanted(readers=wanted.readers), floors, float(newest), over=True)
+    whole = cheapest(edges, None, newest)
+    assert whole is not None
+    mine = [one for one in edges if (plan.why(one.base, one.version) or "").startswith("cursor")]
+    read, behind, anew = sum(one.bytes for one in mine), sum(one.bytes for one in whole[1:]), sum(one.bytes for one in whole)
+    if read and read + behind > whole[0].bytes:
+        farthest = next(at for at in sorted(set(wanted.readers.values())) if not starts_anew(edges, at, newest))
+        assert {plan.why(one.base, one.version) for one in mine} == {
+            f"cursor {next(name for name, at in wanted.readers.items() if at == farthest)}"
+        }
+        assert read < anew
+        assert behind, "beside a fresh snapshot every road fits"
+
+
+def starts_anew(edges: list[Edge], at: int, target: int) -> bool:
+    return at == target or anew(edges, at, target, over=True)
 
 
 @given(situations())
@@ -158,23 +165,19 @@ def test_a_reader_far_behind_keeps_its_road_and_its_name_is_told() -> None:
 def test_where_not_all_roads_fit_the_farthest_one_leads_everybody_and_the_nearest_begin_where_they_stand() -> None:
     edges = chain(30, edge(None, 30, 100), edge(10, 30, 60))
     readers = {"far": 10, "near": 24, "nearer": 28, "there": 30}
-    plan = retention(edges, Wanted(readers=readers), NONE, now=100)
-    assert [plan.why(10, 30), plan.overdrawn] == ["cursor far", False]
+    plan = retention(edges, Wanted(readers=readers), NONE, 100, over=True)
+    assert plan.why(10, 30) == "cursor far"
     assert [plan.why(version, version + 1) for version in (24, 25, 28, 29)] == [None, None, "cursor nearer", FLOOR]
     left = [edge for edge in edges if plan.why(edge.base, edge.version)]
-    assert [[pair(edge) for edge in cheapest(left, at, 30) or ()] for at in (10, 24, 28)] == [
+    assert [[pair(edge) for edge in cheapest(left, at, 30, over=True) or ()] for at in (10, 24, 28)] == [
         [(10, 30)], [(10, 30)], [(28, 29), (29, 30)],
     ]  # fmt: skip
 
 
-def test_a_road_that_does_not_fit_beside_the_deltas_behind_the_snapshot_stays_and_asks_for_a_fresh_one() -> None:
-    edges = chain(30, edge(None, 26, 100), edge(10, 30, 70))
-    wanted = Wanted(readers={"far": 10})
-    plan = retention(edges, wanted, NONE, now=100)
-    assert [plan.why(10, 30), plan.overdrawn] == ["cursor far", True]
-    fresh = [*edges[:-2], edge(None, 30, 100), *edges[-2:]]
-    plan = retention(fresh, wanted, NONE, now=100)
-    assert [plan.why(10, 30), plan.why(28, 29), plan.overdrawn] == ["cursor far", None, False]
+def test_with_order_columns_nobody_is_led_from_before_and_each_keeps_a_road_of_its_own() -> None:
+    edges = chain(30, edge(None, 30, 100), edge(10, 30, 60))
+    plan = retention(edges, Wanted(readers={"far": 10, "near": 24}), NONE, 100, over=False)
+    assert [plan.why(10, 30), plan.why(24, 25)] == ["cursor far", "cursor near"]
 
 
 def test_a_reader_joins_the_road_of_a_nearer_one_where_its_own_would_cost_more() -> None:
@@ -193,7 +196,7 @@ def test_a_reader_keeps_its_own_road_where_the_common_one_would_be_longer_than_t
 def test_who_walks_where_others_walk_anyway_costs_nothing() -> None:
     edges = chain(30)  # no younger snapshot: the newest version's own road is all of it
     plan = retention(edges, Wanted(readers={"far": 2, "near": 29}), NONE, now=100)
-    assert (plan.overdrawn, plan.retire) == (False, ())
+    assert plan.retire == ()
 
 
 def test_a_channel_keeps_what_it_may_be_rolled_back_to() -> None:

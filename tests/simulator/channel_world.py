@@ -366,7 +366,7 @@ def retire(world: ChannelWorld, me: Process) -> None:
     """Retention's passes; it keeps the newest version and what channels need."""
     catalog, leases = BellCatalog(world), WorldLeases()
     channels = Channels(catalog, INDEX, leases)
-    retention = Retention((catalog, INDEX, leases), cast(Cursors, _NoCursors()), Floors(1, 0.0), channels.pins)
+    retention = Retention(catalog, INDEX, leases, cast(Cursors, _NoCursors()), Floors(1, 0.0), channels.pins)
     while True:
         for name in NAMES:
             try:
