@@ -20,12 +20,12 @@ from broker.columnar.parquet import ParquetEncoder, Target
 from broker.columnar.sql import quoted
 from broker.model.commit import Edge
 
-PARTITIONS: Final = 16
-"""At most: each has a file open, and keeps rows in memory until they make a row group."""
+PARTITIONS: Final = 8
+"""At most: each has a file open, with rows in memory until they make a row group, and parts of 16 MiB on their way to S3."""
 PARTITION_ROWS: Final = 131_072
 """At least: for fewer, what a file costs whoever reads all of it, a request and a footer, outweighs what others skip."""
-SHARE: Final = 1 / 8
-"""Of a row group as a lone file has it: 128 MiB in memory for 16 files."""
+SHARE: Final = 1 / 4
+"""Of a row group as a lone file has it: 128 MiB in memory for 8 files."""
 
 
 @dataclass(frozen=True)
