@@ -84,13 +84,18 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """All changes of one kind, and the place of each among the changes of both."""
+    """All changes of one kind, and the runs of places they have among the changes of both."""
 
     gone: bool
     rows: pa.Table
-    places: pa.Array
+    ranges: Sequence[Sequence[range]]
     straight: bool
     """Whether each row's place is its index, as where all changes came alike."""
+
+    @property
+    def places(self) -> pa.Array:
+        """The place of each row."""
+        return pa.concat_arrays([_numbered(ranges) for ranges in self.ranges])
 
     def of(self, stand: pa.Array) -> pa.Table | None:
         """The rows that stand, if any do."""
@@ -111,7 +116,8 @@ def _settled(spec: DatasetSpec, groups: Sequence[_Group]) -> Schema:
     """The dataset's schema after all of them. Deletes say nothing of the columns they do not name, so they come last."""
     known = spec
     for group in sorted(groups, key=lambda group: group.gone):
-        known = known.model_copy(update={"columns": settled(known, group.schema, whole=not group.gone)})
+        if known.columns is None or group.gone or group.schema != arrow_schema(known.columns):
+            known = known.model_copy(update={"columns": settled(known, group.schema, whole=not group.gone)})
     if known.columns is None:
         raise BadData("no changes, so no columns are known", of=str(spec.dataset))
     return known.columns
@@ -124,12 +130,13 @@ def _sides(spec: DatasetSpec, groups: Sequence[_Group], columns: pa.Schema) -> I
         mine = [group for group in groups if group.gone == gone]
         if mine:
             tables = [_conformed(pa.concat_tables(group.tables), wanted, spec) for group in mine]
-            places = pa.concat_arrays([_numbered(group.places) for group in mine])
-            yield _Side(gone, pa.concat_tables(tables), places, len(groups) == 1)
+            yield _Side(gone, pa.concat_tables(tables), [group.places for group in mine], len(groups) == 1)
 
 
 def _conformed(rows: pa.Table, wanted: pa.Schema, spec: DatasetSpec) -> pa.Table:
     """Large blocks stay apart: where each key stands once, nothing need be copied."""
+    if rows.num_rows == 1 and rows.schema == wanted and not any(column.null_count for column in rows.columns):
+        return rows  # the only change of a quiet dataset
     batches = rows if rows.num_rows >= LARGE_ROWS * rows.column(0).num_chunks else rows.combine_chunks()
     return pa.Table.from_batches(conformed(batches.to_reader(), wanted, spec.key), wanted)
 

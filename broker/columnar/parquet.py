@@ -21,6 +21,7 @@ from broker.stores.port import ObjectStore, Upload
 ROW_GROUP_ROWS: Final = 524_288
 ROW_GROUP_BYTES: Final = 64 << 20  # of Arrow memory: what huge values may hold back, and far below Arrow's 2 GiB of text
 SAMPLE_ROWS: Final = 8192
+SMALL_BYTES: Final = 4 << 10  # of Arrow memory: setting up zstd and dictionaries takes longer than all else that is so small
 WRITE_BYTES: Final = 1 << 20
 COMMIT_THREADS: Final = 8
 
@@ -119,12 +120,15 @@ class ParquetEncoder:
     def _flush(self) -> None:
         table = pa.Table.from_batches(self._held, self._schema)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(
-                self._sink, self._schema, compression="zstd", use_dictionary=repetitive(table)
-            )  # fmt: skip
+            self._writer = pq.ParquetWriter(self._sink, self._schema, **self._options(table))
         if table.num_rows:
             self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._held, self._rows, self._bytes = [], 0, 0
+
+    def _options(self, first: pa.Table) -> dict[str, Any]:
+        if first.nbytes < SMALL_BYTES and self._rows < SAMPLE_ROWS:
+            return {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        return {"compression": "zstd", "use_dictionary": repetitive(first)}
 
 
 def repetitive(table: pa.Table) -> bool | list[str]:
