@@ -8,7 +8,6 @@ Each effect is one method; each step has a name that tests crash at.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, TypeVar
@@ -25,6 +24,7 @@ from broker.rules.publishing import Effect, HeadView, PublishAnswer, ReserveAnsw
 from broker.rules.steps import OnStep, nothing
 from broker.sealed import Sealed
 from broker.settings import Settings
+from broker.stores.side_by_side import side_by_side
 
 T = TypeVar("T")
 Machine = Generator[Effect, Any, Any]
@@ -123,9 +123,8 @@ class Driver:
                     return self._told("reserve", self._index.reserve_all(list(zip(logs, effects, strict=True)), self._max_age))  # type: ignore[arg-type]
                 case protocol.Publish():
                     return self._told("publish", self._publish_all(runs))
-                case protocol.Seal() | protocol.ReadLog() if len(runs) > 1:
-                    with ThreadPoolExecutor(min(len(runs), STORE_THREADS)) as pool:
-                        return list(pool.map(self._attempt, logs, effects))
+                case protocol.Seal() | protocol.ReadLog():
+                    return side_by_side(lambda run: self._attempt(run.log, run.effect), runs, STORE_THREADS)
         except BrokerError as error:
             return [error] * len(runs)
         return [self._attempt(run.log, run.effect) for run in runs]

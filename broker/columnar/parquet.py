@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from broker.model.commit import File, Role
 from broker.model.request import Format
 from broker.stores.port import ObjectStore, Upload
+from broker.stores.side_by_side import side_by_side
 
 # Measured over 3,000,000 rows of 6 columns: groups of 128k rows cost a third more time, zstd level 3 (default: 1) half more.
 ROW_GROUP_ROWS: Final = 524_288
@@ -193,11 +193,7 @@ class Outbox:
         return total
 
     def commit(self) -> tuple[File, ...]:
-        if len(self._files) > 1:  # each waits for a disk or a server: together they wait once
-            with ThreadPoolExecutor(min(len(self._files), COMMIT_THREADS)) as pool:
-                list(pool.map(lambda done: done[0].commit(), self._files))
-        elif self._files:
-            self._files[0][0].commit()
+        side_by_side(lambda done: done[0].commit(), self._files, COMMIT_THREADS)
         return tuple(file for _, file in self._files)
 
     def _open(self, target: Target) -> _Open:

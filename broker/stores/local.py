@@ -148,7 +148,7 @@ class LocalStore:
     def _make(self, folder: str) -> None:
         """A file is durable only when every entry on the way to it is; a folder known to be so costs nothing."""
         parent = os.path.dirname(folder)
-        if folder in self._durable or folder == self._folder or folder == parent:
+        if folder in self._durable or folder in (self._folder, parent):
             return
         self._make(parent)
         _make_folder(folder)

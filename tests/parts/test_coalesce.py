@@ -95,7 +95,7 @@ class Harness:
         edges = [Edge(base=None, version=1)]
         for blocks in versions:
             if any(blocks):
-                written = self.batches.write(spec, in_runs(spec, blocks), 0)
+                written = self.batches.write(spec, in_runs(spec, blocks), 0).commit()
                 edges.append(Edge(base=edges[-1].version, version=edges[-1].version + 1, files=written.files))
         rows = self.engine.read(spec, edges, EVERYTHING).read_all().to_pylist()
         return {(row["id"], row["part"]): row for row in rows}
@@ -172,7 +172,7 @@ def test_a_batch_of_floating_keys_and_orders_means_what_its_changes_mean_one_by_
     def standing(batches: Sequence[Sequence[pa.Table]]) -> list[str]:
         edges = [Edge(base=None, version=1)]
         for batch in batches:
-            written = writer.batches.write(spec, [Changes(False, table) for table in batch], 0)
+            written = writer.batches.write(spec, [Changes(False, table) for table in batch], 0).commit()
             edges.append(Edge(base=edges[-1].version, version=edges[-1].version + 1, files=written.files))
         found = writer.engine.read(spec.model_copy(update={"columns": written.schema}), edges, EVERYTHING).read_all()
         return sorted(f"{row['k'] + 0.0} {row['o']} {row['v']}".replace("-0.0", "0.0") for row in found.to_pylist())
@@ -258,7 +258,7 @@ def test_nested_keys_are_told_apart_too(database: Database) -> None:
 
 def test_files_name_their_log_slot_as_partition() -> None:
     writer = BatchWriter(MemoryStore(), Settings())
-    written = writer.write(SKUS, [ups(sku=["b", "a"], n=[1, 2]), dels(sku=["c"])], 3)
+    written = writer.write(SKUS, [ups(sku=["b", "a"], n=[1, 2]), dels(sku=["c"])], 3).commit()
     assert [(file.role, file.partition, file.rows) for file in written.files] == [
         ("upserts", 3, 2), ("deletes", 3, 1),
     ]  # fmt: skip

@@ -323,19 +323,32 @@ class _Held:
         del owner
 
 
+class _Writing:
+    """A file on its way."""
+
+    def __init__(self, written: Written) -> None:
+        self._written = written
+
+    def commit(self) -> Written:
+        perform(Upload(self._written.files[0].key))
+        return self._written
+
+    def drop(self) -> None:
+        """It is in nobody's way."""
+
+
 class _Files:
     """Writes files of tokens."""
 
     def __init__(self, world: LogWorld) -> None:
         self._world = world
 
-    def write(self, spec: DatasetSpec, changes: Iterable[Changes], slot: int) -> Written:
+    def write(self, spec: DatasetSpec, changes: Iterable[Changes], slot: int) -> _Writing:
         key = self._world.fresh_key()
         rows = [text for some in changes for text in some.rows.column("id").to_pylist()]
         self._world.checker.files[key] = tuple(map(Token.of, rows))
-        perform(Upload(key))
         file = File(role="upserts", key=key, sha256=NO_SHA, bytes=FILE_BYTES, rows=len(rows), partition=slot)
-        return Written((file,), spec.columns or COLUMNS)
+        return _Writing(Written((file,), spec.columns or COLUMNS))
 
     def verify(self, written: Written) -> None:
         if not all([perform(Verify(file.key)) for file in written.files]):
