@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from broker.backend.client import Call, RedisClient
+from broker.backend.driver_errors import broker_error
 from broker.backend.keys import Slot, log_slot, slot_for
 from broker.errors import BrokerError, OutcomeUnknown, Unavailable
 from broker.model.names import DatasetId
@@ -25,6 +26,8 @@ MARKS_PAUSE_SECONDS: Final = 600
 READ_BYTES: Final = 4 << 20
 """What one read of a log asks for, by the size of the entries before it."""
 FIRST_READ, MOST_ENTRIES = 16, 1_000
+TOGETHER: Final = 64
+"""Parts of one script: a large block's are a few megabytes, which others wait for while they are copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +107,18 @@ class Logs:
     def append(self, dataset: DatasetId, parts: Sequence[Part]) -> list[Answer | BrokerError]:
         """Each part to its slot, in one round trip: an answer or what was refused for each, in order.
 
+        One script takes TOGETHER parts, for half of what a script costs is its call; on a cluster it can touch one slot only.
         Raises Unavailable: none was added; OutcomeUnknown: each may have been. The same parts again find out.
         """
-        limits = (self._settings.unbatched_bytes, int(self._settings.max_memory_ratio * 100))
-        calls: list[Call] = [
-            (self._keys(dataset, part.slot), [dataset, *part[1:], *limits])  # the script takes a part's fields in their order
-            for part in parts
-        ]
+        together = 1 if self._redis.cluster else TOGETHER
+        groups = [parts[start : start + together] for start in range(0, len(parts), together)]
         try:
-            replies = self._redis.call_many(self._append, calls)
+            replies = self._redis.call_many(self._append, [self._appending(dataset, group) for group in groups])
         except Unavailable as error:
             if self._redis.cluster:  # one by one: those before had run
                 raise OutcomeUnknown(error.what, of=error.of, why=error.why, hint="Read back what happened") from error
             raise
-        return [reply if isinstance(reply, BrokerError) else _answer(reply) for reply in replies]
+        return [answer for group, reply in zip(groups, replies, strict=True) for answer in _answers(reply, len(group))]
 
     def closed(self, dataset: DatasetId) -> dict[int, str]:
         """Slots that Redis restarted or lost, each with the incarnation to open it for, in one round trip."""
@@ -212,6 +213,11 @@ class Logs:
         score, clock = self._redis.pipeline(commands, dataset, writes=False)
         return None if _good(score) is None else max(0.0, int(clock[0]) + int(clock[1]) / 1e6 - float(score) / 1000)
 
+    def _appending(self, dataset: DatasetId, parts: Sequence[Part]) -> Call:
+        limits = (self._settings.unbatched_bytes, int(self._settings.max_memory_ratio * 100))
+        keys = [key for part in parts for key in self._keys(dataset, part.slot)]
+        return keys, [dataset, *limits, *(field for part in parts for field in part[1:])]  # the script takes them in this order
+
     def _trimming(self, dataset: DatasetId, number: int, until: str) -> Call:
         lives = ((MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000)
         return self._keys(dataset, number), [dataset, until, *lives]
@@ -221,7 +227,14 @@ class Logs:
         return [slot.meta, slot.log(dataset), slot.logged(dataset), slot.marks(dataset), slot.ready]
 
 
-def _answer(reply: list[bytes]) -> Answer:
+def _answers(reply: Any, parts: int) -> list[Answer | BrokerError]:
+    """Of the parts that one script took; an error stands for all of them."""
+    return [reply] * parts if isinstance(reply, BrokerError) else [_answer(one) for one in reply]
+
+
+def _answer(reply: Any) -> Answer | BrokerError:
+    if isinstance(reply, Exception):
+        return broker_error(reply, "append", unknown=False)
     kind, *value = (item.decode() if isinstance(item, bytes) else str(item) for item in reply)
     return Answer(cast(Literal["accepted", "same", "gap", "taken", "reconcile", "full", "memory"], kind), *value)
 

@@ -80,8 +80,8 @@ class LogScriptsSeen(LogScripts):
 
     checker: LogChecker
 
-    def append(self, keys: list[str], args: list[str]) -> list[Any]:
-        answer = super().append(keys, args)
+    def append_part(self, keys: list[str], args: list[str]) -> list[Any]:
+        answer = super().append_part(keys, args)
         self.checker.counters[f"append {answer[0]}"] += 1
         if answer[0] == "accepted":
             self.checker.added(_number(keys[1]), answer[1], tokens_in(self.entries(keys[1])[answer[1]]))
