@@ -106,6 +106,10 @@ class Index:
         """Fields of the head hash, read at one moment."""
         return cast(list[bytes | None], self.redis.run("HMGET", self.slot(dataset).head(dataset), *names, writes=False))
 
+    def fields_all(self, logs: Sequence[DatasetId], *names: str) -> list[list[bytes | None]]:
+        """`fields` of each, in one round trip; each at its own moment."""
+        return self.redis.replies([("HMGET", self.slot(log).head(log), *names) for log in logs], "heads", writes=False)
+
     def glance(self, slot: Slot, logs: Sequence[DatasetId] | None = None) -> dict[DatasetId, Glance]:
         """Heads of a slot (None: of all its datasets), in two round trips however many there are."""
         logs = self.datasets(slot) if logs is None else logs

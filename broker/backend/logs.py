@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from broker.backend.client import Call, RedisClient
@@ -26,6 +27,8 @@ MARKS_PAUSE_SECONDS: Final = 600
 READ_BYTES: Final = 4 << 20
 """What one read of a log asks for, by the size of the entries before it."""
 FIRST_READ, MOST_ENTRIES = 16, 1_000
+PLACES: Final = 20_000
+"""Datasets' log slots whose keys are remembered, about half a kilobyte each."""
 TOGETHER: Final = 64
 """Parts of one script: a large block's are a few megabytes, which others wait for while they are copied."""
 
@@ -102,7 +105,7 @@ class Logs:
         self.count = settings.log_slots
 
     def slot(self, dataset: DatasetId, number: int) -> Slot:
-        return Slot(log_slot(slot_for(dataset, self._settings.shards), number))
+        return _slot(dataset, self._settings.shards, number)
 
     def append(self, dataset: DatasetId, parts: Sequence[Part]) -> list[Answer | BrokerError]:
         """Each part to its slot, in one round trip: an answer or what was refused for each, in order.
@@ -222,9 +225,19 @@ class Logs:
         lives = ((MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000)
         return self._keys(dataset, number), [dataset, until, *lives]
 
-    def _keys(self, dataset: DatasetId, number: int) -> list[bytes]:
-        slot = self.slot(dataset, number)
-        return [slot.meta, slot.log(dataset), slot.logged(dataset), slot.marks(dataset), slot.ready]
+    def _keys(self, dataset: DatasetId, number: int) -> tuple[bytes, ...]:
+        return _keys(dataset, self._settings.shards, number)
+
+
+@lru_cache(maxsize=PLACES)
+def _slot(dataset: DatasetId, shards: int, number: int) -> Slot:
+    return Slot(log_slot(slot_for(dataset, shards), number))
+
+
+@lru_cache(maxsize=PLACES)
+def _keys(dataset: DatasetId, shards: int, number: int) -> tuple[bytes, ...]:
+    slot = _slot(dataset, shards, number)
+    return slot.meta, slot.log(dataset), slot.logged(dataset), slot.marks(dataset), slot.ready
 
 
 def _answers(reply: Any, parts: int) -> list[Answer | BrokerError]:

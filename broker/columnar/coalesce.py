@@ -116,8 +116,8 @@ def _settled(spec: DatasetSpec, groups: Sequence[_Group]) -> Schema:
     """The dataset's schema after all of them. Deletes say nothing of the columns they do not name, so they come last."""
     known = spec
     for group in sorted(groups, key=lambda group: group.gone):
-        if known.columns is None or group.gone or group.schema != arrow_schema(known.columns):
-            known = known.model_copy(update={"columns": settled(known, group.schema, whole=not group.gone)})
+        columns = settled(known, group.schema, whole=not group.gone)
+        known = known if columns is known.columns else known.model_copy(update={"columns": columns})
     if known.columns is None:
         raise BadData("no changes, so no columns are known", of=str(spec.dataset))
     return known.columns

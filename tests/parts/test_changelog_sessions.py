@@ -12,7 +12,7 @@ import pytest
 
 import broker
 from broker.backend.logs import Logs, Part
-from broker.changelog_rows import LOOK_SECONDS
+from broker.changelog_recent import LOOK_SECONDS
 from broker.columnar.blocks import encoded
 from broker.errors import BrokerError, Conflict, NotFound, Overloaded, StaleBase
 from broker.microbatcher_closing import Closer
