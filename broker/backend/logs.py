@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from broker.backend.client import Call, RedisClient
 from broker.backend.driver_errors import broker_error
@@ -17,6 +17,7 @@ from broker.rules.fold import State
 from broker.rules.patch import MARK_SECONDS, NOTHING_CONSUMED
 from broker.settings import Settings
 
+T = TypeVar("T")
 CLOCK_MARGIN_MS: Final = 10_000
 """After a loss of Redis ids begin so far ahead: the clock of the server before may have been ahead of this one's."""
 MARK_SLACK_SECONDS: Final = 86_400
@@ -29,8 +30,8 @@ READ_BYTES: Final = 4 << 20
 FIRST_READ, MOST_ENTRIES = 16, 1_000
 PLACES: Final = 20_000
 """Datasets' log slots whose keys are remembered, about half a kilobyte each."""
-TOGETHER: Final = 64
-"""Parts of one script: a large block's are a few megabytes, which others wait for while they are copied."""
+TOGETHER: Final = 16
+"""Parts of one script, which others wait for: a large block's are a few megabytes together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,9 @@ class Logs:
     def append(self, dataset: DatasetId, parts: Sequence[Part]) -> list[Answer | BrokerError]:
         """Each part to its slot, in one round trip: an answer or what was refused for each, in order.
 
-        One script takes TOGETHER parts, for half of what a script costs is its call; on a cluster it can touch one slot only.
         Raises Unavailable: none was added; OutcomeUnknown: each may have been. The same parts again find out.
         """
-        together = 1 if self._redis.cluster else TOGETHER
-        groups = [parts[start : start + together] for start in range(0, len(parts), together)]
+        groups = self._grouped(parts)
         try:
             replies = self._redis.call_many(self._append, [self._appending(dataset, group) for group in groups])
         except Unavailable as error:
@@ -182,17 +181,13 @@ class Logs:
 
     def discard(self, dataset: DatasetId, number: int, until: str) -> int:
         """Forget entries up to an id, though no version holds them: only those of sessions that are over may go so."""
-        keys, arguments = self._trimming(dataset, number, until)
-        return int(self._redis.call(self._trim, keys, arguments))
+        keys, arguments = self._trimming([(dataset, number, until)])
+        return int(self._redis.call(self._trim, keys, arguments)[0])
 
     def trim_all(self, states: Iterable[tuple[State, Iterable[int]]]) -> None:
         """`trim` of several slots of several datasets in one round trip."""
-        calls = [
-            self._trimming(DatasetId(state.dataset), number, state.consumed(number))
-            for state, numbers in states
-            for number in numbers
-        ]
-        for reply in self._redis.call_many(self._trim, calls):
+        logs = [(DatasetId(state.dataset), number, state.consumed(number)) for state, numbers in states for number in numbers]
+        for reply in self._redis.call_many(self._trim, [self._trimming(group) for group in self._grouped(logs)]):
             if isinstance(reply, BrokerError):
                 raise reply
 
@@ -221,9 +216,16 @@ class Logs:
         keys = [key for part in parts for key in self._keys(dataset, part.slot)]
         return keys, [dataset, *limits, *(field for part in parts for field in part[1:])]  # the script takes them in this order
 
-    def _trimming(self, dataset: DatasetId, number: int, until: str) -> Call:
+    def _trimming(self, logs: Sequence[tuple[DatasetId, int, str]]) -> Call:
+        """Dataset, log slot, id to forget entries up to."""
         lives = ((MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000)
-        return self._keys(dataset, number), [dataset, until, *lives]
+        keys = [key for dataset, number, _ in logs for key in self._keys(dataset, number)]
+        return keys, [*lives, *(text for dataset, _, until in logs for text in (dataset, until))]
+
+    def _grouped(self, parts: Sequence[T]) -> list[Sequence[T]]:
+        """What one script may take, for half of what a script costs is its call; on a cluster it can touch one slot only."""
+        together = 1 if self._redis.cluster else TOGETHER
+        return [parts[start : start + together] for start in range(0, len(parts), together)]
 
     def _keys(self, dataset: DatasetId, number: int) -> tuple[bytes, ...]:
         return _keys(dataset, self._settings.shards, number)

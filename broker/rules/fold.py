@@ -19,6 +19,7 @@ from broker.model.commit import (
     Hold,
     Hop,
     Mark,
+    Record,
     digest,
     hop_of,
     parse_record,
@@ -37,6 +38,10 @@ from broker.rules.patch import (
     patch_of,
 )
 
+SMALL_BYTES: Final = 16 << 10
+PATCHES: Final = 256
+"""Records of so many logs are published together, and then folded."""
+_PATCHES: Final = dict[bytes, tuple[Record, Patch]]()
 _BYTES: Final = re.compile(r'"bytes":(\d+)').findall
 
 
@@ -220,14 +225,30 @@ def after(state: State, patch: Patch) -> State:
 
 def fold(state: State, data: bytes) -> State:
     """The state after the record in `data`. Raises Corrupt when it does not follow on the state's newest record."""
-    record = parse_record(data, f"{state.dataset} log {state.seq + 1}")
+    record, patch = record_and_patch(data, f"{state.dataset} log {state.seq + 1}")
     if record.seq != state.seq + 1 or record.previous != state.sha:
         raise Corrupt(
             "the commit log is broken", of=f"{state.dataset} log {record.seq}",
             why=f"it follows {record.previous[:12]}…, the record before is number {state.seq}, {state.sha[:12]}…",
             hint="Restore the object from the store's own versions or backup; nothing behind it can be trusted",
         )  # fmt: skip
-    return after(state, patch_of(record, digest(data)))
+    return after(state, patch)
+
+
+def record_and_patch(data: bytes, of: str) -> tuple[Record, Patch]:
+    """A sealed record and the change it means. Raises Corrupt.
+
+    Whoever publishes one folds it next: what is small is read once.
+    """
+    known = _PATCHES.get(data) if len(data) <= SMALL_BYTES else None
+    if known is None:
+        record = parse_record(data, of)
+        known = record, patch_of(record, digest(data))
+        if len(data) <= SMALL_BYTES:
+            if len(_PATCHES) >= PATCHES:
+                _PATCHES.clear()
+            _PATCHES[data] = known
+    return known
 
 
 def replay(dataset: str, records: Iterable[bytes]) -> State:

@@ -114,7 +114,11 @@ class LogScripts:
         """Whether a log that opens takes over sealed marks."""
         return True
 
-    def log_trim(self, keys: list[str], args: list[str]) -> int:
+    def log_trim(self, keys: list[str], args: list[str]) -> list[int]:
+        lives, logs = args[:3], args[3:]
+        return [self.trim(keys[5 * at : 5 * at + 5], [*logs[2 * at : 2 * at + 2], *lives]) for at in range(len(keys) // 5)]
+
+    def trim(self, keys: list[str], args: list[str]) -> int:
         _, stream, logged, marks, ready = keys
         dataset, consumed, named, unnamed, pause = args
         now = self.now_ms()

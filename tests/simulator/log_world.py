@@ -92,9 +92,9 @@ class LogScriptsSeen(LogScripts):
         self.checker.counters[f"log {answer[0]}"] += 1
         return answer
 
-    def log_trim(self, keys: list[str], args: list[str]) -> int:
+    def trim(self, keys: list[str], args: list[str]) -> int:
         before = len(self.entries(keys[1]))
-        left = super().log_trim(keys, args)
+        left = super().trim(keys, args)
         self.checker.trimmed(_number(keys[1]), args[1])
         self.checker.counters["trimmed"] += before - left
         return left
