@@ -41,7 +41,6 @@ from broker.rules.patch import (
 SMALL_BYTES: Final = 16 << 10
 PATCHES: Final = 256
 """Records of so many logs are published together, and then folded."""
-_PATCHES: Final = dict[bytes, tuple[Record, Patch]]()
 _BYTES: Final = re.compile(r'"bytes":(\d+)').findall
 
 
@@ -240,15 +239,16 @@ def record_and_patch(data: bytes, of: str) -> tuple[Record, Patch]:
 
     Whoever publishes one folds it next: what is small is read once.
     """
-    known = _PATCHES.get(data) if len(data) <= SMALL_BYTES else None
-    if known is None:
-        record = parse_record(data, of)
-        known = record, patch_of(record, digest(data))
-        if len(data) <= SMALL_BYTES:
-            if len(_PATCHES) >= PATCHES:
-                _PATCHES.clear()
-            _PATCHES[data] = known
-    return known
+    if len(data) <= SMALL_BYTES:
+        return _small(data, of)
+    record = parse_record(data, of)
+    return record, patch_of(record, digest(data))
+
+
+@lru_cache(maxsize=PATCHES)
+def _small(data: bytes, of: str) -> tuple[Record, Patch]:
+    record = parse_record(data, of)
+    return record, patch_of(record, digest(data))
 
 
 def replay(dataset: str, records: Iterable[bytes]) -> State:

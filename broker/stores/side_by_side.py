@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+A_CORE: Final = 2
+"""Threads a core: more would wait for each other. Even the kernel's part of a small file takes as long as its disk."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -27,7 +30,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> li
                 return
             results[index] = work(item)
 
-    helpers = min(len(waiting), threads) - 1
+    helpers = min(len(waiting), threads, A_CORE * (os.cpu_count() or A_CORE)) - 1
     if helpers < 1:
         run()
         return results
