@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,8 @@ from broker.model.dataset import DatasetSpec, Schema
 
 LARGE_ROWS: Final = 4_096
 """Of one chunk, on average: smaller ones cost more one by one than put together."""
+FEW_ROWS: Final = 64
+"""Of a batch: setting up Arrow's kernels takes longer than comparing so many in Python."""
 PLACE: Final = "place"
 """A change's place among all changes of the batch, in commit order."""
 
@@ -157,6 +159,9 @@ def _counted(begin: int, count: int) -> pa.Array:
 
 def _standing(spec: DatasetSpec, sides: Sequence[_Side], database: Database) -> pa.Array | None:
     """Places of the changes that stand, ascending; None: all of them."""
+    kinds = [side.rows.schema.field(name).type for side in sides for name in (*spec.key, *spec.order)]
+    if sum(side.rows.num_rows for side in sides) <= FEW_ROWS and all(_comparable(kind) for kind in kinds):
+        return by_python(spec, sides)
     names = [f"c{number}" for number in range(len(spec.key) + len(spec.order))]
     known = [side.rows.select((*spec.key, *spec.order)).rename_columns(names) for side in sides]
     table = pa.concat_tables(known).append_column(PLACE, pa.concat_arrays([side.places for side in sides]))
@@ -164,6 +169,33 @@ def _standing(spec: DatasetSpec, sides: Sequence[_Side], database: Database) -> 
     plain = not any(pa.types.is_floating(kind) or pa.types.is_nested(kind) for kind in table.schema.types)
     stand = by_arrow(table, key, order) if plain else by_duckdb(table, key, order, database, str(spec.dataset))
     return None if stand is None else stand.take(pc.sort_indices(stand))
+
+
+def _comparable(kind: pa.DataType) -> bool:
+    """Whether Python compares its values as Arrow does, once those of time are numbers."""
+    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_binary, pa.types.is_boolean, pa.types.is_temporal)
+    return any(test(kind) for test in tests)
+
+
+def by_python(spec: DatasetSpec, sides: Sequence[_Side]) -> pa.Array | None:
+    """Places of the last per key, ascending; None: each key stands once. For few changes of types that are `_comparable`."""
+    last, count = dict[tuple[Any, ...], tuple[Any, ...]](), 0
+    for side in sides:
+        keys, orders = ([_values(side.rows[name]) for name in names] for names in (spec.key, spec.order))
+        places = chain.from_iterable(chain.from_iterable(side.ranges))
+        for index, place in enumerate(places):
+            key = tuple([column[index] for column in keys])
+            rank = (*[(column[index] is not None, column[index]) for column in orders], place)
+            last[key] = max(last.get(key, rank), rank)
+            count += 1
+    return None if len(last) == count else pa.array(sorted(rank[-1] for rank in last.values()), pa.int64())
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def by_arrow(table: pa.Table, key: Sequence[str], order: Sequence[str]) -> pa.Array | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -178,6 +179,34 @@ def test_a_batch_of_floating_keys_and_orders_means_what_its_changes_mean_one_by_
         return sorted(f"{row['k'] + 0.0} {row['o']} {row['v']}".replace("-0.0", "0.0") for row in found.to_pylist())
 
     assert standing([tables]) == standing([[table] for table in tables])
+
+
+TIMES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1))
+MOMENTS = pa.schema([("k", pa.binary()), ("then", pa.timestamp("ns")), ("day", pa.date32()), ("flag", pa.bool_())])
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=1), st.none() | TIMES, st.none() | TIMES.map(datetime.date), st.none() | st.booleans()),
+        min_size=2, max_size=12,
+    ),
+    st.sets(st.integers(0, 11)), st.sampled_from([(), ("then",), ("day", "flag")]),
+)  # fmt: skip
+def test_few_changes_are_chosen_as_many_are(
+    database: Database, rows: list[tuple[Any, ...]], gone: set[int], order: tuple[str, ...]
+) -> None:
+    spec = DatasetSpec(dataset=DatasetId("t/d/moments"), key=("k",), order=order)
+    table = pa.Table.from_pylist([dict(zip(MOMENTS.names, row, strict=True)) for row in rows], MOMENTS)
+    spec = spec.model_copy(update={"columns": coalesce(spec, [Changes(False, table)], database).schema})
+    changes = [
+        Changes(at in gone, table.slice(at, 1).select(["k", *order] if at in gone else MOMENTS.names))
+        for at in range(len(rows))
+    ]
+    few = coalesce(spec, changes, database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("broker.columnar.coalesce.FEW_ROWS", 0)
+        assert coalesce(spec, changes, database) == few
 
 
 @settings(max_examples=examples(60), deadline=None)
