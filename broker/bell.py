@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from queue import SimpleQueue
 from threading import Event as Signal
 from threading import Lock, Thread
@@ -23,13 +24,15 @@ from broker.model.event import Event, EventType, Moved, rfc3339
 from broker.model.names import LIVE, ChannelsId, DatasetId
 from broker.rules.fold import State
 from broker.rules.news import news_of
-from broker.rules.patch import Named
+from broker.rules.patch import Named, edge_field
 from broker.rules.plan import cheapest
 
 log = logging.getLogger("broker.bell")
 NOTIFY_FORMAT: Final = 1
 NOTIFY_DELTAS: Final = 100
 """About a hundred kilobytes of JSON."""
+EDGES: Final = 100_000
+"""Of which the JSON is remembered, about half a kilobyte each: NOTIFY_DELTAS of a thousand busy datasets."""
 CHANNEL_EVENTS: Final[dict[Why, EventType]] = {
     "promoted": "broker.channel.promoted", "rolled-back": "broker.channel.rolled-back", "released": "broker.channel.released",
 }  # fmt: skip
@@ -151,23 +154,32 @@ def notification(state: State, channel: str = LIVE, named: Named | None = None) 
     fields = {
         "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": session, "seq": state.seq,
         "version": version, "key": spec.key if spec else (), "order": spec.order if spec else (),
-        "snapshot": snapshot.model_dump(mode="json") if snapshot else None,
-        "deltas": [edge.model_dump(mode="json") for edge in chain],
     } | ({"announced": named.seq} if named else {})  # fmt: skip
-    return json.dumps(fields).encode()
+    deltas = ", ".join(map(_whole, chain))
+    return f'{json.dumps(fields)[:-1]}, "snapshot": {_whole(snapshot) if snapshot else "null"}, "deltas": [{deltas}]}}'.encode()
 
 
-def _road(state: State, version: int) -> tuple[Edge | None, list[Edge]]:
-    """A snapshot and what leads on from it: the newest deltas, behind the cheapest road to where they begin."""
-    snapshot, at, chain = state.snapshot_at(version), version, list[Edge]()
+@lru_cache(maxsize=EDGES)
+def _whole(edge: str) -> str:
+    """An edge's JSON as a state has it, with the fields that it leaves out."""
+    return json.dumps(Edge.model_validate_json(edge).model_dump(mode="json"))
+
+
+def _road(state: State, version: int) -> tuple[str | None, list[str]]:
+    """A snapshot and what leads on from it: the newest deltas, behind the cheapest road to where they begin.
+
+    As the state's text: parsing a hundred edges anew would cost a quiet dataset as much as its version.
+    """
+    texts, snapshot, at, chain = state.tables["edges"], state.snapshot_at(version), version, list[str]()
     oldest = max(snapshot.version if snapshot else 0, version - NOTIFY_DELTAS)
-    while at > oldest and (delta := state.edge(at - 1, at)) is not None:
-        chain.insert(0, delta)
+    while at > oldest and (delta := texts.get(edge_field(at - 1, at))) is not None:
+        chain.append(delta)
         at -= 1
+    chain.reverse()
     if snapshot is not None and at == snapshot.version:
-        return snapshot, chain
+        return texts[edge_field(None, at)], chain
     for to, behind in ((at, chain), (version, [])):  # a delta may be gone, and only a roll-up lead past it
-        road = cheapest(state.edges, None, to)
+        road = [texts[edge_field(edge.base, edge.version)] for edge in cheapest(state.edges, None, to) or ()]
         if road and len(road) <= NOTIFY_DELTAS:
             return road[0], [*road[1:], *behind]
     return None, chain

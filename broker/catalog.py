@@ -132,6 +132,16 @@ class Catalog:
         """The newest state this process has seen, without asking anybody."""
         return self._driver.cache.get(dataset)
 
+    def steady(self, datasets: Sequence[DatasetId]) -> set[DatasetId]:
+        """Those whose session and spec are still what this process saw last, in one round trip; a version more is no change."""
+        names = ("session", "dropped", "spec")
+        seen = {dataset: state for dataset in datasets if (state := self.cached(dataset)) is not None and state.exists}
+        told = zip(seen.items(), self._index.fields_all(list(seen), *names), strict=True)
+        return {
+            dataset for (dataset, state), fields in told
+            if [(field or b"").decode() for field in fields] == [state.head.get(name, "") for name in names]
+        }  # fmt: skip
+
     def find(self, pattern: str = "*") -> list[DatasetId]:
         """Datasets in the index whose id matches a glob, sorted. After a loss of Redis: only those touched or rebuilt since."""
         found = (dataset for slot in self._index.slots() for dataset in self._index.datasets(slot))

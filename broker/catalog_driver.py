@@ -8,7 +8,6 @@ Each effect is one method; each step has a name that tests crash at.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, TypeVar
@@ -16,15 +15,14 @@ from typing import Any, Final, TypeVar
 from broker.backend.index import Head, Index, Move
 from broker.bell import events_of
 from broker.errors import BrokerError, Corrupt, OutcomeUnknown, Reconciling, Transient
-from broker.model.commit import digest, parse_record
 from broker.model.names import DatasetId, log_id
 from broker.rules import publishing as protocol
-from broker.rules.fold import State, after, fold
-from broker.rules.patch import patch_of
+from broker.rules.fold import State, after, fold, record_and_patch
 from broker.rules.publishing import Effect, HeadView, PublishAnswer, ReserveAnswer
 from broker.rules.steps import OnStep, nothing
 from broker.sealed import Sealed
 from broker.settings import Settings
+from broker.stores.side_by_side import side_by_side
 
 T = TypeVar("T")
 Machine = Generator[Effect, Any, Any]
@@ -123,9 +121,8 @@ class Driver:
                     return self._told("reserve", self._index.reserve_all(list(zip(logs, effects, strict=True)), self._max_age))  # type: ignore[arg-type]
                 case protocol.Publish():
                     return self._told("publish", self._publish_all(runs))
-                case protocol.Seal() | protocol.ReadLog() if len(runs) > 1:
-                    with ThreadPoolExecutor(min(len(runs), STORE_THREADS)) as pool:
-                        return list(pool.map(self._attempt, logs, effects))
+                case protocol.Seal() | protocol.ReadLog():
+                    return side_by_side(lambda run: self._attempt(run.log, run.effect), runs, STORE_THREADS)
         except BrokerError as error:
             return [error] * len(runs)
         return [self._attempt(run.log, run.effect) for run in runs]
@@ -188,7 +185,7 @@ class Driver:
         if state is not None and 0 < seq - state.seq <= FOLLOW_RECORDS:
             for number in range(state.seq + 1, seq + 1):
                 data = self._sealed.record(log, number)
-                if data is None or parse_record(data, f"{log} log {number}").previous != state.sha:
+                if data is None or record_and_patch(data, f"{log} log {number}")[0].previous != state.sha:
                     return self._remember(self._index.load(log))
                 state = fold(state, data)
             return self._remember(state)
@@ -211,7 +208,7 @@ class Driver:
 
     def _move(self, log: DatasetId, effect: protocol.Publish) -> Move | BrokerError:
         try:
-            record = parse_record(effect.data, f"{log} log {effect.seq}")
+            record, patch = record_and_patch(effect.data, f"{log} log {effect.seq}")
         except Corrupt as error:
             return error
         if record.seq != effect.seq:
@@ -219,7 +216,7 @@ class Driver:
             return Corrupt("a commit record lies under another number", of=f"{log} log {effect.seq}", why=why)
         barrier = record.body.run_id if record.body.kind == "barrier" else ""
         events, history_ms = events_of(log, record), self._settings.history_seconds * 1000
-        return Move(log, record.seq, record.previous, patch_of(record, digest(effect.data)), barrier, events, history_ms)
+        return Move(log, record.seq, record.previous, patch, barrier, events, history_ms)
 
     def _published(self, move: Move, answer: PublishAnswer | BrokerError) -> PublishAnswer | BrokerError:
         """Whoever published knows the state that follows, without reading it."""

@@ -23,6 +23,7 @@ from broker.backend.watch import Watch
 from broker.catalog import Catalog
 from broker.changelog_ahead import bring_all
 from broker.changelog_delivery import Author, Block, Delivery, Numbering
+from broker.changelog_recent import TOGETHER, Recent
 from broker.changelog_rows import Content, Shaper, session_over
 from broker.changelog_sending import Pending, Sending, time_left
 from broker.columnar.intake import Intake
@@ -84,10 +85,12 @@ class ChangeLog:
     _sending: Sending
     _lock: Lock
 
-    def __init__(self, redis: RedisClient, catalog: Catalog, settings: Settings, dataset: DatasetId) -> None:
+    def __init__(
+        self, redis: RedisClient, catalog: Catalog, settings: Settings, dataset: DatasetId, recent: Recent | None = None
+    ) -> None:
         self._redis, self._catalog, self.dataset = redis, catalog, dataset
         self._logs, self._durability = Logs(redis, settings), Durability(redis)
-        self._delivery, self._shaper = Delivery(self._logs, catalog, dataset), Shaper(catalog, dataset, settings)
+        self._delivery, self._shaper = Delivery(self._logs, catalog, dataset), Shaper(catalog, dataset, settings, recent)
         self._begin()
         _LOGS.add(self)
 
@@ -252,13 +255,14 @@ class ChangeLogs:
     """The change logs of a connection, one a dataset: so that whoever opens a dataset twice goes on with one numbering."""
 
     def __init__(self, redis: RedisClient, catalog: Catalog, settings: Settings) -> None:
-        self._of = (redis, catalog, settings)
+        # A cluster is asked for one after the other anyway.
+        self._of, self._recent = (redis, catalog, settings), Recent(catalog, 1 if redis.cluster else TOGETHER)
         self._known: dict[DatasetId, ChangeLog] = {}
 
     def of(self, dataset: DatasetId) -> ChangeLog:
         """Safe for threads: of two made at once, one stays."""
         known = self._known.get(dataset)
-        return known if known is not None else self._known.setdefault(dataset, ChangeLog(*self._of, dataset))
+        return known if known is not None else self._known.setdefault(dataset, ChangeLog(*self._of, dataset, self._recent))
 
     def close(self) -> None:
         """Bring in what was sent."""

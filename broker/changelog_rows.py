@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,10 +11,11 @@ from typing import Final
 import pyarrow as pa
 
 from broker.catalog import Catalog
+from broker.changelog_recent import Recent
 from broker.columnar.blocks import encoded, split
 from broker.columnar.intake import Accepted, Intake, accept, accept_deletes, settled
 from broker.columnar.types import arrow_schema
-from broker.errors import Conflict, Invalid, SchemaConflict, Transient
+from broker.errors import Conflict, Invalid, SchemaConflict
 from broker.model.names import DatasetId
 from broker.rules.batching import check_mixture
 from broker.rules.blocks import Kind
@@ -29,8 +29,6 @@ NUMBERED_BYTES: Final = 32 << 20
 """Of a block that its producer numbered: it cannot be cut."""
 ENTRY_BYTES: Final = 64
 """What an entry counts besides its payload (append.lua)."""
-LOOK_SECONDS: Final = 1.0
-"""What is appended for as long after a session ended (a drop, a forced alteration) is lost with what waited then."""
 ALTERATIONS: Final = 64
 """Each lost race is another producer's column: more than a dataset ever gets at once."""
 
@@ -67,10 +65,10 @@ def pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 class Shaper:
     """Makes contents of one dataset. Safe for threads."""
 
-    def __init__(self, catalog: Catalog, dataset: DatasetId, settings: Settings) -> None:
+    def __init__(self, catalog: Catalog, dataset: DatasetId, settings: Settings, recent: Recent | None = None) -> None:
         self._catalog, self._dataset, self._settings = catalog, dataset, settings
+        self._recent = recent or Recent(catalog)
         self._fit: set[str] = set()  # sessions that may have a change log
-        self._looked = float("-inf")
 
     def contents(self, data: Intake, kind: Kind) -> Iterator[Content]:
         """The data in blocks of at most BLOCK_ROWS and about BLOCK_BYTES, the same for the same data.
@@ -104,7 +102,7 @@ class Shaper:
         return self._content(kind, session, whole[0]) if whole else Content(kind, 0, {}, session)
 
     def _content(self, kind: Kind, session: str, rows: pa.RecordBatch) -> Content:
-        state = self._state()
+        state = self._recent.state(self._dataset)
         if state.session != session:
             raise session_over(self._dataset)
         found = {slot: (part.num_rows, encoded(part)) for slot, part in split(rows, state.spec.key, self._settings.log_slots)}
@@ -119,7 +117,7 @@ class Shaper:
 
     def _opened(self, data: Intake, kind: Kind) -> tuple[str, Iterator[pa.RecordBatch]]:
         """The session whose types these batches have, and the batches."""
-        state = self._state()
+        state = self._recent.state(self._dataset)
         return state.session, self._batches(self._accept(state, data, kind), kind)
 
     def _batches(self, taken: Accepted, kind: Kind) -> Iterator[pa.RecordBatch]:
@@ -142,7 +140,7 @@ class Shaper:
     def _settle(self, columns: pa.Schema, whole: bool) -> None:
         """Let the dataset have these columns: what lies in the log fits its schema, now or when it was appended."""
         for _ in range(ALTERATIONS):
-            state = self._state()
+            state = self._recent.state(self._dataset)
             known = state.spec.columns
             if known is not None and (columns == arrow_schema(known) or settled(state.spec, columns, whole=whole) == known):
                 return
@@ -153,19 +151,6 @@ class Shaper:
                 if self._catalog.state(self._dataset).spec.columns == known:
                     raise
         raise SchemaConflict("the schema keeps changing", of=self._dataset, hint="Let one producer settle it first")
-
-    def _state(self) -> State:
-        """As this process last saw it, looked at again each LOOK_SECONDS: a schema only grows, but a dataset may be dropped."""
-        seen, now = self._catalog.cached(self._dataset), time.monotonic()
-        if seen is not None and seen.exists and now - self._looked < LOOK_SECONDS:
-            return seen
-        self._looked = now
-        try:
-            return self._catalog.state(self._dataset)
-        except Transient:  # delivery waits for Redis to come back, and then asks whoever was not sure
-            if seen is None or not seen.exists:
-                raise
-            return seen
 
 
 def session_over(dataset: DatasetId) -> Conflict:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from broker.backend.batches import Batches
 from broker.backend.logs import Logs
 from broker.catalog import Catalog, Wanted
 from broker.errors import BrokerError, Conflict, NotFound
-from broker.microbatcher_closing import Closer, First
+from broker.microbatcher_closing import Closer
 from broker.microbatcher_slots import HeldSlots
 from broker.model.commit import Body
 from broker.model.names import DatasetId
@@ -40,7 +39,9 @@ from broker.rules.batching import (
 from broker.rules.correlation import first, line
 from broker.rules.fold import State
 from broker.rules.steps import OnStep, nothing
+from broker.stores.side_by_side import side_by_side
 
+T = TypeVar("T")
 log = logging.getLogger("broker.microbatcher")
 STEPS: Final = ("read", "upload", "waiting", "committed", "trimmed")
 """The named steps of a batch, in order: tests crash at each. Those of publishing lie before `committed`."""
@@ -50,6 +51,8 @@ GLANCED: Final = 64
 """Datasets of one pass that are not due yet and may be closed by their size."""
 THREADS: Final = 8
 """Files of so many datasets are written at once: they wait for disks and servers, not for this processor."""
+QUIET_BYTES: Final = 64 << 10
+"""Of one dataset: encoded in less time than threads take to share the work."""
 SMALL_BYTES: Final = 1 << 20
 """Of one dataset: read in one round trip."""
 POLL_SECONDS: Final = 0.02
@@ -150,7 +153,6 @@ class MicroBatcher:
         self._batches, self._logs, self._held, self._catalog, self._closer = batches, logs, held, catalog, closer
         self._limits, self._on_step = closer.limits, on_step
         self._pauses, self._lead_ms = Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS), 0.0
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="microbatch")
 
     def run_once(self, owner: str) -> BatchReport:
         """Serve what is due in the log slots this process holds. Raises Transient errors of the look around alone."""
@@ -170,7 +172,6 @@ class MicroBatcher:
 
     def leave(self, owner: str) -> None:
         """Give the log slots to whoever else is alive. It runs no more."""
-        self._pool.shutdown()
         self._held.leave(owner)
 
     # --- what is due
@@ -274,19 +275,16 @@ class MicroBatcher:
             # Files that a sweep may take for orphans before they are named are written anew.
             work.waiting = {batch.slot: batch for batch in found if batch.written_at > since}
         read = self._closer.first((work.state, work.wanted) for work in works if work.due.bytes <= SMALL_BYTES)
-        run = self._pool.map if len(works) > 1 else map
-        for work, made in zip(works, run(lambda work: self._made(work, read), works), strict=True):
+        # Threads that have little to encode hinder each other more than they help: they come in where a store is waited for.
+        encoders = THREADS if any(work.due.bytes > QUIET_BYTES for work in works) else 1
+        closed = side_by_side(lambda work: _attempt(self._closer.close_all, work.state, work.wanted, read), works, encoders)
+        batches = side_by_side(lambda found: _attempt(self._closer.complete, found), closed, THREADS)
+        for work, made in zip(works, batches, strict=True):
             work.made, work.error = ([], made) if isinstance(made, Exception) else (made, None)
-        closed = {work.dataset: work.made for work in works if work.made and not work.error}
-        if closed:
-            self._batches.put(closed)
+        waiting = {work.dataset: work.made for work in works if work.made and not work.error}
+        if waiting:
+            self._batches.put(waiting)
             self._on_step("waiting")
-
-    def _made(self, work: _Work, read: First) -> list[Batch] | Exception:
-        try:
-            return self._closer.close_all(work.state, work.wanted, read)
-        except Exception as error:  # noqa: BLE001 - told by `_failed`: also a surprise is one dataset's alone
-            return error
 
     def _commit(self, works: Sequence[_Work]) -> None:
         """Of each dataset all batches that wait, whoever made them, in one version. What others close meanwhile is theirs.
@@ -319,6 +317,16 @@ class MicroBatcher:
     def _learn(self, took_ms: float) -> None:
         """Batches close by age so much sooner that they are visible, not only closed, when their time is over."""
         self._lead_ms = min(self._limits.age_ms / 2, 0.8 * self._lead_ms + 0.2 * took_ms)
+
+
+def _attempt(step: Callable[..., T], *of: Any) -> T | Exception:
+    """What the step gives, or raises, or what was raised before it: also a surprise is one dataset's alone."""
+    if isinstance(of[0], Exception):
+        return of[0]
+    try:
+        return step(*of)
+    except Exception as error:  # noqa: BLE001 - told by `_failed`
+        return error
 
 
 def _rows(taken: Iterable[Batch]) -> int:

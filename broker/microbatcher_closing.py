@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from broker.backend.logs import FIRST_READ, LogEntry, Logs
 from broker.catalog import Catalog
-from broker.columnar.batch import BatchWriter
+from broker.columnar.batch import BatchWriter, Writing
 from broker.columnar.blocks import decoded
 from broker.columnar.coalesce import Changes
 from broker.errors import SchemaConflict, StaleBase
@@ -69,6 +70,15 @@ class Taken:
         self.seen.append(Seen(entry.producer, entry.block, entry.at_ms / 1000))
 
 
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A batch whose files are encoded, not complete (`writing` None: it has none)."""
+
+    batch: Batch
+    spec: DatasetSpec
+    writing: Writing | None = None
+
+
 class Closer:
     """Makes batches; decides nothing about which of them count. `limits` say how much one holds."""
 
@@ -84,11 +94,28 @@ class Closer:
         after = {(DatasetId(state.dataset), slot): state.consumed(slot) for state, slots in wanted for slot in slots}
         return self._logs.first(after) if after else {}
 
-    def close_all(self, state: State, closing: Mapping[int, Reason], first: First) -> list[Batch]:
-        """The batches behind what `state` has consumed of log slots, as far as there is anything. Raises as `close`."""
-        dataset = DatasetId(state.dataset)
-        batches = (self.close(state, slot, reason, first.get((dataset, slot))) for slot, reason in closing.items())
-        return [batch for batch in batches if batch is not None]
+    def close_all(self, state: State, closing: Mapping[int, Reason], first: First) -> list[Closing]:
+        """The batches behind what `state` has consumed of log slots, as far as there is anything, all of them or none.
+
+        Raises SchemaConflict, BadData (a change fits the dataset no more), StaleBase (a new session began), Corrupt,
+        Unavailable.
+        """
+        dataset, closed = DatasetId(state.dataset), list[Closing]()
+        with ExitStack() as undone:
+            for slot, reason in closing.items():
+                one = self._close(state, slot, reason, first.get((dataset, slot)))
+                if one is not None:
+                    closed.append(one)
+                    undone.callback(_drop, one)
+            undone.pop_all()
+        return closed
+
+    def complete(self, closed: Sequence[Closing]) -> list[Batch]:
+        """Make the batches' files complete, and the schema theirs. Raises as `close_all`; what is left then is dropped."""
+        with ExitStack() as undone:
+            for one in closed:
+                undone.callback(_drop, one)
+            return [self._completed(one) for one in closed]
 
     def clear(self, dataset: DatasetId, slots: Iterable[int]) -> bool:
         """Take out what lies at the front of log slots from sessions that are over. -> whether anything did."""
@@ -99,13 +126,10 @@ class Closer:
             cleared = cleared or bool(taken.over_until)
         return cleared
 
-    def close(self, state: State, slot: int, reason: Reason, first: Sequence[LogEntry] | None = None) -> Batch | None:
-        """The batch behind what `state` has consumed of a log slot, its files complete; None: nothing is there.
+    def _close(self, state: State, slot: int, reason: Reason, first: Sequence[LogEntry] | None) -> Closing | None:
+        """The batch behind what `state` has consumed of a log slot; None: nothing is there.
 
         `first`: the first entries, where they were read already; fewer than FIRST_READ are all.
-
-        Raises SchemaConflict, BadData (a change fits the dataset no more), StaleBase (a new session began), Corrupt,
-        Unavailable.
         """
         written_at, taken = time.time(), self._take(state, self._entries(state, slot, first))
         self._pass_over(state, slot, taken)
@@ -117,12 +141,15 @@ class Closer:
             rows=taken.rows, closed=reason,
         )  # fmt: skip
         batch = Batch(source=source, session=state.session, epoch=epoch_of(state), written_at=written_at)
-        if not taken.changes:
-            return batch
-        written = self._writer.write(state.spec, taken.changes, slot)
+        return Closing(batch, state.spec, self._writer.write(state.spec, taken.changes, slot) if taken.changes else None)
+
+    def _completed(self, closing: Closing) -> Batch:
+        if closing.writing is None:
+            return closing.batch
+        written = closing.writing.commit()
         self._publication.verify(written)
-        self._grow(state.spec, written.schema)
-        return batch.model_copy(update={"files": written.files, "coalesced": written.stale})
+        self._grow(closing.spec, written.schema)
+        return closing.batch.model_copy(update={"files": written.files, "coalesced": written.stale})
 
     def _take(self, state: State, entries: Iterable[LogEntry]) -> Taken:
         taken, over = Taken(), dict[str, bool]()
@@ -179,3 +206,9 @@ class Closer:
                 known = self._catalog.state(spec.dataset).spec.columns
                 if not tries:
                     raise
+
+
+def _drop(closing: Closing) -> None:
+    """Idempotent, and nothing behind a commit."""
+    if closing.writing is not None:
+        closing.writing.drop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from broker.backend.client import Call, RedisClient
 from broker.backend.keys import SLOTS, Slot, slot_for
@@ -17,6 +17,8 @@ from broker.rules.patch import TABLES, Patch
 from broker.rules.publishing import PublishAnswer, Reserve, ReserveAnswer
 
 T = TypeVar("T")
+TOGETHER: Final = 16
+"""Heads of one script, which others wait for."""
 VOLATILE = ("reserved_seq", "reserved_data", "reserved_at", "run_id", "notified")
 """Fields of the head hash that are no part of the fold."""
 
@@ -96,15 +98,35 @@ class Index:
         return _only(self.heads([dataset]))
 
     def heads(self, logs: Sequence[DatasetId]) -> list[Head | BrokerError]:
-        """Each at its own moment, in one round trip."""
-        calls: list[Call] = [([(slot := self.slot(log)).meta, slot.head(log)], ()) for log in logs]
-        return [
-            reply if isinstance(reply, BrokerError) else _head(reply) for reply in self.redis.call_many(self._read_head, calls)
-        ]
+        """In one round trip: TOGETHER of one slot at one moment, by one script."""
+        by_slot = dict[str, list[DatasetId]]()
+        for log in dict.fromkeys(logs):
+            by_slot.setdefault(self.slot(log).name, []).append(log)
+        groups = [alike[at : at + TOGETHER] for alike in by_slot.values() for at in range(0, len(alike), TOGETHER)]
+        found = dict[DatasetId, Head | BrokerError]()
+        for group, reply in zip(
+            groups, self.redis.call_many(self._read_head, [self._heads(group) for group in groups]), strict=True
+        ):
+            told = (
+                [reply] * len(group)
+                if isinstance(reply, BrokerError)
+                else [_head(reply[0], reply[1], one) for one in reply[2:]]
+            )
+            found.update(zip(group, told, strict=True))
+        return [found[log] for log in logs]
+
+    def _heads(self, logs: Sequence[DatasetId]) -> Call:
+        """Of one slot."""
+        slot = self.slot(logs[0])
+        return [slot.meta, *map(slot.head, logs)], ()
 
     def fields(self, dataset: DatasetId, *names: str) -> list[bytes | None]:
         """Fields of the head hash, read at one moment."""
         return cast(list[bytes | None], self.redis.run("HMGET", self.slot(dataset).head(dataset), *names, writes=False))
+
+    def fields_all(self, logs: Sequence[DatasetId], *names: str) -> list[list[bytes | None]]:
+        """`fields` of each, in one round trip; each at its own moment."""
+        return self.redis.replies([("HMGET", self.slot(log).head(log), *names) for log in logs], "heads", writes=False)
 
     def glance(self, slot: Slot, logs: Sequence[DatasetId] | None = None) -> dict[DatasetId, Glance]:
         """Heads of a slot (None: of all its datasets), in two round trips however many there are."""
@@ -191,8 +213,8 @@ class Index:
         return [slot.meta, slot.listed(dataset), *slot.tables(dataset)]
 
 
-def _head(reply: list[Any]) -> Head:
-    run_id, epoch, seq, sha, known_run, reserved_seq, reserved, age_ms = reply
+def _head(run_id: bytes, epoch: bytes, fields: list[Any]) -> Head:
+    seq, sha, known_run, reserved_seq, reserved, age_ms = fields
     at = int(seq or 0)
     reservation = (int(reserved_seq), reserved) if reserved_seq and int(reserved_seq) > at else None
     current, age_seconds = known_run == run_id, int(age_ms or 0) / 1000

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, cast
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from broker.backend.client import Call, RedisClient
+from broker.backend.driver_errors import broker_error
 from broker.backend.keys import Slot, log_slot, slot_for
 from broker.errors import BrokerError, OutcomeUnknown, Unavailable
 from broker.model.names import DatasetId
@@ -15,6 +17,7 @@ from broker.rules.fold import State
 from broker.rules.patch import MARK_SECONDS, NOTHING_CONSUMED
 from broker.settings import Settings
 
+T = TypeVar("T")
 CLOCK_MARGIN_MS: Final = 10_000
 """After a loss of Redis ids begin so far ahead: the clock of the server before may have been ahead of this one's."""
 MARK_SLACK_SECONDS: Final = 86_400
@@ -25,6 +28,10 @@ MARKS_PAUSE_SECONDS: Final = 600
 READ_BYTES: Final = 4 << 20
 """What one read of a log asks for, by the size of the entries before it."""
 FIRST_READ, MOST_ENTRIES = 16, 1_000
+PLACES: Final = 20_000
+"""Datasets' log slots whose keys are remembered, about half a kilobyte each."""
+TOGETHER: Final = 16
+"""Parts of one script, which others wait for: a large block's are a few megabytes together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +106,21 @@ class Logs:
         self.count = settings.log_slots
 
     def slot(self, dataset: DatasetId, number: int) -> Slot:
-        return Slot(log_slot(slot_for(dataset, self._settings.shards), number))
+        return _slot(dataset, self._settings.shards, number)
 
     def append(self, dataset: DatasetId, parts: Sequence[Part]) -> list[Answer | BrokerError]:
         """Each part to its slot, in one round trip: an answer or what was refused for each, in order.
 
         Raises Unavailable: none was added; OutcomeUnknown: each may have been. The same parts again find out.
         """
-        limits = (self._settings.unbatched_bytes, int(self._settings.max_memory_ratio * 100))
-        calls: list[Call] = [
-            (self._keys(dataset, part.slot), [dataset, *part[1:], *limits])  # the script takes a part's fields in their order
-            for part in parts
-        ]
+        groups = self._grouped(parts)
         try:
-            replies = self._redis.call_many(self._append, calls)
+            replies = self._redis.call_many(self._append, [self._appending(dataset, group) for group in groups])
         except Unavailable as error:
             if self._redis.cluster:  # one by one: those before had run
                 raise OutcomeUnknown(error.what, of=error.of, why=error.why, hint="Read back what happened") from error
             raise
-        return [reply if isinstance(reply, BrokerError) else _answer(reply) for reply in replies]
+        return [answer for group, reply in zip(groups, replies, strict=True) for answer in _answers(reply, len(group))]
 
     def closed(self, dataset: DatasetId) -> dict[int, str]:
         """Slots that Redis restarted or lost, each with the incarnation to open it for, in one round trip."""
@@ -178,17 +181,13 @@ class Logs:
 
     def discard(self, dataset: DatasetId, number: int, until: str) -> int:
         """Forget entries up to an id, though no version holds them: only those of sessions that are over may go so."""
-        keys, arguments = self._trimming(dataset, number, until)
-        return int(self._redis.call(self._trim, keys, arguments))
+        keys, arguments = self._trimming([(dataset, number, until)])
+        return int(self._redis.call(self._trim, keys, arguments)[0])
 
     def trim_all(self, states: Iterable[tuple[State, Iterable[int]]]) -> None:
         """`trim` of several slots of several datasets in one round trip."""
-        calls = [
-            self._trimming(DatasetId(state.dataset), number, state.consumed(number))
-            for state, numbers in states
-            for number in numbers
-        ]
-        for reply in self._redis.call_many(self._trim, calls):
+        logs = [(DatasetId(state.dataset), number, state.consumed(number)) for state, numbers in states for number in numbers]
+        for reply in self._redis.call_many(self._trim, [self._trimming(group) for group in self._grouped(logs)]):
             if isinstance(reply, BrokerError):
                 raise reply
 
@@ -212,16 +211,45 @@ class Logs:
         score, clock = self._redis.pipeline(commands, dataset, writes=False)
         return None if _good(score) is None else max(0.0, int(clock[0]) + int(clock[1]) / 1e6 - float(score) / 1000)
 
-    def _trimming(self, dataset: DatasetId, number: int, until: str) -> Call:
+    def _appending(self, dataset: DatasetId, parts: Sequence[Part]) -> Call:
+        limits = (self._settings.unbatched_bytes, int(self._settings.max_memory_ratio * 100))
+        keys = [key for part in parts for key in self._keys(dataset, part.slot)]
+        return keys, [dataset, *limits, *(field for part in parts for field in part[1:])]  # the script takes them in this order
+
+    def _trimming(self, logs: Sequence[tuple[DatasetId, int, str]]) -> Call:
+        """Dataset, log slot, id to forget entries up to."""
         lives = ((MARK_SECONDS + MARK_SLACK_SECONDS) * 1000, UNNAMED_SECONDS * 1000, MARKS_PAUSE_SECONDS * 1000)
-        return self._keys(dataset, number), [dataset, until, *lives]
+        keys = [key for dataset, number, _ in logs for key in self._keys(dataset, number)]
+        return keys, [*lives, *(text for dataset, _, until in logs for text in (dataset, until))]
 
-    def _keys(self, dataset: DatasetId, number: int) -> list[bytes]:
-        slot = self.slot(dataset, number)
-        return [slot.meta, slot.log(dataset), slot.logged(dataset), slot.marks(dataset), slot.ready]
+    def _grouped(self, parts: Sequence[T]) -> list[Sequence[T]]:
+        """What one script may take, for half of what a script costs is its call; on a cluster it can touch one slot only."""
+        together = 1 if self._redis.cluster else TOGETHER
+        return [parts[start : start + together] for start in range(0, len(parts), together)]
+
+    def _keys(self, dataset: DatasetId, number: int) -> tuple[bytes, ...]:
+        return _keys(dataset, self._settings.shards, number)
 
 
-def _answer(reply: list[bytes]) -> Answer:
+@lru_cache(maxsize=PLACES)
+def _slot(dataset: DatasetId, shards: int, number: int) -> Slot:
+    return Slot(log_slot(slot_for(dataset, shards), number))
+
+
+@lru_cache(maxsize=PLACES)
+def _keys(dataset: DatasetId, shards: int, number: int) -> tuple[bytes, ...]:
+    slot = _slot(dataset, shards, number)
+    return slot.meta, slot.log(dataset), slot.logged(dataset), slot.marks(dataset), slot.ready
+
+
+def _answers(reply: Any, parts: int) -> list[Answer | BrokerError]:
+    """Of the parts that one script took; an error stands for all of them."""
+    return [reply] * parts if isinstance(reply, BrokerError) else [_answer(one) for one in reply]
+
+
+def _answer(reply: Any) -> Answer | BrokerError:
+    if isinstance(reply, Exception):
+        return broker_error(reply, "append", unknown=False)
     kind, *value = (item.decode() if isinstance(item, bytes) else str(item) for item in reply)
     return Answer(cast(Literal["accepted", "same", "gap", "taken", "reconcile", "full", "memory"], kind), *value)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,8 @@ from broker.model.dataset import DatasetSpec, Schema
 
 LARGE_ROWS: Final = 4_096
 """Of one chunk, on average: smaller ones cost more one by one than put together."""
+FEW_ROWS: Final = 64
+"""Of a batch: setting up Arrow's kernels takes longer than comparing so many in Python."""
 PLACE: Final = "place"
 """A change's place among all changes of the batch, in commit order."""
 
@@ -84,13 +86,18 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """All changes of one kind, and the place of each among the changes of both."""
+    """All changes of one kind, and the runs of places they have among the changes of both."""
 
     gone: bool
     rows: pa.Table
-    places: pa.Array
+    ranges: Sequence[Sequence[range]]
     straight: bool
     """Whether each row's place is its index, as where all changes came alike."""
+
+    @property
+    def places(self) -> pa.Array:
+        """The place of each row."""
+        return pa.concat_arrays([_numbered(ranges) for ranges in self.ranges])
 
     def of(self, stand: pa.Array) -> pa.Table | None:
         """The rows that stand, if any do."""
@@ -111,7 +118,8 @@ def _settled(spec: DatasetSpec, groups: Sequence[_Group]) -> Schema:
     """The dataset's schema after all of them. Deletes say nothing of the columns they do not name, so they come last."""
     known = spec
     for group in sorted(groups, key=lambda group: group.gone):
-        known = known.model_copy(update={"columns": settled(known, group.schema, whole=not group.gone)})
+        columns = settled(known, group.schema, whole=not group.gone)
+        known = known if columns is known.columns else known.model_copy(update={"columns": columns})
     if known.columns is None:
         raise BadData("no changes, so no columns are known", of=str(spec.dataset))
     return known.columns
@@ -124,12 +132,13 @@ def _sides(spec: DatasetSpec, groups: Sequence[_Group], columns: pa.Schema) -> I
         mine = [group for group in groups if group.gone == gone]
         if mine:
             tables = [_conformed(pa.concat_tables(group.tables), wanted, spec) for group in mine]
-            places = pa.concat_arrays([_numbered(group.places) for group in mine])
-            yield _Side(gone, pa.concat_tables(tables), places, len(groups) == 1)
+            yield _Side(gone, pa.concat_tables(tables), [group.places for group in mine], len(groups) == 1)
 
 
 def _conformed(rows: pa.Table, wanted: pa.Schema, spec: DatasetSpec) -> pa.Table:
     """Large blocks stay apart: where each key stands once, nothing need be copied."""
+    if rows.num_rows == 1 and rows.schema == wanted and not any(column.null_count for column in rows.columns):
+        return rows  # the only change of a quiet dataset
     batches = rows if rows.num_rows >= LARGE_ROWS * rows.column(0).num_chunks else rows.combine_chunks()
     return pa.Table.from_batches(conformed(batches.to_reader(), wanted, spec.key), wanted)
 
@@ -150,6 +159,9 @@ def _counted(begin: int, count: int) -> pa.Array:
 
 def _standing(spec: DatasetSpec, sides: Sequence[_Side], database: Database) -> pa.Array | None:
     """Places of the changes that stand, ascending; None: all of them."""
+    kinds = [side.rows.schema.field(name).type for side in sides for name in (*spec.key, *spec.order)]
+    if sum(side.rows.num_rows for side in sides) <= FEW_ROWS and all(_comparable(kind) for kind in kinds):
+        return by_python(spec, sides)
     names = [f"c{number}" for number in range(len(spec.key) + len(spec.order))]
     known = [side.rows.select((*spec.key, *spec.order)).rename_columns(names) for side in sides]
     table = pa.concat_tables(known).append_column(PLACE, pa.concat_arrays([side.places for side in sides]))
@@ -157,6 +169,33 @@ def _standing(spec: DatasetSpec, sides: Sequence[_Side], database: Database) -> 
     plain = not any(pa.types.is_floating(kind) or pa.types.is_nested(kind) for kind in table.schema.types)
     stand = by_arrow(table, key, order) if plain else by_duckdb(table, key, order, database, str(spec.dataset))
     return None if stand is None else stand.take(pc.sort_indices(stand))
+
+
+def _comparable(kind: pa.DataType) -> bool:
+    """Whether Python compares its values as Arrow does, once those of time are numbers."""
+    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_binary, pa.types.is_boolean, pa.types.is_temporal)
+    return any(test(kind) for test in tests)
+
+
+def by_python(spec: DatasetSpec, sides: Sequence[_Side]) -> pa.Array | None:
+    """Places of the last per key, ascending; None: each key stands once. For few changes of types that are `_comparable`."""
+    last, count = dict[tuple[Any, ...], tuple[Any, ...]](), 0
+    for side in sides:
+        keys, orders = ([_values(side.rows[name]) for name in names] for names in (spec.key, spec.order))
+        places = chain.from_iterable(chain.from_iterable(side.ranges))
+        for index, place in enumerate(places):
+            key = tuple([column[index] for column in keys])
+            rank = (*[(column[index] is not None, column[index]) for column in orders], place)
+            last[key] = max(last.get(key, rank), rank)
+            count += 1
+    return None if len(last) == count else pa.array(sorted(rank[-1] for rank in last.values()), pa.int64())
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def by_arrow(table: pa.Table, key: Sequence[str], order: Sequence[str]) -> pa.Array | None:

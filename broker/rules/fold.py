@@ -19,6 +19,7 @@ from broker.model.commit import (
     Hold,
     Hop,
     Mark,
+    Record,
     digest,
     hop_of,
     parse_record,
@@ -37,6 +38,9 @@ from broker.rules.patch import (
     patch_of,
 )
 
+SMALL_BYTES: Final = 16 << 10
+PATCHES: Final = 256
+"""Records of so many logs are published together, and then folded."""
 _BYTES: Final = re.compile(r'"bytes":(\d+)').findall
 
 
@@ -227,14 +231,31 @@ def after(state: State, patch: Patch) -> State:
 
 def fold(state: State, data: bytes) -> State:
     """The state after the record in `data`. Raises Corrupt when it does not follow on the state's newest record."""
-    record = parse_record(data, f"{state.dataset} log {state.seq + 1}")
+    record, patch = record_and_patch(data, f"{state.dataset} log {state.seq + 1}")
     if record.seq != state.seq + 1 or record.previous != state.sha:
         raise Corrupt(
             "the commit log is broken", of=f"{state.dataset} log {record.seq}",
             why=f"it follows {record.previous[:12]}…, the record before is number {state.seq}, {state.sha[:12]}…",
             hint="Restore the object from the store's own versions or backup; nothing behind it can be trusted",
         )  # fmt: skip
-    return after(state, patch_of(record, digest(data)))
+    return after(state, patch)
+
+
+def record_and_patch(data: bytes, of: str) -> tuple[Record, Patch]:
+    """A sealed record and the change it means. Raises Corrupt.
+
+    Whoever publishes one folds it next: what is small is read once.
+    """
+    if len(data) <= SMALL_BYTES:
+        return _small(data, of)
+    record = parse_record(data, of)
+    return record, patch_of(record, digest(data))
+
+
+@lru_cache(maxsize=PATCHES)
+def _small(data: bytes, of: str) -> tuple[Record, Patch]:
+    record = parse_record(data, of)
+    return record, patch_of(record, digest(data))
 
 
 def replay(dataset: str, records: Iterable[bytes]) -> State:

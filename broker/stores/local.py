@@ -11,7 +11,6 @@ import os
 import stat as modes
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,11 +56,12 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._temporary = self.root / TEMPORARY
-        self._durable: set[Path] = set()
+        self._folder = str(self.root)  # names are text here: a Path costs as much as the system call behind it
+        self._temporary = f"{self._folder}/{TEMPORARY}"
+        self._durable: set[str] = set()
         self._lock = threading.Lock()
         with _mapped(str(self.root)):
-            self._temporary.mkdir(parents=True, exist_ok=True)
+            os.makedirs(self._temporary, exist_ok=True)
             _remove_abandoned(self._temporary)
 
     def upload(self, key: str) -> Upload:
@@ -78,7 +78,7 @@ class LocalStore:
             return upload.link()
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        with _mapped(key), self._path(key).open("rb", buffering=0) as file:
+        with _mapped(key), open(self._path(key), "rb", buffering=0) as file:
             end = os.fstat(file.fileno()).st_size
             end = end if length is None else min(end, start + length)
             while start < end:
@@ -91,7 +91,7 @@ class LocalStore:
     def stat(self, key: str) -> ObjectInfo | None:
         try:
             with _mapped(key):
-                found = self._path(key).stat()
+                found = os.stat(self._path(key))
         except (NotFound, Conflict):
             return None
         return _info(key, found) if modes.S_ISREG(found.st_mode) else None
@@ -106,26 +106,28 @@ class LocalStore:
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             with suppress(NotFound, Conflict), _mapped(key):
-                self._path(key).unlink()
+                os.unlink(self._path(key))
 
     def locate(self, key: str, seconds: int) -> Path:
         del seconds  # a path does not expire
-        return self._path(key)
+        return Path(self._path(key))
 
     def refuses_wrong_checksum(self, key: str) -> bool:
         """True: no transport lies between write(2) and the file, and the kernel reports what it could not write."""
         check_key(key)
         return True
 
-    def temporary(self) -> Path:
+    def temporary(self) -> str:
         """A fresh name on the same file system."""
-        return self._temporary / uuid.uuid4().hex
+        return f"{self._temporary}/{os.urandom(16).hex()}"
 
-    def target(self, key: str) -> Path:
+    def target(self, key: str) -> str:
         """The key's path, its folders made and durable."""
         path = self._path(key)
-        with _mapped(key):
-            self._make(path.parent)
+        folder = os.path.dirname(path)
+        if folder not in self._durable:
+            with _mapped(key):
+                self._make(folder)
         return path
 
     def forget_folders(self) -> None:
@@ -137,19 +139,20 @@ class LocalStore:
         self._path(key)
         return LocalUpload(self, key)
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> str:
         check_key(key)
         if key.partition("/")[0] == TEMPORARY:
             raise Invalid("bad object key", of=key, why=f"{TEMPORARY} is the store's own")
-        return self.root / key
+        return f"{self._folder}/{key}"
 
-    def _make(self, folder: Path) -> None:
+    def _make(self, folder: str) -> None:
         """A file is durable only when every entry on the way to it is; a folder known to be so costs nothing."""
-        if folder in self._durable or folder == self.root:
+        parent = os.path.dirname(folder)
+        if folder in self._durable or folder in (self._folder, parent):
             return
-        self._make(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+        self._make(parent)
+        _make_folder(folder)
+        sync_folder(parent)
         with self._lock:
             if len(self._durable) >= KNOWN_FOLDERS:
                 self._durable.clear()
@@ -171,9 +174,9 @@ class LocalUpload:
 
     def __init__(self, store: LocalStore, key: str) -> None:
         self._store, self._key = store, key
-        self._path = store.temporary()
+        self._path, self._moved = store.temporary(), False
         with _mapped(key):
-            self._file = self._path.open("xb", buffering=0)
+            self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115 - `_sync` and `abort` close it
 
     def write(self, data: bytes | memoryview, /) -> int:
         if self._file.closed:
@@ -188,6 +191,7 @@ class LocalUpload:
     def commit(self) -> ObjectInfo:
         found = self._sync()
         self._settle(os.replace)
+        self._moved = True
         return _info(self._key, found)
 
     def link(self) -> bool:
@@ -197,15 +201,16 @@ class LocalUpload:
             self._settle(os.link)
         except FileExistsError:
             with _mapped(self._key, wrote=True):
-                sync_folder(self._store.target(self._key).parent)
+                sync_folder(os.path.dirname(self._store.target(self._key)))
             return False
         return True
 
     def abort(self) -> None:
         with suppress(OSError):
             self._file.close()
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        if not self._moved:
+            with suppress(OSError):
+                os.unlink(self._path)
 
     def __enter__(self) -> Self:
         return self
@@ -220,7 +225,7 @@ class LocalUpload:
             os.fsync(file.fileno())
             return os.fstat(file.fileno())
 
-    def _settle(self, move: Callable[[Path, Path], None]) -> None:
+    def _settle(self, move: Callable[[str, str], None]) -> None:
         """Give the file its name. Raises FileExistsError as it is: for link(2) that is an answer, not an error."""
         try:
             target = self._move(move)
@@ -233,9 +238,9 @@ class LocalUpload:
                     "the store's folders go while they are written to", of=self._key, why=str(error), hint="Leave them alone"
                 ) from error
         with _mapped(self._key, wrote=True):
-            sync_folder(target.parent)
+            sync_folder(os.path.dirname(target))
 
-    def _move(self, move: Callable[[Path, Path], None]) -> Path:
+    def _move(self, move: Callable[[str, str], None]) -> str:
         target = self._store.target(self._key)
         try:
             move(self._path, target)
@@ -253,7 +258,16 @@ class LocalUpload:
         return target
 
 
-def sync_folder(folder: Path) -> None:
+def _make_folder(folder: str) -> None:
+    """Raises FileExistsError where something else lies there."""
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
+
+
+def sync_folder(folder: str) -> None:
     """Make the folder's entries durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -303,7 +317,7 @@ def _short(key: str, got: int, expected: int) -> Corrupt:
     return Corrupt("object was cut while it was read", of=key, why=f"{got} of {expected} bytes")
 
 
-def _remove_abandoned(folder: Path) -> None:
+def _remove_abandoned(folder: str) -> None:
     """What processes killed in the middle of a write left behind."""
     oldest = time.time() - ABANDONED_SECONDS
     with os.scandir(folder) as entries:

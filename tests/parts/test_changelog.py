@@ -496,7 +496,7 @@ def test_appending_to_a_dataset_that_was_dropped_is_soon_refused(
         changes = other.dataset(NAME).changelog
         changes.append(rows(1))
         shop.dataset(NAME).drop()
-        monkeypatch.setattr("broker.changelog_rows.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("broker.changelog_recent.LOOK_SECONDS", 0.0)
         with pytest.raises(NotFound):
             changes.append(rows(1, 2))
 

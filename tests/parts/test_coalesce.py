@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -95,7 +96,7 @@ class Harness:
         edges = [Edge(base=None, version=1)]
         for blocks in versions:
             if any(blocks):
-                written = self.batches.write(spec, in_runs(spec, blocks), 0)
+                written = self.batches.write(spec, in_runs(spec, blocks), 0).commit()
                 edges.append(Edge(base=edges[-1].version, version=edges[-1].version + 1, files=written.files))
         rows = self.engine.read(spec, edges, EVERYTHING).read_all().to_pylist()
         return {(row["id"], row["part"]): row for row in rows}
@@ -172,12 +173,40 @@ def test_a_batch_of_floating_keys_and_orders_means_what_its_changes_mean_one_by_
     def standing(batches: Sequence[Sequence[pa.Table]]) -> list[str]:
         edges = [Edge(base=None, version=1)]
         for batch in batches:
-            written = writer.batches.write(spec, [Changes(False, table) for table in batch], 0)
+            written = writer.batches.write(spec, [Changes(False, table) for table in batch], 0).commit()
             edges.append(Edge(base=edges[-1].version, version=edges[-1].version + 1, files=written.files))
         found = writer.engine.read(spec.model_copy(update={"columns": written.schema}), edges, EVERYTHING).read_all()
         return sorted(f"{row['k'] + 0.0} {row['o']} {row['v']}".replace("-0.0", "0.0") for row in found.to_pylist())
 
     assert standing([tables]) == standing([[table] for table in tables])
+
+
+TIMES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1))
+MOMENTS = pa.schema([("k", pa.binary()), ("then", pa.timestamp("ns")), ("day", pa.date32()), ("flag", pa.bool_())])
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=1), st.none() | TIMES, st.none() | TIMES.map(datetime.date), st.none() | st.booleans()),
+        min_size=2, max_size=12,
+    ),
+    st.sets(st.integers(0, 11)), st.sampled_from([(), ("then",), ("day", "flag")]),
+)  # fmt: skip
+def test_few_changes_are_chosen_as_many_are(
+    database: Database, rows: list[tuple[Any, ...]], gone: set[int], order: tuple[str, ...]
+) -> None:
+    spec = DatasetSpec(dataset=DatasetId("t/d/moments"), key=("k",), order=order)
+    table = pa.Table.from_pylist([dict(zip(MOMENTS.names, row, strict=True)) for row in rows], MOMENTS)
+    spec = spec.model_copy(update={"columns": coalesce(spec, [Changes(False, table)], database).schema})
+    changes = [
+        Changes(at in gone, table.slice(at, 1).select(["k", *order] if at in gone else MOMENTS.names))
+        for at in range(len(rows))
+    ]
+    few = coalesce(spec, changes, database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("broker.columnar.coalesce.FEW_ROWS", 0)
+        assert coalesce(spec, changes, database) == few
 
 
 @settings(max_examples=examples(60), deadline=None)
@@ -258,7 +287,7 @@ def test_nested_keys_are_told_apart_too(database: Database) -> None:
 
 def test_files_name_their_log_slot_as_partition() -> None:
     writer = BatchWriter(MemoryStore(), Settings())
-    written = writer.write(SKUS, [ups(sku=["b", "a"], n=[1, 2]), dels(sku=["c"])], 3)
+    written = writer.write(SKUS, [ups(sku=["b", "a"], n=[1, 2]), dels(sku=["c"])], 3).commit()
     assert [(file.role, file.partition, file.rows) for file in written.files] == [
         ("upserts", 3, 2), ("deletes", 3, 1),
     ]  # fmt: skip

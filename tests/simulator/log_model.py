@@ -42,9 +42,14 @@ class LogScripts:
     def entries(self, stream: str) -> Fields:
         return {id: entry for id, entry in self.server.db.get(stream, {}).items() if id != FLOOR}
 
-    def append(self, keys: list[str], args: list[str]) -> list[Any]:
+    def append(self, keys: list[str], args: list[str]) -> list[list[Any]]:
+        dataset, most, _, *fields = args
+        parts = [(keys[5 * at : 5 * at + 5], fields[7 * at : 7 * at + 7]) for at in range(len(keys) // 5)]
+        return [self.append_part(slot, [dataset, most, *part]) for slot, part in parts]
+
+    def append_part(self, keys: list[str], args: list[str]) -> list[Any]:
         meta, stream, logged, marks, ready = keys
-        dataset, producer, number, author, kind, rows, payload, session, most, _ = args
+        dataset, most, producer, number, author, kind, rows, payload, session = args
         run, _ = self.server.incarnation(meta)
         known = self.server.db.get(logged, {})
         if known.get("run") != run:
@@ -109,7 +114,11 @@ class LogScripts:
         """Whether a log that opens takes over sealed marks."""
         return True
 
-    def log_trim(self, keys: list[str], args: list[str]) -> int:
+    def log_trim(self, keys: list[str], args: list[str]) -> list[int]:
+        lives, logs = args[:3], args[3:]
+        return [self.trim(keys[5 * at : 5 * at + 5], [*logs[2 * at : 2 * at + 2], *lives]) for at in range(len(keys) // 5)]
+
+    def trim(self, keys: list[str], args: list[str]) -> int:
         _, stream, logged, marks, ready = keys
         dataset, consumed, named, unnamed, pause = args
         now = self.now_ms()
@@ -147,12 +156,13 @@ class LogScripts:
 
 
 class ModelClient:
-    """What `Logs` and `Batches` need of a RedisClient. `logs` serves the keys of log slots, `main` all others."""
+    """What `Logs` and `Batches` need of a RedisClient. `logs` serves the keys of log slots, `main` all others.
 
-    cluster = False
+    `cluster`: each slot's part of a block arrives by itself, which has more ways to go wrong.
+    """
 
-    def __init__(self, main: LogScripts, logs: LogScripts, does: Callable[[Script], Any]) -> None:
-        self.main, self.logs, self._does = main, logs, does
+    def __init__(self, main: LogScripts, logs: LogScripts, does: Callable[[Script], Any], cluster: bool = True) -> None:
+        self.main, self.logs, self._does, self.cluster = main, logs, does, cluster
 
     @property
     def client(self) -> RedisClient:
@@ -254,5 +264,5 @@ def _reply(value: Any) -> Any:
         case str():
             return value.encode()
         case list():
-            return [item.encode() if isinstance(item, str) else item for item in value]
+            return [_reply(item) for item in value]
     return value

@@ -80,8 +80,8 @@ class LogScriptsSeen(LogScripts):
 
     checker: LogChecker
 
-    def append(self, keys: list[str], args: list[str]) -> list[Any]:
-        answer = super().append(keys, args)
+    def append_part(self, keys: list[str], args: list[str]) -> list[Any]:
+        answer = super().append_part(keys, args)
         self.checker.counters[f"append {answer[0]}"] += 1
         if answer[0] == "accepted":
             self.checker.added(_number(keys[1]), answer[1], tokens_in(self.entries(keys[1])[answer[1]]))
@@ -92,9 +92,9 @@ class LogScriptsSeen(LogScripts):
         self.checker.counters[f"log {answer[0]}"] += 1
         return answer
 
-    def log_trim(self, keys: list[str], args: list[str]) -> int:
+    def trim(self, keys: list[str], args: list[str]) -> int:
         before = len(self.entries(keys[1]))
-        left = super().log_trim(keys, args)
+        left = super().trim(keys, args)
         self.checker.trimmed(_number(keys[1]), args[1])
         self.checker.counters["trimmed"] += before - left
         return left
@@ -323,19 +323,32 @@ class _Held:
         del owner
 
 
+class _Writing:
+    """A file on its way."""
+
+    def __init__(self, written: Written) -> None:
+        self._written = written
+
+    def commit(self) -> Written:
+        perform(Upload(self._written.files[0].key))
+        return self._written
+
+    def drop(self) -> None:
+        """It is in nobody's way."""
+
+
 class _Files:
     """Writes files of tokens."""
 
     def __init__(self, world: LogWorld) -> None:
         self._world = world
 
-    def write(self, spec: DatasetSpec, changes: Iterable[Changes], slot: int) -> Written:
+    def write(self, spec: DatasetSpec, changes: Iterable[Changes], slot: int) -> _Writing:
         key = self._world.fresh_key()
         rows = [text for some in changes for text in some.rows.column("id").to_pylist()]
         self._world.checker.files[key] = tuple(map(Token.of, rows))
-        perform(Upload(key))
         file = File(role="upserts", key=key, sha256=NO_SHA, bytes=FILE_BYTES, rows=len(rows), partition=slot)
-        return Written((file,), spec.columns or COLUMNS)
+        return _Writing(Written((file,), spec.columns or COLUMNS))
 
     def verify(self, written: Written) -> None:
         if not all([perform(Verify(file.key)) for file in written.files]):

@@ -72,10 +72,10 @@ class _Hasty(LogScriptsSeen):
 
 
 class _Greedy(LogScriptsSeen):
-    def log_trim(self, keys: list[str], args: list[str]) -> int:
+    def trim(self, keys: list[str], args: list[str]) -> int:
         """Everything goes."""
         newest = next(reversed(self.entries(keys[1])), args[1])
-        return super().log_trim(keys, [args[0], newest, *args[2:]])
+        return super().trim(keys, [args[0], newest, *args[2:]])
 
 
 class _Lawless(ModelRedis):

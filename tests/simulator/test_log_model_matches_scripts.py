@@ -142,7 +142,10 @@ def model(random: Random) -> Schedule:
         return run
 
     return Schedule(
-        Logs(ModelClient(scripts, scripts, does).client, SETTINGS), random, later(server.restart), later(server.flush)
+        Logs(ModelClient(scripts, scripts, does, cluster=False).client, SETTINGS),
+        random,
+        later(server.restart),
+        later(server.flush),
     )
 
 

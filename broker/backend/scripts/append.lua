@@ -1,44 +1,59 @@
--- In a log slot. Touches: meta, log:<dataset> (KEYS[2]), logged:<dataset> (KEYS[3]), marks:<dataset> (KEYS[4]), ready (KEYS[5]).
--- ARGV: 1 dataset, 2 producer, 3 block, 4 author ('-': the number alone tells blocks apart), 5 kind, 6 rows, 7 payload ('' mark only),
---   8 session that its types are of ('' any), 9 most unbatched bytes, 10 memory ratio (percent)
--- -> {'accepted'|'same', entry id} | {'gap', number expected} | {'taken', mark} | {'reconcile'|'full'|'memory'}
+-- In log slots: one on a cluster, else any number. Touches of each part's slot, by five KEYS a part:
+--   meta, log:<dataset>, logged:<dataset>, marks:<dataset>, ready.
+-- ARGV: 1 dataset, 2 most unbatched bytes, 3 memory ratio (percent), then seven a part: producer, block, author ('-': the number
+--   alone tells blocks apart), kind, rows, payload ('' mark only), session that its types are of ('' any)
+-- -> for each part {'accepted'|'same', entry id} | {'gap', number expected} | {'taken', mark} | {'reconcile'|'full'|'memory'}, or
+--   the error that it met: those before it are in
 -- An entry's c and r are the dataset's bytes and rows so far in this slot, itself included.
-local OVERHEAD, MEMORY_EVERY, LARGE = 64, 64, 16384
-local run = incarnation()
-local logged = redis.call('HMGET', KEYS[3], 'run', 'appended', 'rows', 'released')
-if logged[1] ~= run then return { 'reconcile' } end
+local OVERHEAD, MEMORY_EVERY, LARGE, KEYS_A_PART, FIELDS = 64, 64, 16384, 5, 7
+local dataset, most, ratio, now, server = ARGV[1], tonumber(ARGV[2]), ARGV[3], int(now_ms()), server_run()
 
-local block, mark, author, id = tonumber(ARGV[3]), 0, '', ''
-local known = redis.call('HGET', KEYS[4], ARGV[2])
-if known then
-  local number
-  number, author, id = string.match(known, '^(%d+) %d+ (%S+) (%S+)$')
-  mark = tonumber(number)
-end
-if block <= mark then
-  local mine = ARGV[4] == '-' or (block == mark and (author == ARGV[4] or author == '?'))
-  if not mine then return { 'taken', int(mark) } end
-  return { 'same', block == mark and id or '' }
-end
-if block ~= mark + 1 then return { 'gap', int(mark + 1) } end
+local function append(meta, stream, totals, marks, ready, part)
+  local producer, number, client, kind, rows_here, payload, session = unpack(ARGV, part, part + FIELDS - 1)
+  local run = incarnation(meta, server)
+  local logged = redis.call('HMGET', totals, 'run', 'appended', 'rows', 'released')
+  if logged[1] ~= run then return { 'reconcile' } end
 
-local appended, rows = tonumber(logged[2]) + #ARGV[7] + OVERHEAD, tonumber(logged[3]) + tonumber(ARGV[6])
-if appended - tonumber(logged[4]) > tonumber(ARGV[9]) then return { 'full' } end
-local appends = redis.call('HINCRBY', KEYS[1], 'appends', 1)
-local full = redis.call('HGET', KEYS[1], 'full') == '1'
-if full or #ARGV[7] >= LARGE or appends % MEMORY_EVERY == 1 then
-  local memory = redis.call('INFO', 'memory')
-  local used, limit = tonumber(string.match(memory, 'used_memory:(%d+)')), tonumber(string.match(memory, 'maxmemory:(%d+)'))
-  full = limit > 0 and used * 100 > limit * ARGV[10]
-  redis.call('HSET', KEYS[1], 'full', full and '1' or '0')
-end
-if full then return { 'memory' } end
+  local block, mark, author, id = tonumber(number), 0, '', ''
+  local known = redis.call('HGET', marks, producer)
+  if known then
+    local last
+    last, author, id = string.match(known, '^(%d+) %d+ (%S+) (%S+)$')
+    mark = tonumber(last)
+  end
+  if block <= mark then
+    local mine = client == '-' or (block == mark and (author == client or author == '?'))
+    if not mine then return { 'taken', int(mark) } end
+    return { 'same', block == mark and id or '' }
+  end
+  if block ~= mark + 1 then return { 'gap', int(mark + 1) } end
 
-local fields = { 'p', ARGV[2], 'b', ARGV[3], 'k', ARGV[5], 'n', ARGV[6], 'c', int(appended), 'r', int(rows) }
-if ARGV[7] ~= '' then fields[#fields + 1], fields[#fields + 2] = 'd', ARGV[7] end
-if ARGV[8] ~= '' then fields[#fields + 1], fields[#fields + 2] = 's', ARGV[8] end
-local entry = redis.call('XADD', KEYS[2], '*', unpack(fields))
-redis.call('HSET', KEYS[3], 'appended', int(appended), 'rows', int(rows))
-redis.call('HSET', KEYS[4], ARGV[2], ARGV[3] .. ' ' .. int(now_ms()) .. ' ' .. ARGV[4] .. ' ' .. entry)
-redis.call('ZADD', KEYS[5], 'NX', int(now_ms()), ARGV[1])
-return { 'accepted', entry }
+  local appended, rows = tonumber(logged[2]) + #payload + OVERHEAD, tonumber(logged[3]) + tonumber(rows_here)
+  if appended - tonumber(logged[4]) > most then return { 'full' } end
+  local appends = redis.call('HINCRBY', meta, 'appends', 1)
+  local full = redis.call('HGET', meta, 'full') == '1'
+  if full or #payload >= LARGE or appends % MEMORY_EVERY == 1 then
+    local memory = redis.call('INFO', 'memory')
+    local used, limit = tonumber(string.match(memory, 'used_memory:(%d+)')), tonumber(string.match(memory, 'maxmemory:(%d+)'))
+    full = limit > 0 and used * 100 > limit * ratio
+    redis.call('HSET', meta, 'full', full and '1' or '0')
+  end
+  if full then return { 'memory' } end
+
+  local fields = { 'p', producer, 'b', number, 'k', kind, 'n', rows_here, 'c', int(appended), 'r', int(rows) }
+  if payload ~= '' then fields[#fields + 1], fields[#fields + 2] = 'd', payload end
+  if session ~= '' then fields[#fields + 1], fields[#fields + 2] = 's', session end
+  local entry = redis.call('XADD', stream, '*', unpack(fields))
+  redis.call('HSET', totals, 'appended', int(appended), 'rows', int(rows))
+  redis.call('HSET', marks, producer, number .. ' ' .. now .. ' ' .. client .. ' ' .. entry)
+  redis.call('ZADD', ready, 'NX', now, dataset)
+  return { 'accepted', entry }
+end
+
+local answers = {}
+for i = 1, #KEYS / KEYS_A_PART do
+  local meta, stream, totals, marks, ready = unpack(KEYS, (i - 1) * KEYS_A_PART + 1, i * KEYS_A_PART)
+  local ran, answer = pcall(append, meta, stream, totals, marks, ready, 4 + (i - 1) * FIELDS)
+  answers[i] = ran and answer or redis.error_reply(type(answer) == 'table' and answer.err or answer)
+end
+return answers

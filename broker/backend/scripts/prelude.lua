@@ -29,13 +29,16 @@ end
 -- The server's own run id, read here: an identity a client sends survives its retries and proves nothing. The epoch is part of
 -- the identity because FLUSHALL forgets everything and keeps the run id.
 -- A new incarnation gets a higher epoch; leases of the old one are void from that moment.
-local function incarnation()
-  local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-  local known = redis.call('HMGET', KEYS[1], 'run_id', 'epoch')
+-- `meta`: of the slot that is meant, where a script serves several; `run`: what server_run told this very script.
+local function server_run() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') end
+
+local function incarnation(meta, run)
+  meta, run = meta or KEYS[1], run or server_run()
+  local known = redis.call('HMGET', meta, 'run_id', 'epoch')
   if known[1] == run then return run .. ':' .. known[2], known[2] end
   local epoch = int(math.max((tonumber(known[2]) or 0) + 1, now_ms()))
-  redis.call('HSET', KEYS[1], 'run_id', run, 'epoch', epoch)
-  redis.call('HSETNX', KEYS[1], 'born', int(now_ms())) -- since when there is memory: a restart keeps it, a loss does not
+  redis.call('HSET', meta, 'run_id', run, 'epoch', epoch)
+  redis.call('HSETNX', meta, 'born', int(now_ms())) -- since when there is memory: a restart keeps it, a loss does not
   return run .. ':' .. epoch, epoch
 end
 

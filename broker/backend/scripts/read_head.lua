@@ -1,6 +1,10 @@
--- Touches: meta, head:<dataset> (KEYS[2]).
--- -> run id, epoch, then the head's seq, sha, run_id, reserved_seq, reserved_data, and how long ago that was reserved (ms)
+-- Touches: meta, head:<dataset> of each log asked for (KEYS[2..]).
+-- -> run id, epoch, then for each {seq, sha, run_id, reserved_seq, reserved_data, and how long ago that was reserved (ms)}
 local run, epoch = incarnation()
-local head = redis.call('HMGET', KEYS[2], 'seq', 'sha', 'run_id', 'reserved_seq', 'reserved_data', 'reserved_at')
-local age = head[6] and int(now_ms() - head[6])
-return { run, epoch, head[1], head[2], head[3], head[4], head[5], age }
+local found = { run, epoch }
+for i = 2, #KEYS do
+  local head = redis.call('HMGET', KEYS[i], 'seq', 'sha', 'run_id', 'reserved_seq', 'reserved_data', 'reserved_at')
+  head[6] = head[6] and int(now_ms() - head[6])
+  found[i + 1] = head
+end
+return found

@@ -1,0 +1,42 @@
+"""Work that waits for a store, side by side: together it waits once."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+A_CORE: Final = 2
+"""Threads a core: more would wait for each other. Even the kernel's part of a small file takes as long as its disk."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
+    """The work of each, in order, by this thread and up to `threads - 1` more. Raises what one of them raised, behind all.
+
+    Whoever is free takes the next: handing each over by itself would cost as much as the small ones take.
+    """
+    waiting = deque(enumerate(items))
+    results: list[Any] = [None] * len(waiting)
+
+    def run() -> None:
+        while waiting:
+            try:
+                index, item = waiting.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            results[index] = work(item)
+
+    helpers = min(len(waiting), threads, A_CORE * (os.cpu_count() or A_CORE)) - 1
+    if helpers < 1:
+        run()
+        return results
+    with ThreadPoolExecutor(helpers, thread_name_prefix="side-by-side") as pool:
+        others = [pool.submit(run) for _ in range(helpers)]
+        run()
+    for other in others:
+        other.result()
+    return results
