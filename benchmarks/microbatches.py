@@ -168,20 +168,29 @@ def applied() -> Iterator[Row]:
 
 def quiet() -> Iterator[Row]:
     """Each dataset gets a record a second, as far as the appenders reach that; what counts is how old the oldest record is that
-    no version holds, from the first append until the log is empty."""
+    no version holds, until the log is empty. The first record of each, which settles its schema and opens its log, is in
+    before."""
     with private_broker() as b:
         datasets = [b.dataset(f"shop/catalog/d{number:04}", key=["sku"], order=["at"]) for number in range(DATASETS)]
         shares = [datasets[number::APPENDERS] for number in range(APPENDERS)]
-        with batcher(b), oldest_sampled(b, datasets) as ages:
-            with ThreadPoolExecutor(APPENDERS) as pool:
-                rate = min(pool.map(a_record_a_second, shares))
-            if not wait_for(lambda: _oldest_seconds(b, datasets) is None):
-                raise TimeoutError("the logs were not drained")
+        with batcher(b):
+            for dataset in datasets:
+                dataset.changelog.append([{"sku": "a", "at": -1}])
+            _until_drained(b, datasets)
+            with oldest_sampled(b, datasets) as ages:
+                with ThreadPoolExecutor(APPENDERS) as pool:
+                    rate = min(pool.map(a_record_a_second, shares))
+                _until_drained(b, datasets)
     worst, allowed = max(ages), b.parts.settings.max_age_seconds + 1
     yield Row(
         f"{DATASETS:,} datasets, a record a second each", f"the oldest waits {worst:.1f} s, at {rate:.2f}/s each", "", None,
         f"{allowed:g} s", worst <= allowed,
     )  # fmt: skip
+
+
+def _until_drained(b: Broker, datasets: list[Dataset]) -> None:
+    if not wait_for(lambda: _oldest_seconds(b, datasets) is None):
+        raise TimeoutError("the logs were not drained")
 
 
 def a_record_a_second(datasets: list[Dataset]) -> float:
