@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-A_CORE: Final = 2
-"""Threads a core: more would wait for each other. Even the kernel's part of a small file takes as long as its disk."""
+A_CORE: Final = 4
+"""Threads a core: more would wait for each other. For a local disk two are enough; a store far away is worth more."""
 T = TypeVar("T")
 R = TypeVar("R")
 
