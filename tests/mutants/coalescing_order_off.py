@@ -8,8 +8,9 @@ import pyarrow as pa
 from hypothesis import Phase, settings
 
 from broker.columnar import coalesce
+from broker.model.dataset import DatasetSpec
 
-_by_arrow = coalesce.by_arrow
+_by_arrow, _by_python = coalesce.by_arrow, coalesce.by_python
 
 
 def by_arrow(table: pa.Table, key: Sequence[str], order: Sequence[str]) -> pa.Array | None:
@@ -17,6 +18,10 @@ def by_arrow(table: pa.Table, key: Sequence[str], order: Sequence[str]) -> pa.Ar
     return _by_arrow(table, key, ())
 
 
-coalesce.by_arrow = by_arrow
+def by_python(spec: DatasetSpec, sides: Sequence[coalesce._Side]) -> pa.Array | None:
+    return _by_python(spec.model_copy(update={"order": ()}), sides)
+
+
+coalesce.by_arrow, coalesce.by_python = by_arrow, by_python
 settings.register_profile("mutant", phases=[Phase.explicit, Phase.generate])  # one failure is enough: no shrinking
 settings.load_profile("mutant")
