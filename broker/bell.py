@@ -31,8 +31,9 @@ log = logging.getLogger("broker.bell")
 NOTIFY_FORMAT: Final = 1
 NOTIFY_DELTAS: Final = 100
 """About a hundred kilobytes of JSON."""
-EDGES: Final = 100_000
-"""Of which the JSON is remembered, about half a kilobyte each: NOTIFY_DELTAS of a thousand busy datasets."""
+EDGES: Final = 32_768
+EDGE_BYTES: Final = 1024
+"""Of so many edges the JSON is remembered, where it is no longer: 64 MiB at most."""
 CHANNEL_EVENTS: Final[dict[Why, EventType]] = {
     "promoted": "broker.channel.promoted", "rolled-back": "broker.channel.rolled-back", "released": "broker.channel.released",
 }  # fmt: skip
@@ -159,9 +160,13 @@ def notification(state: State, channel: str = LIVE, named: Named | None = None) 
     return f'{json.dumps(fields)[:-1]}, "snapshot": {_whole(snapshot) if snapshot else "null"}, "deltas": [{deltas}]}}'.encode()
 
 
-@lru_cache(maxsize=EDGES)
 def _whole(edge: str) -> str:
     """An edge's JSON as a state has it, with the fields that it leaves out."""
+    return _short(edge) if len(edge) <= EDGE_BYTES else json.dumps(Edge.model_validate_json(edge).model_dump(mode="json"))
+
+
+@lru_cache(maxsize=EDGES)
+def _short(edge: str) -> str:
     return json.dumps(Edge.model_validate_json(edge).model_dump(mode="json"))
 
 

@@ -139,7 +139,8 @@ class Catalog:
         told = zip(seen.items(), self._index.fields_all(list(seen), *names), strict=True)
         return {
             dataset for (dataset, state), fields in told
-            if [(field or b"").decode() for field in fields] == [state.head.get(name, "") for name in names]
+            if fields is not None
+            and [(field or b"").decode() for field in fields] == [state.head.get(name, "") for name in names]
         }  # fmt: skip
 
     def find(self, pattern: str = "*") -> list[DatasetId]:

@@ -20,7 +20,7 @@ from broker.backend.batches import Batches
 from broker.backend.logs import Logs
 from broker.catalog import Catalog, Wanted
 from broker.errors import BrokerError, Conflict, NotFound
-from broker.microbatcher_closing import Closer
+from broker.microbatcher_closing import SMALL_BYTES, Closer, portions
 from broker.microbatcher_slots import HeldSlots
 from broker.model.commit import Body
 from broker.model.names import DatasetId
@@ -51,12 +51,8 @@ GLANCED: Final = 64
 """Datasets of one pass that are not due yet and may be closed by their size."""
 THREADS: Final = 8
 """Files of so many datasets are written at once: they wait for disks and servers, not for this processor."""
-OPENED: Final = 32
-"""Datasets whose files are open at once, up to two a log slot: a process may have 1,024."""
 QUIET_BYTES: Final = 64 << 10
 """Of one dataset: encoded in less time than threads take to share the work."""
-SMALL_BYTES: Final = 1 << 20
-"""Of one dataset: read in one round trip."""
 POLL_SECONDS: Final = 0.02
 """Between two looks, unless something falls due before."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 60.0
@@ -279,11 +275,14 @@ class MicroBatcher:
         read = self._closer.first((work.state, work.wanted) for work in works if work.due.bytes <= SMALL_BYTES)
         # Threads that have little to encode hinder each other more than they help: they come in where a store is waited for.
         encoders = THREADS if any(work.due.bytes > QUIET_BYTES for work in works) else 1
-        for some in (works[at : at + OPENED] for at in range(0, len(works), OPENED)):
-            closed = side_by_side(lambda work: _attempt(self._closer.close_all, work.state, work.wanted, read), some, encoders)
+        for some in portions((work, work.due.bytes, work.wanted) for work in works):
+            closed = side_by_side(lambda one: _attempt(self._closer.close_all, one[0].state, one[1], read), some, encoders)
             batches = side_by_side(lambda found: _attempt(self._closer.complete, found), closed, THREADS)
-            for work, made in zip(some, batches, strict=True):
-                work.made, work.error = ([], made) if isinstance(made, Exception) else (made, None)
+            for (work, _), made in zip(some, batches, strict=True):
+                if isinstance(made, Exception):
+                    work.error = work.error or made
+                else:
+                    work.made += made
         waiting = {work.dataset: work.made for work in works if work.made and not work.error}
         if waiting:
             self._batches.put(waiting)

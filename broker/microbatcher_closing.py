@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from broker.backend.logs import FIRST_READ, LogEntry, Logs
 from broker.catalog import Catalog
@@ -23,7 +23,12 @@ from broker.rules.batching import PRODUCER, Batch, Limits, Reason, Seen, epoch_o
 from broker.rules.fold import State
 from broker.rules.steps import OnStep, nothing
 
+W = TypeVar("W")
 log = logging.getLogger("broker.microbatcher")
+OPENED: Final = 256
+"""Files that are open at once, two a log slot: a process may have 1,024."""
+SMALL_BYTES: Final = 1 << 20
+"""Of one dataset: read in one round trip."""
 First: TypeAlias = Mapping[tuple[DatasetId, int], Sequence[LogEntry]]
 """Dataset and log slot -> its first entries, where they were read already."""
 ALTER_TRIES: Final = 3
@@ -68,6 +73,26 @@ class Taken:
     def _note(self, entry: LogEntry) -> None:
         self.until = entry.id
         self.seen.append(Seen(entry.producer, entry.block, entry.at_ms / 1000))
+
+
+def portions(wanted: Iterable[tuple[W, int, Mapping[int, Reason]]]) -> Iterator[list[tuple[W, Mapping[int, Reason]]]]:
+    """Of what is to be closed (for whom, bytes, log slots), what is open at once.
+
+    Of small ones up to OPENED files, of a large one a log slot by itself: memory is bounded by one batch of one log slot.
+    """
+    portion, opened = list[tuple[W, Mapping[int, Reason]]](), 0
+    for work, size, slots in wanted:
+        if size > SMALL_BYTES:
+            for slot, reason in slots.items():
+                yield [(work, {slot: reason})]
+            continue
+        if portion and opened + 2 * len(slots) > OPENED:
+            yield portion
+            portion, opened = [], 0
+        portion.append((work, slots))
+        opened += 2 * len(slots)
+    if portion:
+        yield portion
 
 
 @dataclass(frozen=True, slots=True)

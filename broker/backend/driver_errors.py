@@ -125,7 +125,7 @@ REPLIES: Final[dict[str, Meaning]] = {
     ),
 }
 
-_INSIDE_SCRIPT: Final = re.compile(r"Error running script.*?: -([A-Z]+) ", re.DOTALL)
+_INSIDE_SCRIPT: Final = re.compile(r"(?:Error running script.*?|@user_script: ?\d+): -([A-Z]+) ", re.DOTALL)
 _UNKNOWN_COMMAND: Final = re.compile(r"unknown (sub)?command", re.IGNORECASE)
 _UNKNOWN: Final = _either(Unsupported, "this Redis lacks a command", "Use Redis 6.2 or newer, or Valkey")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 from broker.backend.client import Call, RedisClient
+from broker.backend.driver_errors import broker_error
 from broker.backend.keys import SLOTS, Slot, slot_for
 from broker.backend.lanes import Argument
 from broker.errors import BrokerError, OutcomeUnknown
@@ -104,15 +105,10 @@ class Index:
             by_slot.setdefault(self.slot(log).name, []).append(log)
         groups = [alike[at : at + TOGETHER] for alike in by_slot.values() for at in range(0, len(alike), TOGETHER)]
         found = dict[DatasetId, Head | BrokerError]()
-        for group, reply in zip(
-            groups, self.redis.call_many(self._read_head, [self._heads(group) for group in groups]), strict=True
-        ):
-            told = (
-                [reply] * len(group)
-                if isinstance(reply, BrokerError)
-                else [_head(reply[0], reply[1], one) for one in reply[2:]]
-            )
-            found.update(zip(group, told, strict=True))
+        replies = self.redis.call_many(self._read_head, [self._heads(group) for group in groups])
+        for group, reply in zip(groups, replies, strict=True):
+            alone = [reply] * len(group) if isinstance(reply, BrokerError) else _heads_of(*reply)
+            found.update(zip(group, alone, strict=True))
         return [found[log] for log in logs]
 
     def _heads(self, logs: Sequence[DatasetId]) -> Call:
@@ -124,9 +120,11 @@ class Index:
         """Fields of the head hash, read at one moment."""
         return cast(list[bytes | None], self.redis.run("HMGET", self.slot(dataset).head(dataset), *names, writes=False))
 
-    def fields_all(self, logs: Sequence[DatasetId], *names: str) -> list[list[bytes | None]]:
-        """`fields` of each, in one round trip; each at its own moment."""
-        return self.redis.replies([("HMGET", self.slot(log).head(log), *names) for log in logs], "heads", writes=False)
+    def fields_all(self, logs: Sequence[DatasetId], *names: str) -> list[list[bytes | None] | None]:
+        """`fields` of each, in one round trip; each at its own moment. None: Redis refused it."""
+        commands: list[Sequence[Argument]] = [("HMGET", self.slot(log).head(log), *names) for log in logs]
+        replies = self.redis.pipeline(commands, "heads", writes=False)
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     def glance(self, slot: Slot, logs: Sequence[DatasetId] | None = None) -> dict[DatasetId, Glance]:
         """Heads of a slot (None: of all its datasets), in two round trips however many there are."""
@@ -211,6 +209,14 @@ class Index:
     @staticmethod
     def _projection(slot: Slot, dataset: DatasetId) -> list[bytes]:
         return [slot.meta, slot.listed(dataset), *slot.tables(dataset)]
+
+
+def _heads_of(run_id: bytes, epoch: bytes, *heads: Any) -> list[Head | BrokerError]:
+    """Each, or what became of it."""
+    return [
+        broker_error(one, "read_head", unknown=False) if isinstance(one, Exception) else _head(run_id, epoch, one)
+        for one in heads
+    ]
 
 
 def _head(run_id: bytes, epoch: bytes, fields: list[Any]) -> Head:

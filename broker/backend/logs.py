@@ -181,15 +181,22 @@ class Logs:
 
     def discard(self, dataset: DatasetId, number: int, until: str) -> int:
         """Forget entries up to an id, though no version holds them: only those of sessions that are over may go so."""
-        keys, arguments = self._trimming([(dataset, number, until)])
-        return int(self._redis.call(self._trim, keys, arguments)[0])
+        return self._trimmed([[(dataset, number, until)]])[0]
 
     def trim_all(self, states: Iterable[tuple[State, Iterable[int]]]) -> None:
         """`trim` of several slots of several datasets in one round trip."""
         logs = [(DatasetId(state.dataset), number, state.consumed(number)) for state, numbers in states for number in numbers]
-        for reply in self._redis.call_many(self._trim, [self._trimming(group) for group in self._grouped(logs)]):
-            if isinstance(reply, BrokerError):
-                raise reply
+        self._trimmed(self._grouped(logs))
+
+    def _trimmed(self, groups: Sequence[Sequence[tuple[DatasetId, int, str]]]) -> list[int]:
+        """Entries left of each log. Raises what one of them met, behind the others."""
+        left = list[int]()
+        for reply in self._redis.call_many(self._trim, [self._trimming(group) for group in groups]):
+            for one in [reply] if isinstance(reply, BrokerError) else reply:
+                if isinstance(one, Exception):
+                    raise one if isinstance(one, BrokerError) else broker_error(one, "log_trim", unknown=False)
+                left.append(int(one))
+        return left
 
     def first(self, after: Mapping[tuple[DatasetId, int], str]) -> dict[tuple[DatasetId, int], list[LogEntry]]:
         """Of each dataset and slot the first FIRST_READ entries behind an id, in one round trip: fewer are all there are."""

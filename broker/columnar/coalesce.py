@@ -194,6 +194,8 @@ def by_python(spec: DatasetSpec, sides: Sequence[_Side]) -> pa.Array | None:
 def _values(column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())  # compared by bytes, whatever they are
     values: list[Any] = column.to_pylist()
     return values
 

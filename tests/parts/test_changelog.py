@@ -33,6 +33,7 @@ from broker.errors import (
     NullKey,
     Overloaded,
     SchemaConflict,
+    Terminal,
     TimedOut,
 )
 from broker.model.commit import Body, Edge, Mark, NewVersion, SourceRange
@@ -513,3 +514,30 @@ def test_a_cluster_spreads_the_slots(redis_server: RedisServer, shop: broker.Bro
     del redis_server
     tags = {logs_of(shop).slot(DatasetId(NAME), number).prefix for number in range(4)}
     assert tags == {f"{{catalog.0.p{number}}}:" for number in range(4)}
+
+
+def test_a_log_that_cannot_be_trimmed_does_not_keep_the_others_from_it(shop: broker.Broker, changes: ChangeLog) -> None:
+    """All of a dataset's log slots are trimmed by one script; whatever one of them meets is its own."""
+    for at in range(1, 4):
+        changes.append(rows(40, at))
+    logs, slots = logs_of(shop), sorted(entries(shop))
+    state = seal_all(shop)
+    broken, others = slots[0], slots[1:]
+    ready = logs.slot(DatasetId(NAME), broken).ready
+    shop.parts.redis.run("DEL", ready)
+    shop.parts.redis.run("SET", ready, "another's")
+    with pytest.raises(Terminal, match="another type"):
+        logs.trim_all([(state, slots)])
+    assert [len(list(logs.read(DatasetId(NAME), slot))) for slot in others] == [0] * len(others)
+
+
+def test_a_head_that_cannot_be_read_is_its_own_datasets_trouble(shop: broker.Broker, changes: ChangeLog) -> None:
+    changes.append(rows(4, 1))
+    other = DatasetId("shop/catalog/broken")
+    slot = shop.parts.index.slot(other)
+    shop.parts.redis.run("SET", slot.head(other), "another's")
+    good, bad = shop.parts.index.heads([DatasetId(NAME), other])
+    assert isinstance(bad, Terminal)
+    assert not isinstance(good, Exception)
+    assert shop.parts.index.fields_all([DatasetId(NAME), other], "session")[1] is None
+    assert shop.parts.catalog.steady([DatasetId(NAME)]) == {DatasetId(NAME)}

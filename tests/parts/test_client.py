@@ -98,6 +98,8 @@ def test_no_meaning_turns_an_unknown_outcome_into_one_that_surely_did_not_happen
             ),
             Overloaded,
         ),
+        (driver.ResponseError("@user_script: 34: -OOM command not allowed when used memory > 'maxmemory'."), Overloaded),
+        (driver.ResponseError("@user_script: 34: -READONLY You can't write against a read only replica."), Unavailable),
         (driver.ResponseError("something new"), Terminal),
         (driver.DataError("Invalid input of type: 'NoneType'"), Invalid),
         (driver.NoPermissionError("this user has no permissions"), Terminal),

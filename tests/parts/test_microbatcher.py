@@ -18,10 +18,10 @@ from broker.backend.keys import writer_lease
 from broker.backend.logs import Logs
 from broker.errors import BrokerError, Unavailable
 from broker.microbatcher import BatchReport
-from broker.microbatcher_closing import Closer
+from broker.microbatcher_closing import Closer, portions
 from broker.model.commit import NewVersion, SourceRange, parse_record
 from broker.model.names import DatasetId
-from broker.rules.batching import PRODUCER
+from broker.rules.batching import PRODUCER, Reason
 from broker.rules.fold import State
 from broker.rules.patch import NOTHING_CONSUMED
 from broker.settings import Settings
@@ -432,3 +432,12 @@ def test_an_error_of_redis_ends_the_pass_with_its_type(b: broker.Broker, batchin
     with pytest.raises(BrokerError):
         batching.run_once()
     b.parts.redis.run("DEL", b.parts.index.slot(OFFERS).workers)
+
+
+def test_a_large_dataset_has_one_log_slot_open_at_once_and_small_ones_no_more_files_than_a_process_may() -> None:
+    four: dict[int, Reason] = dict.fromkeys(range(4), "age")
+    wanted = [("large", 2 << 20, four), *((f"small {number}", 10, four) for number in range(100))]
+    found = list(portions(wanted))
+    assert [[(name, list(slots)) for name, slots in portion] for portion in found[:4]] == [[("large", [at])] for at in range(4)]
+    assert [len(portion) for portion in found[4:]] == [32, 32, 32, 4]
+    assert [name for portion in found[4:] for name, _ in portion] == [f"small {number}" for number in range(100)]

@@ -2,7 +2,7 @@
 --   meta, log:<dataset>, logged:<dataset>, marks:<dataset>, ready.
 -- ARGV: 1, 2 how long (ms) marks of named and of unnamed producers live, 3 pause between two looks at the marks (ms), then two a
 --   log: dataset, id consumed: it and all before it are sealed in versions
--- -> for each log the entries left
+-- -> for each log the entries left, or the error that it met
 -- What was released is read off the first entry left: ids of another incarnation may be gone, their sum is not.
 local KEYS_A_LOG, now, named, unnamed, pause = 5, now_ms(), ARGV[1], ARGV[2], tonumber(ARGV[3])
 
@@ -37,6 +37,7 @@ end
 local left = {}
 for i = 1, #KEYS / KEYS_A_LOG do
   local _, stream, totals, marks, ready = unpack(KEYS, (i - 1) * KEYS_A_LOG + 1, i * KEYS_A_LOG)
-  left[i] = trim(stream, totals, marks, ready, ARGV[2 + 2 * i], ARGV[3 + 2 * i])
+  local ran, answer = pcall(trim, stream, totals, marks, ready, ARGV[2 + 2 * i], ARGV[3 + 2 * i])
+  left[i] = ran and answer or redis.error_reply(type(answer) == 'table' and answer.err or answer)
 end
 return left
