@@ -1,6 +1,6 @@
 """Compaction: roll-ups and fresh snapshots between versions that exist. It adds edges, never versions, and changes no content.
 
-    due (rules/levels.py) ──► files of the merged road ──► verify ──► `edge` record
+    due (rules/levels.py), or of use to the crowd ──► files of the merged road ──► verify ──► `edge` record
 
 A crash before the record leaves orphans for the sweep. Two that compact one dataset find the other's edge, or its lease.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -29,7 +29,7 @@ from broker.model.names import DatasetId, data_key
 from broker.pauses import Pauses
 from broker.publication import Publication
 from broker.rules.fold import State
-from broker.rules.levels import Levels, Merge, due
+from broker.rules.levels import Levels, Merge, due, making_room
 from broker.rules.publishing import Lease
 
 log = logging.getLogger("broker.compactor")
@@ -41,9 +41,10 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 
 @dataclass
 class CompactReport:
-    """What one pass did. `failed`: dataset -> why; it is tried again, later each time."""
+    """What one pass did. `settled`: so many of the roll-ups. `failed`: dataset -> why; it is tried again, later each time."""
 
     roll_ups: int = 0
+    settled: int = 0
     snapshots: int = 0
     read_bytes: int = 0
     failed: dict[DatasetId, str] = field(default_factory=dict)
@@ -51,24 +52,42 @@ class CompactReport:
     def add(self, work: Merge) -> None:
         self.snapshots += work.base is None
         self.roll_ups += work.base is not None
+        self.settled += work.settled is not None
         self.read_bytes += work.bytes
+
+
+def no_crowd(state: State) -> int | None:
+    """For a broker without retention."""
+    del state
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Dues:
+    """What is owed to a dataset: by `levels`, and where readers keep too much. `crowded`, as of retention, says from where."""
+
+    levels: Levels = field(default_factory=Levels)
+    crowded: Callable[[State], int | None] = no_crowd
+
+    def of(self, state: State) -> Iterator[Merge]:
+        """What is due, the levels first."""
+        yield from due(state.edges, self.levels)
+        base = self.crowded(state)
+        work = None if base is None else making_room(state.edges, base, self.levels, over=state.leads_over)
+        if work is not None:
+            yield work
 
 
 class Compactor:
     """Idempotent and safe to run anywhere, several at once."""
 
     def __init__(
-        self,
-        index: Index,
-        catalog: Catalog,
-        engine: Engine,
-        publication: Publication,
-        leases: Leases,
-        levels: Levels | None = None,
+        self, index: Index, catalog: Catalog, engine: Engine, publication: Publication, leases: Leases, dues: Dues | None = None
     ) -> None:
         self._index, self._catalog, self._engine = index, catalog, engine
-        self._publication, self._leases, self._levels = publication, leases, levels or Levels()
+        self._publication, self._leases, self._dues = publication, leases, dues or Dues()
         self._seen, self._pauses = dict[DatasetId, int](), Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        self._settled = dict[DatasetId, tuple[int | None, int]]()
 
     def run_once(self) -> CompactReport:
         """A pass over all datasets whose head moved since the last one, but for those that rest behind a failure."""
@@ -87,12 +106,12 @@ class Compactor:
                     continue
                 state = self._catalog.known(dataset)
                 self._seen[dataset] = state.seq
-                if state.exists and next(due(state.edges, self._levels), None):
+                if state.exists and next(self._due(state), None):
                     yield dataset, state.seq
 
     def owed(self, dataset: DatasetId, most: int = 100) -> list[Merge]:
         """What is due for a dataset, at most `most` merges. Raises NotFound."""
-        return list(islice(due(self._catalog.state(dataset).edges, self._levels), most))
+        return list(islice(self._due(self._catalog.state(dataset)), most))
 
     def compact(self, dataset: DatasetId, most: int = MERGES) -> Iterator[Merge]:
         """Do what is due for one dataset, at most `most` merges; each as it is done.
@@ -102,11 +121,16 @@ class Compactor:
         with self._leases.held(self._catalog.slot(dataset), compact_lease(dataset), uuid4().hex) as lease:
             for _ in range(most):
                 state = self._catalog.state(dataset)
-                work = next(due(state.edges, self._levels), None)
+                work = next(self._due(state), None)
                 if work is None:
                     return
                 self._merge(state, work, lease)
                 yield work
+
+    def _due(self, state: State) -> Iterator[Merge]:
+        """An edge is settled once: retention may find it of no use."""
+        settled = self._settled.get(DatasetId(state.dataset))
+        return (work for work in self._dues.of(state) if not work.settled or (work.base, work.version) != settled)
 
     def _visit(self, dataset: DatasetId, report: CompactReport) -> None:
         try:
@@ -132,16 +156,22 @@ class Compactor:
         edge = self._written(state, work)
 
         def body(now: State) -> Body | None:
-            if now.edge(work.base, work.version) is not None:
+            there = now.edge(work.base, work.version)
+            if there and (there.settled or not edge.settled):
                 return None
-            if not now.alike(state) or any(now.edge(part.base, part.version) is None for part in work.edges):
+            if not now.alike(state) or any(now.edge(part.base, part.version) != part for part in work.parts):
                 raise StaleBase("the history changed meanwhile", of=dataset, why=f"{len(work.edges)} edges were merged")
             return NewEdge(edge=edge)
 
         self._catalog.commit(dataset, body, "compact", lease, begun)
+        if edge.settled:
+            self._settled[dataset] = work.base, work.version
 
     def _written(self, state: State, work: Merge) -> Edge:
-        if work.base is None:
+        if work.settled:
+            files = self._engine.write_settled(state.spec, work.settled, work.edges)
+            edge = Edge(base=work.base, version=work.version, files=files, settled=True)
+        elif work.base is None:
             times = {info.version: info.time for info in state.versions}
             written = self._engine.write_merged(state.spec, Standing(work.edges, times, time.time()))
             edge = Edge(base=None, version=work.version, files=written.files)

@@ -169,7 +169,7 @@ class Erasure:
         made = tuple(new for news in fresh.values() for new in news)
         self.publication.verify(Written(made, schema_of_spec(one.spec)))
         self.on_step("rewritten")
-        self._commit(edge, Edge(base=edge.base, version=edge.version, files=files), lease, begun)
+        self._commit(edge, edge.of_files(files), lease, begun)
         self.store.delete([file.key for file in found])
         self.on_step("removed")
         report.rewritten.append((edge.base, edge.version))

@@ -15,7 +15,7 @@ from broker.catalog import Catalog
 from broker.changelog import ChangeLogs
 from broker.channels import Channels
 from broker.columnar.engine import Engine
-from broker.compactor import Compactor
+from broker.compactor import Compactor, Dues
 from broker.cursors import Cursors
 from broker.events import Events, Tools
 from broker.hands import insisted
@@ -132,17 +132,14 @@ def open_parts(settings: Settings, on_step: OnStep = nothing) -> Parts:
     publication = Publication(catalog, engine, leases, promise.refuses_wrong_checksum, on_step, guards)
     cursors = Cursors(redis, index, settings.cursor_seconds)
     levels = Levels(snapshot_least_bytes=settings.snapshot_least_bytes)
-    compactor = Compactor(index, catalog, engine, publication, leases, levels)
-    floors, channels = (
-        Floors(settings.retain_versions, settings.retain_seconds, settings.retain_edges),
-        Channels(catalog, index, leases),
-    )
+    channels = Channels(catalog, index, leases)
+    floors = Floors(settings.retain_versions, settings.retain_seconds, settings.retain_edges)
+    retention = Retention(catalog, index, leases, cursors, floors, channels.pins)
     return Parts(
         settings=settings, redis=redis, store=store, index=index, leases=leases, catalog=catalog, engine=engine,
         publication=publication, requests=Requests(redis, settings), derived=Derived(redis, index, settings.result_seconds),
         changelogs=ChangeLogs(redis, catalog, settings), channels=channels, cursors=cursors,
         events=Events(Tools(redis, index, catalog, leases, settings.history_seconds, channels.pointers)),
-        compactor=compactor,
-        retention=Retention(catalog, index, leases, cursors, floors, channels.pins),
-        promise=promise, on_step=on_step,
+        compactor=Compactor(index, catalog, engine, publication, leases, Dues(levels, retention.crowded)),
+        retention=retention, promise=promise, on_step=on_step,
     )  # fmt: skip

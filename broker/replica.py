@@ -299,7 +299,10 @@ class Replica:
             raise NotFound("the dataset has no schema yet", of=self.dataset)
         if found.mode == "delta":
             upserts, deletes = self._engine.changes(spec, found.edges, self.selection)
-            return Batch(spec=spec, schema=schema_of(upserts.schema), replace=False, upserts=upserts, deletes=deletes)
+            return Batch(
+                spec=spec, schema=schema_of(upserts.schema), replace=False, upserts=upserts, deletes=deletes,
+                since=state.left_at(found.base or 0),
+            )  # fmt: skip
         rows = self._engine.read(spec, found.edges, self.selection)
         dead = self._engine.tombstones(spec, found.edges, self.selection)
         files = self._plain_files(found)

@@ -85,6 +85,13 @@ class Retention:
         """What would go now, and why the rest stays. Raises NotFound."""
         return self._plan(self._catalog.state(dataset))
 
+    def crowded(self, state: State) -> int | None:
+        """As of the plan: where the first reader stands, if the roads of all who live exceed the bytes of a snapshot."""
+        snapshots = [edge.bytes for edge in state.edges if edge.base is None]
+        if sum(edge.bytes for edge in state.edges) - sum(snapshots) <= max(snapshots, default=0):
+            return None  # whoever stands where, it fits
+        return self._plan(state).crowded
+
     def apply(self, dataset: DatasetId) -> RetentionPlan | None:
         """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable."""
         if self.waits_seconds(dataset):

@@ -31,6 +31,7 @@ from broker.columnar.results import (
     named_by_deletes,
     rows_result,
     schema_of_spec,
+    settled_results,
     shape_of,
     upserts_result,
 )
@@ -207,7 +208,12 @@ class Engine:
             makers = (rows_result, guards_result) if edges[0].base is None else (upserts_result, deletes_result)
             results = [make(spec, selection, sources) for make in makers if spec.order or make is not guards_result]
             files = self._write(spec, plan.session, results, format, partial(key_of, format))
-        return Edge(base=edges[0].base, version=edges[-1].version, files=files)
+        return Edge(base=held[-1].version if held else edges[0].base, version=edges[-1].version, files=files)
+
+    def write_settled(self, spec: DatasetSpec, snapshot: Edge, edges: Sequence[Edge]) -> tuple[File, ...]:
+        """What of the changes in `edges` stands in `snapshot`, to whose version they lead: nothing late. Raises as `read`."""
+        with self._plan(spec, [snapshot, *edges]) as plan:
+            return self._write(spec, plan.session, settled_results(spec, plan.sources(schema_of_spec(spec), held=1)))
 
     def session(self, of: str) -> AbstractContextManager[Session]:
         """A cursor on this process' DuckDB, for work on what `read` gives. Errors name `of`."""
@@ -316,13 +322,9 @@ class Engine:
         return pa.RecordBatchReader.from_batches(next(running), running)
 
     def _write(
-        self,
-        spec: DatasetSpec,
-        session: Session,
-        results: Sequence[Result],
-        form: Format = "parquet",
+        self, spec: DatasetSpec, session: Session, results: Sequence[Result], form: Format = "parquet",
         new_key: Callable[[], str] | None = None,
-    ) -> tuple[File, ...]:
+    ) -> tuple[File, ...]:  # fmt: skip
         encoder = ENCODERS[form]
         with self._outbox() as outbox:
             for result in results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker.columnar.merge import Shape, Sources, deletes_sql, guards_sql, rows_sql, upserts_sql
 from broker.columnar.sql import listed, quoted
@@ -53,6 +53,14 @@ def deletes_result(spec: DatasetSpec, selection: Selection, sources: Sources) ->
     columns = named_by_deletes(spec, schema)
     sql = deletes_sql(sources, shape_of(spec, schema), condition(schema, selection))
     return Result("deletes", f"SELECT {listed(columns.names)} FROM ({sql})", columns)
+
+
+def settled_results(spec: DatasetSpec, sources: Sources) -> list[Result]:
+    """What of the changes stands in the snapshot that is held: no row of a key it lacks, though its tombstone may be gone."""
+    everything, key = Selection(), listed(spec.key)
+    upserts, rows = upserts_result(spec, everything, sources), " UNION ALL ".join(sources.rows)
+    standing = replace(upserts, sql=f"SELECT * FROM ({upserts.sql}) SEMI JOIN (SELECT {key} FROM ({rows})) USING ({key})")
+    return [standing, deletes_result(spec, everything, sources)]
 
 
 def schema_of_spec(spec: DatasetSpec) -> Schema:

@@ -50,7 +50,7 @@ class OneKey:
     def near(self, edge: Edge) -> Edge:
         """An edge that is offered, but for its files of other key buckets."""
         files = tuple(file for file in edge.files if file.may_hold(self.bucket))
-        return Edge(base=edge.base, version=edge.version, files=files)
+        return edge.of_files(files)
 
     def standing(self, edges: Sequence[Edge]) -> pa.Table:
         """Its row after a plan from a snapshot, as a delete would name it: key and order. No row: it does not stand."""

@@ -60,20 +60,25 @@ class File(Frozen):
         return bucket is None or self.buckets is None or self.buckets[0] <= bucket <= self.buckets[1]
 
 
-Hop: TypeAlias = tuple[int | None, int, int]
-"""An edge for the planner: base, version, weight. Weights add up and compare like (bytes, edges); the lowest bit is free."""
+Hop: TypeAlias = tuple[int | None, int, int, bool]
+"""An edge for the planner: base, version, weight, settled. Weights add up and compare like (bytes, edges); the lowest bit is
+free."""
 
 
-def hop_of(base: int | None, version: int, size_bytes: int) -> Hop:
-    return base, version, (size_bytes << 32) + 2
+def hop_of(base: int | None, version: int, size_bytes: int, settled: bool = False) -> Hop:
+    return base, version, (size_bytes << 32) + 2, settled
 
 
 class Edge(Frozen):
-    """Files that take a replica from version `base` (None: from nothing) to `version`."""
+    """Files that take a replica from version `base` (None: from nothing) to `version`.
+
+    A roll-up that is `settled` holds no change that came late: of each row just what stands at `version`.
+    """
 
     base: int | None = Field(None, ge=0)
     version: int = Field(ge=1)
     files: tuple[File, ...] = ()
+    settled: bool = Field(False, exclude_if=lambda settled: not settled, description="left out where it does not hold")
 
     @property
     def kind(self) -> EdgeKind:
@@ -87,12 +92,16 @@ class Edge(Frozen):
 
     @cached_property
     def hop(self) -> Hop:
-        return hop_of(self.base, self.version, self.bytes)
+        return hop_of(self.base, self.version, self.bytes, self.settled)
 
     @property
     def rows(self) -> int:
         """Rows of content: tombstones do not count."""
         return sum(file.rows for file in self.files if file.role != "tombstones")
+
+    def of_files(self, files: tuple[File, ...]) -> Edge:
+        """The same edge in other files."""
+        return Edge(base=self.base, version=self.version, files=files, settled=self.settled)
 
     def of_role(self, role: Role) -> tuple[File, ...]:
         return tuple(file for file in self.files if file.role == role)

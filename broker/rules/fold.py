@@ -51,11 +51,11 @@ def _edge(text: str) -> Edge:
 
 
 def _hop(field: str, text: str) -> Hop:
-    """Read off an edge's text: `bytes` stands in each of its files, and nowhere else with these quotes."""
+    """Read off an edge's text: `bytes` stands in each of its files, `settled` where it is, and nowhere else in such quotes."""
     base, _, version = field.partition("-")
     sizes = _BYTES(text)
     size = int(sizes[0]) if len(sizes) == 1 else sum(map(int, sizes))
-    return hop_of(int(base) if base else None, int(version), size)
+    return hop_of(int(base) if base else None, int(version), size, '"settled":true' in text)
 
 
 @lru_cache(maxsize=20_000)
@@ -116,7 +116,7 @@ class State:
 
     @property
     def leads_over(self) -> bool:
-        """Whether an edge leads on whoever stands between its base and its version (rules/plan.py)."""
+        """Whether every edge leads on whoever stands between its base and its version (rules/plan.py)."""
         return self.exists and not self.spec.order
 
     def consumed(self, slot: int) -> str:
@@ -165,7 +165,7 @@ class State:
     def edges_of(self, road: Sequence[Hop]) -> tuple[Edge, ...]:
         """The edges that hops stand for."""
         texts = self.tables["edges"]
-        return tuple([_edge(texts[edge_field(base, version)]) for base, version, _ in road])
+        return tuple([_edge(texts[edge_field(base, version)]) for base, version, _, _ in road])
 
     @cached_property
     def versions(self) -> tuple[VersionInfo, ...]:
@@ -193,6 +193,11 @@ class State:
                 hint=f"See them: broker versions list {self.dataset}",
             )  # fmt: skip
         return VersionInfo.model_validate_json(text)
+
+    def left_at(self, version: int) -> float | None:
+        """When the version behind this one was committed (seconds since the epoch); None: it is not there, or forgotten."""
+        text = self.tables["versions"].get(str(version + 1))
+        return VersionInfo.model_validate_json(text).time if text else None
 
     def edge(self, base: int | None, version: int) -> Edge | None:
         """The edge from `base` (None: a snapshot) to `version`, if it is offered."""

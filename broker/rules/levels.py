@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final
 
@@ -20,6 +20,8 @@ FACTOR: Final = 8
 _VERSION: Final = attrgetter("version")
 SNAPSHOT_RATIO: Final = 0.5
 """A fresh snapshot is due when the deltas behind the newest one hold so much of its bytes."""
+CROWDED_RATIO: Final = 1 / 32
+"""The same where what readers need exceeds the snapshot's bytes: so much more than those may be stored until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +36,40 @@ class Levels:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """One piece of work: the edge from `base` (None: a snapshot) to `version`, made of `edges`, a road that leads there."""
+    """One piece of work: the edge from `base` (None: a snapshot) to `version`, made of `edges`, a road that leads there.
+
+    `settled`: the edge's kind (model/commit.py), made with the snapshot of `version`.
+    """
 
     base: int | None
     version: int
     edges: tuple[Edge, ...]
+    settled: Edge | None = None
 
     @property
     def bytes(self) -> int:
         """What is read for it."""
-        return sum(edge.bytes for edge in self.edges)
+        return sum(edge.bytes for edge in self.parts)
+
+    @property
+    def parts(self) -> tuple[Edge, ...]:
+        """The edges that are read for it."""
+        return (self.settled, *self.edges) if self.settled else self.edges
+
+
+def making_room(edges: Sequence[Edge], base: int, levels: Levels, *, over: bool) -> Merge | None:
+    """What lets retention give up more of `edges` (of one session, by version), where readers from `base` on keep too many.
+
+    An edge that leads them over to the newest snapshot: unless all lead `over` (rules/plan.py), one has to be settled. Where it
+    is there, or what it is made of is not, a fresh snapshot.
+    """
+    snapshot = max((edge for edge in edges if edge.base is None), key=_VERSION, default=None)
+    if snapshot is None or snapshot.bytes < levels.snapshot_least_bytes:
+        return None
+    led = over or any(edge.settled and (edge.base or 0) <= base and edge.version == snapshot.version for edge in edges)
+    if not led and base < snapshot.version - 1 and (road := _road(edges, base, snapshot.version)):
+        return Merge(base, snapshot.version, road, snapshot)
+    return _snapshot_due(edges, replace(levels, snapshot_ratio=min(levels.snapshot_ratio, CROWDED_RATIO)))
 
 
 def due(edges: Sequence[Edge], levels: Levels) -> Iterator[Merge]:

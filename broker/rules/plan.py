@@ -3,7 +3,8 @@
 Edges lead from where one ends to where the next begins. In a dataset without order columns the first may begin before what is
 held (`over`): an edge names whole rows and the keys that are gone, so it takes whoever stands between its ends to its end, and
 what is held already is only written again (P6). So a road for one consumer leads all who are ahead of it. With order columns it
-may hold rows that came late, and were refused by tombstones which the one who reads them again no longer has.
+may hold rows that came late, and were refused by tombstones which the one who reads them again no longer has: there only what
+compaction settled leads over.
 """
 
 from __future__ import annotations
@@ -62,17 +63,17 @@ def road_of(hops: Sequence[Hop], held: int | None, want: int, *, over: bool = Fa
     """`cheapest` over hops, by version. Edges lead forward only, so one pass over them is a shortest path."""
     best: dict[int | None, int] = {None: 1}
     last: dict[int | None, Hop] = {}
-    before = -1
+    at = -1
     if held is not None:
-        best[held] = 0
-        if over:  # then a road from nothing over what is held costs more than its end, from here
-            hops, before = hops[bisect_right(hops, held, key=_BY_VERSION) :], held
+        best[held], at = 0, held
+        if over and held < want:  # then a road from nothing over what is held costs more than its end, from here
+            hops = hops[bisect_right(hops, held, key=_BY_VERSION) :]
     cost_of = best.get
     for hop in hops:
-        base, version, weight = hop
+        base, version, weight, settled = hop
         if version > want:
             break
-        start = cost_of(base) if base is None or base >= before else 0
+        start = 0 if (over or settled) and base is not None and base < at < version else cost_of(base)
         if start is None or version == held:
             continue
         cost, known = start + weight, cost_of(version)
@@ -81,10 +82,10 @@ def road_of(hops: Sequence[Hop], held: int | None, want: int, *, over: bool = Fa
     if want not in best:
         return None
     road: list[Hop] = []
-    at: int | None = want
-    while at in last:
-        road.append(last[at])
-        at = last[at][0]
+    end: int | None = want
+    while end in last:
+        road.append(hop := last[end])
+        end = at if _over(hop, at, over) else hop[0]
     return road[::-1]
 
 
@@ -138,8 +139,13 @@ def comparable(state: State, found: Plan) -> Plan:
 
 
 def _passed_by(hops: Iterable[Hop], held: int, over: bool) -> ResetReason:
-    spans = any(base is not None and base < held < version for base, version, _ in hops) if over else False
-    return "replaced" if spans or any(held in (base, version) for base, version, _ in hops) else "too-old"
+    return "replaced" if any(held in hop[:2] or _over(hop, held, over) for hop in hops) else "too-old"
+
+
+def _over(hop: Hop, held: int, over: bool) -> bool:
+    """Whether it leads on who holds a version between its ends."""
+    base, version, _, settled = hop
+    return (over or settled) and base is not None and base < held < version
 
 
 def reset_of(state: State, cursor: Cursor | None, selection: Selection, asked: bool = False) -> ResetReason | None:

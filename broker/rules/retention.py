@@ -13,9 +13,9 @@ So nobody who lives loses its path: whom a road led on for fewer bytes than a sn
 The byte rule, by the bytes of the snapshot on the newest version's road: so many, and no more edges than a state can carry, are
 kept for floors alone, the oldest going first; and so many deltas and roll-ups for cursors, with those of the newest version's
 road. Those that stand nearest are served first, and each next one by the road that adds fewest bytes to what is kept, so that
-roads run together. Where not all fit, the road of the farthest one comes first: if edges may begin before where a reader stands
-(rules/plan.py), it leads all who are ahead, and holds fewer bytes than the newest version's own road from nothing. Else each of
-those left has its own, and the rule gives way.
+roads run together. Where not all fit, the road of the farthest one comes first: if it leads over (rules/plan.py), it leads all
+who are ahead, and holds fewer bytes than the newest version's own road from nothing. With order columns there is none such at
+first, and each of those left has its own. Where so the rule gives way, compaction makes room (rules/levels.py).
 """
 
 from __future__ import annotations
@@ -67,11 +67,12 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
     """`kept`: edge -> the first reason why. `retire`: what nobody needs, by version. `until`: no edge left touches a version
-    up to this one, so these fold into a range."""
+    up to this one, so these fold into a range. `crowded`: where the first reader stands, if the byte rule gives way."""
 
     kept: Mapping[Pair, str]
     retire: tuple[Edge, ...]
     until: int
+    crowded: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -113,11 +114,13 @@ def retention(edges: Sequence[Edge], wanted: Wanted, floors: Floors, now: float,
     behind = sum(edge.bytes for edge in whole[1:]) if whole else 0
     roads = _Roads(edges, wanted.readers, kept, over)
     roads.keep(newest, snapshot - behind)
+    ruled = [edge.bytes for edge in edges if edge.base is not None and _by_rule(kept.get(pair(edge), FLOOR), wanted)]
+    crowded = roads.farthest(newest) if sum(ruled) > snapshot else None
     for target in sorted({versions[0] for versions in wanted.versions.values() if versions}):
         roads.keep(target, 0)
     retire = tuple(edge for edge in edges if pair(edge) not in kept)
     least = min((version if base is None else base for base, version in kept), default=newest)
-    return RetentionPlan(kept, retire, least - 1)
+    return RetentionPlan(kept, retire, least - 1, crowded)
 
 
 def forgotten(
@@ -147,6 +150,7 @@ class _Roads:
 
     def __init__(self, edges: Sequence[Edge], readers: Mapping[str, int], kept: dict[Pair, str], over: bool) -> None:
         self._kept, self._over, self._hops = kept, over, [edge.hop for edge in edges]
+        self._fresh = max((version for base, version, _, _ in self._hops if base is None), default=0)
         self._bytes = {pair(edge): edge.bytes for edge in edges}
         self._stands = dict[int, str]()
         for name, at in sorted(readers.items(), key=itemgetter(1)):
@@ -156,8 +160,7 @@ class _Roads:
         """What leads every reader on to `target` that is not better off with a snapshot, if it can be for `budget` bytes."""
         before, anew = dict(self._kept), _weight(road_of(self._hops, None, target) or ()) + 1
         self._keep_nearest(target, anew, budget)
-        added = self._keep_farthest(target, anew)
-        if added and self._over:
+        if self._keep_farthest(target, anew):
             self._kept.clear()
             self._kept.update(before)
             self._keep_nearest(target, anew, budget - self._keep_farthest(target, anew))
@@ -178,8 +181,16 @@ class _Roads:
             ahead = [hop for hop in self._ahead(at) if hop[0] is not None]
             led = road_of([hop for hop in ahead if hop[:2] in self._kept], at, target, over=self._over)
             if not led or _weight(led) >= anew:
-                added += self._keep(self._road(ahead, (at, target), anew), name)
+                leading = [hop for hop in ahead if self._over or hop[3] or (hop[0] or 0) >= self._fresh]
+                road = self._road(leading, (at, target), anew) or self._road(ahead, (at, target), anew)
+                added += self._keep(road, name)
         return added
+
+    def farthest(self, target: int) -> int | None:
+        """Where the first road to `target` begins, of those that hold fewer bytes than the one from nothing."""
+        anew = _weight(road_of(self._hops, None, target) or ()) + 1
+        roads = (self._road([hop for hop in self._ahead(at) if hop[0] is not None], (at, target), anew) for at in self._stands)
+        return next((hop[0] for road in roads for hop in road), None)
 
     def _ahead(self, at: int) -> Sequence[Hop]:
         return self._hops[bisect_right(self._hops, at, key=itemgetter(1)) :]
@@ -193,7 +204,7 @@ class _Roads:
         cheap = road_of(hops, *ends, over=self._over)
         if not cheap or _weight(cheap) >= anew:
             return ()
-        priced = {hop_of(*hop[:2], 0) if hop[:2] in self._kept else hop: hop for hop in hops}
+        priced = {hop_of(*hop[:2], 0, hop[3]) if hop[:2] in self._kept else hop: hop for hop in hops}
         shared = [priced[hop] for hop in road_of(list(priced), *ends, over=self._over) or ()]
         return shared if _weight(shared) < anew else cheap
 
@@ -205,6 +216,11 @@ class _Roads:
 
     def _added(self, road: Iterable[Hop]) -> int:
         return sum(self._bytes[hop[:2]] for hop in road if hop[:2] not in self._kept)
+
+
+def _by_rule(why: str, wanted: Wanted) -> bool:
+    """Whether it counts for the byte rule of cursors."""
+    return why != FLOOR and why not in wanted.versions
 
 
 def _weight(road: Iterable[Hop]) -> int:

@@ -84,8 +84,7 @@ class Memory:
             rows = _by_key(batch.rows, shape.schema, shape)
             guards = _by_key(batch.tombstones, shape.guard, shape) if shape.order else {}
             return rows, {key: (row, now) for key, row in guards.items()}, Applied(rows=len(rows))
-        limit = now - batch.spec.tombstone_seconds
-        merge = _Merge(shape, _grown(held, shape), _fresh(held.tombstones, limit), batch.repair)
+        merge = _Merge(shape, _grown(held, shape), _fresh(held.tombstones, batch.lapsed(now)), batch.repair)
         for key, row in _by_key(batch.deletes, shape.guard, shape).items():
             merge.delete(key, row, now)
         for key, row in _by_key(batch.upserts, shape.schema, shape).items():

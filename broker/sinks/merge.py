@@ -129,8 +129,8 @@ class Merge:
     def change(self, batch: Batch, before: Shape | None, after: Shape) -> Applied:
         self._prepare(before, after)
         if after.order:
-            limit = self.now - batch.spec.tombstone_seconds
-            self.tx.run(f"DELETE FROM {quoted(self.table + TOMBSTONES)} WHERE {quoted(dropped_at(after))} <= {limit!r}")
+            lapsed = f"{quoted(dropped_at(after))} <= {batch.lapsed(self.now)!r}"
+            self.tx.run(f"DELETE FROM {quoted(self.table + TOMBSTONES)} WHERE {lapsed}")
         deletes, stale_deletes = self._delete(batch, after)
         upserts, stale_upserts = self._upsert(batch, after)
         return Applied(upserts=upserts, deletes=deletes, stale=stale_deletes + stale_upserts)

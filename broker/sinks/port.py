@@ -5,7 +5,8 @@ A sink is one table (or folder, or dict) of one replica. Rules of merging (desig
 - the newest order wins; an equal order goes to the later commit, so an arriving row replaces its equal; a null order is lowest;
 - what is older than the row or the tombstone held is skipped and counted as `stale`;
 - a delete removes the row and, where the dataset has order columns, leaves a tombstone (key, order, time) that keeps a late
-  older upsert from bringing the row back; ones older than `tombstone_seconds` are cleaned in the next transaction;
+  older upsert from bringing the row back; ones older than `tombstone_seconds` are cleaned in the next transaction whose changes
+  were all committed later than that;
 - without order columns the last change wins and no tombstones are kept.
 
 Driver errors leave a sink only as `broker.errors` types: `Busy` (locked by somebody), `Unavailable`, `OutcomeUnknown` (a commit
@@ -51,8 +52,8 @@ class Batch:
 
     `schema`: the delivered columns, key and order among them; readers may lack nullable ones and hold narrower types. `deletes`
     and `tombstones` hold key and order columns. `files`: the same rows as plain, verified Parquet files, which a sink that can
-    read those takes instead of `rows`. `repair`: the changes are right whatever order is held, and leave no tombstones. Readers
-    are consumed.
+    read those takes instead of `rows`. `repair`: the changes are right whatever order is held, and leave no tombstones.
+    `since`: when the first of the changes was committed (seconds since the epoch). Readers are consumed.
     """
 
     spec: DatasetSpec
@@ -64,6 +65,11 @@ class Batch:
     deletes: pa.RecordBatchReader | None = None
     files: Sequence[Path] = ()
     repair: bool = False
+    since: float | None = None
+
+    def lapsed(self, now: float) -> float:
+        """Tombstones laid up to then have lapsed: changes are compared as of their commit, however late they are read."""
+        return min(now, now if self.since is None else self.since) - self.spec.tombstone_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import signal
 import threading
@@ -262,6 +263,17 @@ def test_a_tombstone_ends_after_its_time(place: Place) -> None:
     place.now += 1
     assert put(place.open(), delta(SIMPLE, [("b", 6, "much later")]), 4) == Applied(upserts=1)
     assert held(place.open()) == [("b", 6, "much later")]
+
+
+def test_a_change_is_compared_with_the_tombstones_of_its_commit_however_late_it_is_read(place: Place) -> None:
+    put(place.open(), snapshot(SIMPLE, OLD), 1)
+    put(place.open(), delta(SIMPLE, (), [("a", 7), ("b", 7)]), 2)
+    committed = place.now + SIMPLE.tombstone_seconds - 1
+    place.now += 10 * SIMPLE.tombstone_seconds
+    late = dataclasses.replace(delta(SIMPLE, [("a", 6, "late")]), since=committed)
+    assert put(place.open(), late, 3).stale == 1
+    later = dataclasses.replace(delta(SIMPLE, [("b", 6, "much later")]), since=committed + 1)
+    assert put(place.open(), later, 4) == Applied(upserts=1)
 
 
 def test_without_order_the_last_change_wins(place: Place) -> None:

@@ -67,7 +67,8 @@ LOSSES: Final = ("kill", "wipe", "roll-back", "kill", "")
 """What Redis meets in a schedule, by its number: once for certain, behind that by chance."""
 COLUMNS: Final = (
     "take-over-batch", "take-over-compact", "take-over-replica", "refused-compactor", "refused-replica", "helped-reservation",
-    "foreign-record", "reconcile", "gap", "roll-up", "snapshot", "coalesced", "applied-every", "applied-latest", "applied-some",
+    "foreign-record", "reconcile", "gap", "roll-up", "settled", "snapshot", "coalesced", "applied-every", "applied-latest",
+    "applied-some",
 )  # fmt: skip
 ANYWHERE: Final = ("appender", "batcher", "compactor", "replica", "redis-kill", "redis-wipe", "redis-roll-back")
 

@@ -12,7 +12,7 @@ import pytest
 from broker.cli.erase import erasure_of
 from broker.columnar.buckets import lay_out
 from broker.columnar.engine import EVERYTHING
-from broker.compactor import Compactor
+from broker.compactor import Compactor, Dues
 from broker.connect import Broker, Dataset
 from broker.erasure import STEPS, Erased
 from broker.errors import Busy
@@ -58,7 +58,7 @@ def made(b: Broker, name: DatasetId) -> Dataset:
     offers.publish_delta([{"sku": key, "at": 4, "price": 4} for key in keys[:-5]])
     offers.hold(2, why="audit")
     offers.promote(1, to="production")
-    Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.0, 0)).run_once()
+    Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Dues(Levels(2, 0.0, 0))).run_once()
     state, edges = offers.state, offers.plan().edges
     edge = lay_out(
         parts.engine, parts.store, state.spec, edges, EVERYTHING, lambda form: derived_key(name, 999_999, LAYOUT, form)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 import broker
-from broker.compactor import Compactor
+from broker.compactor import Compactor, Dues
 from broker.rules.levels import Levels
 from broker.sinks import Sink
 from broker.stores.memory import MemoryStore
@@ -177,7 +177,7 @@ def place(url: str) -> Iterator[Place]:
 
         def compactor(ratio: float) -> Compactor:
             levels = Levels(factor=2, snapshot_ratio=ratio, snapshot_least_bytes=0)
-            return Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, levels)
+            return Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Dues(levels))
 
         batching = Batching(parts, "laws")
         yield Place(b, batching, compactor(1e9), compactor(0.0))

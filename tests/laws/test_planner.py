@@ -16,7 +16,7 @@ from broker.errors import NotFound
 from broker.model.commit import Edge
 from broker.model.request import Cursor, Selection
 from broker.rules.fold import State, replay
-from broker.rules.levels import Levels, due
+from broker.rules.levels import Levels, due, making_room
 from broker.rules.plan import Plan, cheapest, plan, plan_for
 from broker.rules.retention import Floors, Pair, Wanted, retention
 from tests.rules.logs import DATASET, file_of, logs
@@ -26,8 +26,8 @@ Cost = tuple[int, int, bool]
 """Bytes, edges, and whether it starts from nothing: what a road is chosen by."""
 
 
-def edge(base: int | None, version: int, size: int) -> Edge:
-    return Edge(base=base, version=version, files=(file_of(f"{base}-{version}", size),))
+def edge(base: int | None, version: int, size: int, settled: bool = False) -> Edge:
+    return Edge(base=base, version=version, files=(file_of(f"{base}-{version}", size),), settled=settled)
 
 
 def ordered(edges: Iterable[Edge]) -> list[Edge]:
@@ -35,7 +35,7 @@ def ordered(edges: Iterable[Edge]) -> list[Edge]:
 
 
 def every_road(edges: Iterable[Edge], held: int | None, want: int, spanning: bool) -> list[tuple[Edge, ...]]:
-    """From `held` and from nothing, and (`spanning`) from before `held`, over it; tried one by one."""
+    """From `held` and from nothing, and from before `held` over it (what is settled, if `spanning` all); tried one by one."""
     edges = list(edges)
 
     def roads(at: int | None) -> Iterable[tuple[Edge, ...]]:
@@ -50,10 +50,11 @@ def every_road(edges: Iterable[Edge], held: int | None, want: int, spanning: boo
         return [*roads(None), *(roads(held) if held is not None else ())]
     over = [
         (edge, *rest)
-        for edge in edges if edge.base is not None and edge.base < held < edge.version <= want
+        for edge in edges
+        if (spanning or edge.settled) and edge.base is not None and edge.base < held < edge.version <= want
         for rest in roads(edge.version)
     ]  # fmt: skip
-    return [*roads(None), *roads(held), *(over if spanning else ())]
+    return [*roads(None), *roads(held), *over]
 
 
 def cost(road: Iterable[Edge]) -> Cost:
@@ -75,7 +76,8 @@ def the_reset(state: State, cursor: Cursor, want: int, asked: bool) -> str | Non
     if cursor.version == want or best[0].base is not None:
         return None
     near = any(
-        edge.version == cursor.version or (edge.base is not None and edge.base <= cursor.version < edge.version)
+        cursor.version in (edge.base, edge.version)
+        or (edge.base is not None and edge.base < cursor.version < edge.version and (state.leads_over or edge.settled))
         for edge in state.edges
     )
     return "replaced" if near else "too-old"
@@ -128,8 +130,10 @@ def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacte
                 base, newest = (newest if deed == "delta" else None), newest + 1
                 edges[base, newest] = edge(base, newest, data.draw(sizes))
             case "compact":
-                if (work := next(due(ordered(edges.values()), levels), None)) is not None:
-                    edges[work.base, work.version] = edge(work.base, work.version, data.draw(sizes))
+                known = ordered(edges.values())
+                room = making_room(known, data.draw(st.integers(1, newest), "from"), levels, over=over)
+                if (work := next(due(known, levels), room)) is not None:
+                    edges[work.base, work.version] = edge(work.base, work.version, data.draw(sizes), bool(work.settled))
             case _:
                 readers = {f"r{at}": at for at in data.draw(st.sets(st.integers(1, newest), max_size=4), "readers")}
                 kept = retention(ordered(edges.values()), Wanted(readers=readers), Floors(1, 0), 0.0, over=over).kept
@@ -152,14 +156,16 @@ def test_of_ten_thousand_edges_the_road_is_as_cheap_as_another_algorithm_finds(s
         version = random.randint(2, 7000)
         base = random.choice([None, max(1, version - random.choice([8, 64, 512, random.randint(2, 6000)]))])
         if base is None or base < version:
-            edges[base, version] = edge(base, version, random.randint(1, 2000) if base else random.randint(1000, 60_000))
+            size = random.randint(1, 2000) if base else random.randint(1000, 60_000)
+            edges[base, version] = edge(base, version, size, settled=base is not None and random.random() < 0.1)
     offered = ordered(edges.values())
     want = 7000
     left = backwards(offered, want)
     for held in (None, 1, 2, 3500, 6400, 6992, 6999, *random.sample(range(1, 7000), 10)):
         here = [left[held]] if held in left else []
-        if held is not None and over:
-            spanning = [part for part in offered if part.base is not None and part.base < held < part.version]
+        if held is not None:
+            leading = [part for part in offered if over or part.settled]
+            spanning = [part for part in leading if part.base is not None and part.base < held < part.version]
             ends = [(part, left[part.version]) for part in spanning if part.version in left]
             here += [(part.bytes + size, 1 + count) for part, (size, count) in ends]
         ways = [left[None], *here]

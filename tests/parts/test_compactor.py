@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ import pytest
 import broker
 from broker.backend.keys import compact_lease
 from broker.columnar.engine import EVERYTHING
-from broker.compactor import Compactor, CompactReport
+from broker.compactor import Compactor, CompactReport, Dues, no_crowd
 from broker.errors import Busy, Corrupt, StaleBase
-from broker.model.commit import Edge
-from broker.model.names import DatasetId
+from broker.model.commit import Edge, Retire
+from broker.model.names import DatasetId, data_key
+from broker.rules.fold import State
 from broker.rules.levels import Levels
 from broker.rules.plan import plan
 from broker.sinks.memory import Memory
@@ -31,9 +33,12 @@ def b(redis_url: str, tmp_path: Path) -> Iterator[broker.Broker]:
         yield opened
 
 
-def compactor(b: broker.Broker, factor: int = 2, ratio: float = 0.5) -> Compactor:
+def compactor(
+    b: broker.Broker, factor: int = 2, ratio: float = 0.5, crowded: Callable[[State], int | None] = no_crowd
+) -> Compactor:
     parts = b.parts
-    return Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(factor, ratio, 0))
+    tools = parts.index, parts.catalog, parts.engine, parts.publication, parts.leases
+    return Compactor(*tools, Dues(Levels(factor, ratio, 0), crowded))
 
 
 def published(b: broker.Broker, versions: int, order: list[str]) -> list[dict[str, Any]]:
@@ -198,3 +203,45 @@ def test_a_replica_far_behind_takes_the_roll_ups(b: broker.Broker) -> None:
     assert report.edges < 12
     assert report.reset is None
     assert {row["sku"]: (row["at"], row["price"]) for row in sink.read().to_pylist()} == contents[-1] | {"s0": (0, 11)}
+
+
+@pytest.mark.parametrize("tombstone_seconds", [0, 1000])
+def test_where_readers_keep_too_much_an_edge_is_settled_that_holds_nothing_late(
+    b: broker.Broker, tombstone_seconds: int
+) -> None:
+    """Whether or not the snapshot still has the tombstone that refused it; in place of the roll-up that has the same ends."""
+    offers = b.dataset(OFFERS, key=["sku"], order=["at"], tombstone_seconds=tombstone_seconds)
+    offers.publish([{"sku": sku, "at": 5} for sku in ("gone", "stays", "kept", "dies")])
+    offers.publish_delta(None, [{"sku": "gone", "at": 9}])
+    offers.publish_delta([{"sku": "gone", "at": 3}, {"sku": "kept", "at": 4}, {"sku": "new", "at": 1}])
+    offers.publish_delta([{"sku": "stays", "at": 7}], [{"sku": "dies", "at": 8}])
+    compactor(b, ratio=0.0).run_once()
+    before = offers.state.edge(2, 4)
+    assert before is not None
+    assert {file.role: file.rows for file in before.files} == {"upserts": 4, "deletes": 1}
+    duty = compactor(b, ratio=0.0, crowded=lambda _: 2)
+    (work,) = duty.owed(OFFERS)
+    assert [work] == list(duty.compact(OFFERS))
+    edge = offers.state.edge(2, 4)
+    assert edge is not None
+    assert edge.settled
+    assert {file.role: file.rows for file in edge.files} == {"upserts": 2, "deletes": 1}
+    assert duty.owed(OFFERS) == compactor(b, ratio=0.0, crowded=lambda _: 2).owed(OFFERS) == []
+    found = plan([edge], 3, 4)
+    assert (found.base, found.edges) == (3, (edge,)), "it leads who stands between, too"
+    key_of = partial(data_key, OFFERS)
+    held = [edge for edge in offers.state.edges if edge.version <= 3 and edge.base in (None, edge.version - 1)]
+    answer = b.parts.engine.derive(offers.spec, found.edges, EVERYTHING, "parquet", key_of, held)
+    assert (answer.base, answer.version) == (3, 4), "and an answer made of it begins where that one stands"
+
+
+def test_an_edge_that_retention_found_of_no_use_is_not_settled_again(b: broker.Broker) -> None:
+    published(b, 4, ["at"])
+    offers, duty = b.dataset(OFFERS), compactor(b, factor=100, ratio=0.0, crowded=lambda _: 2)
+    duty.run_once()
+    assert offers.state.edge(2, 4) is not None
+    b.parts.catalog.commit(OFFERS, lambda _: Retire(edges=((2, 4),)), "retention")
+    assert duty.owed(OFFERS) == []
+    offers.publish_delta([{"sku": "s0", "at": 10, "price": 0}])
+    duty.run_once()
+    assert offers.state.edge(2, 5) is not None, "another snapshot, another edge"

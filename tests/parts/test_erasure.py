@@ -14,12 +14,13 @@ import broker
 from broker.cli.erase import erasure_of
 from broker.cli.exits import Exit
 from broker.columnar.engine import EVERYTHING
-from broker.compactor import Compactor
+from broker.columnar.rewrite import OneKey
+from broker.compactor import Compactor, Dues, no_crowd
 from broker.connect import Broker
 from broker.cursors import Cursors, LiveCursor
 from broker.erasure import Erased, Erasure
-from broker.errors import BadData, Busy, Fenced, TimedOut
-from broker.model.commit import NewEdge, Retire, parse_record
+from broker.errors import BadData, Busy, Fenced, StaleBase, TimedOut
+from broker.model.commit import Edge, NewEdge, Retire, parse_record
 from broker.model.names import DatasetId, data_key
 from broker.parts import open_parts
 from broker.rules.levels import Levels
@@ -53,7 +54,8 @@ def made(b: Broker, order: list[str]) -> broker.Dataset:
                 [{"sku": KEY, "at": version, "price": version}, {"sku": f"n{version}", "at": version, "price": 0}]
             )
     parts = b.parts
-    Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5, 0)).run_once()
+    tools = parts.index, parts.catalog, parts.engine, parts.publication, parts.leases
+    Compactor(*tools, Dues(Levels(2, 0.5, 0), (lambda _: 1) if order else no_crowd)).run_once()
     return offers
 
 
@@ -80,13 +82,15 @@ def test_no_object_has_the_key_and_every_version_reads_as_before_without_it(
     b: Broker, tmp_path: Path, order: list[str]
 ) -> None:
     offers = made(b, order)
-    before = contents(offers, 9)
+    before, settled = contents(offers, 9), [(edge.base, edge.version) for edge in offers.state.edges if edge.settled]
     assert len(traces(tmp_path)) > 9
+    assert bool(settled) == bool(order)
     report = erasure_of(b).erase(OFFERS, KEY)
     assert report.done
     assert report.deleted_in == 10
     assert traces(tmp_path) == []
     assert contents(offers, 9) == before
+    assert [(edge.base, edge.version) for edge in offers.state.edges if edge.settled] == settled
     assert all(KEY not in str(offers.read(version).column("sku").to_pylist()) for version in range(1, 11))
     assert offers.past.history(KEY) == []
     assert [checked.error for checked in offers.verify() if checked.error] == []
@@ -103,6 +107,25 @@ def test_every_rewritten_edge_is_an_edge_record_and_a_retirement_of_its_old_file
     gone = {file.key for edge in before.values() for file in edge.files} - {f.key for e in offers.state.edges for f in e.files}
     assert {key for x in retired for key in x.files} >= gone
     assert offers.state.version == 10
+
+
+def test_what_compaction_merged_before_the_erasure_is_refused_after_it(b: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the key would come back in a roll-up."""
+    offers, parts, derive = made(b, []), b.parts, b.parts.engine.derive
+    duty = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Dues(Levels(2, 1e9, 0)))
+    offers.publish_delta([{"sku": KEY, "at": 10, "price": 10}])
+
+    def and_erased(*args: Any) -> Edge:
+        monkeypatch.undo()
+        edge = derive(*args)
+        erasure_of(b).erase(OFFERS, KEY)
+        return edge
+
+    monkeypatch.setattr(parts.engine, "derive", and_erased)
+    with pytest.raises(StaleBase):
+        next(duty.compact(OFFERS))
+    duty.run_once()
+    assert list(OneKey(parts.engine, offers.spec, [KEY]).holding([f for e in offers.state.edges for f in e.files])) == []
 
 
 def test_once_more_changes_nothing(b: Broker) -> None:

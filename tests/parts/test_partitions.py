@@ -22,7 +22,7 @@ from broker.columnar.engine import EVERYTHING, Engine
 from broker.columnar.partitions import Partitions
 from broker.columnar.rewrite import OneKey
 from broker.columnar.trace import bucket_result
-from broker.compactor import Compactor
+from broker.compactor import Compactor, Dues
 from broker.errors import NotFound
 from broker.model.commit import Edge, File, Role
 from broker.model.dataset import Column, DatasetSpec, Schema, widens
@@ -59,7 +59,7 @@ def compacted(b: broker.Broker, offers: broker.Dataset) -> Edge:
     """The newest version's snapshot, made by compaction."""
     parts = b.parts
     levels = Levels(factor=100, snapshot_ratio=0.001, snapshot_least_bytes=0)
-    report = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, levels).run_once()
+    report = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Dues(levels)).run_once()
     assert (report.snapshots, report.failed) == (1, {})
     found = offers.state.edge(None, offers.state.version)
     assert found is not None

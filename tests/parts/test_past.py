@@ -12,7 +12,7 @@ import pytest
 
 import broker
 from broker.cli.exits import Exit
-from broker.compactor import Compactor
+from broker.compactor import Compactor, Dues
 from broker.errors import BadData, Invalid, NotFound
 from broker.model.commit import Retire
 from broker.model.names import DatasetId
@@ -102,7 +102,7 @@ def test_a_history_is_what_reading_every_version_says(b: broker.Broker, order: l
     offers = made(b, order)
     if compacted:
         parts = b.parts
-        Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5, 0)).run_once()
+        Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Dues(Levels(2, 0.5, 0))).run_once()
     for key in (f"s{number}" for number in range(15)):
         assert [(one.version, one.row) for one in offers.past.history(key)] == walked(offers, key), key
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import broker
-from broker.compactor import Compactor
+from broker.compactor import Compactor, Dues
 from broker.cursors import Cursors, LiveCursor
 from broker.errors import Invalid, NotFound, Unavailable
 from broker.model.commit import Edge, NewEdge, Retire, parse_record
@@ -148,7 +148,7 @@ def test_what_goes_is_told_before_and_recorded_after_by_edge_and_file(b: broker.
 
 def test_the_road_of_the_farthest_reader_leads_the_others_where_not_all_fit(b: broker.Broker) -> None:
     offers, parts = b.dataset(OFFERS, key=["sku"]), b.parts
-    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(2, 0.5))
+    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Dues(Levels(2, 0.5)))
     offers.publish([payload(number) for number in range(200)])
     offers.publish_delta([payload(0)])
     sink = Memory()

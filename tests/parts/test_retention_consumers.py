@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 
 import broker
-from broker.compactor import Compactor
+from broker.compactor import Compactor, Dues
 from broker.cursors import Cursors, LiveCursor
 from broker.janitor import LATE_SECONDS, Janitor
 from broker.model.commit import Edge
@@ -55,7 +55,9 @@ class Crowd:
 
     b: broker.Broker
     random: Random
+    order: tuple[str, ...] = ()
     consumers: list[Consumer] = field(default_factory=list)
+    changes: int = 0
     better_anew: set[int] = field(default_factory=set)
     """Versions from which, once, a snapshot held fewer bytes than any other road to the newest version."""
 
@@ -69,7 +71,7 @@ class Crowd:
     def sync(self, consumer: Consumer) -> None:
         """Up to the newest version, and said so. Who lives gets a snapshot only where that is cheaper, or was."""
         state = self.state
-        reset = plan(state.edges, consumer.version, state.version, over=True).reset if consumer.version else None
+        reset = plan(state.edges, consumer.version, state.version, over=state.leads_over).reset if consumer.version else None
         gone = reset == "too-old"
         assert not (gone and consumer.lives) or consumer.version in self.better_anew
         if consumer.replica is not None:
@@ -78,6 +80,11 @@ class Crowd:
             assert (report.reset == "too-old") == bool(gone)
         consumer.version, consumer.lives = state.version, True
         self.report(consumer, 3600.0)
+
+    def row(self, key: int) -> dict[str, object]:
+        """Every eighth change comes late."""
+        at = {"at": self.changes - self.random.choice([0] * 7 + [50])} if self.order else {}
+        return {"sku": f"s{key}", "price": self.random.random(), **at}
 
     def report(self, consumer: Consumer, lease_seconds: float) -> None:
         """A lease of no time: it has lapsed."""
@@ -100,12 +107,12 @@ class Crowd:
         return [consumer for consumer in self.consumers if consumer.lives]
 
 
-@pytest.fixture
-def crowd(redis_url: str) -> Iterator[Crowd]:
-    prices = Random(5)
+@pytest.fixture(params=[(), ("at",)], ids=["in-turn", "by-order"])
+def crowd(redis_url: str, request: pytest.FixtureRequest) -> Iterator[Crowd]:
     with broker_over(MemoryStore(), redis_url) as b:
-        b.dataset(OFFERS, key=["sku"]).publish([{"sku": f"s{number}", "price": prices.random()} for number in range(KEYS)])
-        made = Crowd(b, Random(11))
+        made = Crowd(b, Random(11), request.param)
+        rows = [made.row(number) for number in range(KEYS)]
+        b.dataset(OFFERS, key=["sku"], order=request.param).publish(rows)
         for number in range(CONSUMERS):
             kind = KINDS[number % len(KINDS)]
             consumer = Consumer(f"{kind}-{number}", kind, leaves=made.random.randint(2, ROUNDS // 2))
@@ -119,14 +126,15 @@ def crowd(redis_url: str) -> Iterator[Crowd]:
 
 def change(crowd: Crowd) -> None:
     """A delta of up to two per cent."""
+    crowd.changes += 1
     keys = crowd.random.sample(range(KEYS), crowd.random.randint(1, KEYS // 50))
-    upserts = [{"sku": f"s{key}", "price": crowd.random.random()} for key in keys[1:]]
-    crowd.b.dataset(OFFERS).publish_delta(upserts, [{"sku": f"s{keys[0]}"}])
+    gone = {name: value for name, value in crowd.row(keys[0]).items() if name != "price"}
+    crowd.b.dataset(OFFERS).publish_delta([crowd.row(key) for key in keys[1:]], [gone])
 
 
 def led_on(state: State, versions: set[int]) -> dict[int, int]:
     """The bytes of the road from each version to the newest one, of those from where a snapshot does not cost less."""
-    known = {at: cheapest(state.edges, at, state.version, over=True) for at in versions}
+    known = {at: cheapest(state.edges, at, state.version, over=state.leads_over) for at in versions}
     assert None not in known.values(), "nothing leads to the newest version"
     return {at: cost(road) for at, road in known.items() if not road or road[0].base is not None}
 
@@ -139,10 +147,9 @@ def cost(road: Iterable[Edge] | None) -> int:
 @pytest.mark.slow(30)
 def test_nobody_who_lives_loses_a_road_and_the_store_stays_small(crowd: Crowd) -> None:
     parts = crowd.b.parts
-    compactor = Compactor(
-        parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Levels(snapshot_least_bytes=0)
-    )
     retention = Retention(parts.catalog, parts.index, parts.leases, crowd.cursors(0), Floors(FLOOR_VERSIONS, 0))
+    tools = parts.index, parts.catalog, parts.engine, parts.publication, parts.leases
+    compactor = Compactor(*tools, Dues(Levels(snapshot_least_bytes=0), retention.crowded))
     retired = pins = 0
     for round in range(ROUNDS):
         change(crowd)

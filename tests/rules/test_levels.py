@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.model.commit import Edge, File
-from broker.rules.levels import Levels, due
+from broker.rules.levels import CROWDED_RATIO, Levels, due, making_room
 from broker.rules.plan import cheapest
 
 
@@ -85,3 +85,26 @@ def test_a_snapshot_dearer_than_the_road_it_was_made_of_is_not_made_again() -> N
 
 def test_nothing_is_owed_to_a_dataset_without_edges() -> None:
     assert list(due([], Levels())) == []
+
+
+def test_room_is_made_by_an_edge_that_leads_all_over_to_the_newest_snapshot_and_then_by_a_fresh_one() -> None:
+    edges = ordered([*chain(9, 1000), edge(None, 6, 320)])
+    work = making_room(edges, 3, Levels(), over=False)
+    assert work is not None
+    assert (work.base, work.version, work.settled) == (3, 6, edge(None, 6, 320))
+    assert [part.version for part in work.edges] == [4, 5, 6]
+    assert work.bytes == 320 + 3
+    settled = Edge(base=3, version=6, settled=True)
+    assert making_room(ordered([*edges, settled]), 3, Levels(), over=False) is None, "three bytes are too few for a snapshot"
+    assert making_room(edges, 3, Levels(snapshot_least_bytes=321), over=False) is None
+    assert making_room(edges, 7, Levels(), over=False) is None, "nobody is to be led to that snapshot"
+    heavier = [*edges, edge(9, 10, int(320 * CROWDED_RATIO))]
+    for offered, over in ((ordered([*heavier, settled]), False), (heavier, True)):
+        fresh = making_room(offered, 3, Levels(), over=over)
+        assert fresh is not None
+        assert (fresh.base, fresh.version, fresh.settled) == (None, 10, None)
+
+
+def test_where_the_deltas_to_the_snapshot_are_retired_only_a_fresh_one_makes_room() -> None:
+    edges = [edge for edge in chain(9, 1000) if edge.version != 5]
+    assert making_room(ordered([*edges, edge(None, 6, 320)]), 3, Levels(), over=False) is None

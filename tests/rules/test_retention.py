@@ -12,9 +12,9 @@ from broker.rules.retention import FLOOR, NEWEST, Floors, Wanted, pair, retentio
 NONE = Floors(versions=1, seconds=0)
 
 
-def edge(base: int | None, version: int, size: int = 10) -> Edge:
+def edge(base: int | None, version: int, size: int = 10, settled: bool = False) -> Edge:
     file = File(role="rows" if base is None else "upserts", key=f"{base}-{version}", sha256="0" * 64, bytes=size, rows=1)
-    return Edge(base=base, version=version, files=(file,))
+    return Edge(base=base, version=version, files=(file,), settled=settled)
 
 
 def chain(newest: int, *more: Edge) -> list[Edge]:
@@ -32,7 +32,7 @@ def histories(draw: st.DrawFn) -> list[Edge]:
             edges[None, version] = edge(None, version, draw(st.integers(20, 200)))
     for base, length in draw(st.lists(st.tuples(st.integers(1, 22), st.integers(2, 8)), max_size=5)):
         if base + length <= newest:
-            edges[base, base + length] = edge(base, base + length, draw(st.integers(5, 60)))
+            edges[base, base + length] = edge(base, base + length, draw(st.integers(5, 60)), draw(st.booleans()))
     return sorted(edges.values(), key=lambda edge: (edge.version, -1 if edge.base is None else edge.base))
 
 
@@ -88,7 +88,7 @@ def test_each_begins_where_it_stands_while_the_deltas_from_the_farthest_reader_o
     chain = [edge for edge in edges if edge.base is not None and farthest <= edge.base == edge.version - 1]
     if sum({pair(edge): edge.bytes for edge in (*chain, *whole[1:])}.values()) <= whole[0].bytes:
         for at in set(wanted.readers.values()) - {newest}:
-            exact, road = cheapest([edge for edge in edges if (edge.base or at) >= at], at, newest), cheapest(left, at, newest)
+            exact, road = (cheapest([edge for edge in given if (edge.base or at) >= at], at, newest) for given in (edges, left))
             assert exact is not None
             assert road is not None
             assert exact[0].base is None or road[0].base == at
@@ -178,6 +178,21 @@ def test_with_order_columns_nobody_is_led_from_before_and_each_keeps_a_road_of_i
     edges = chain(30, edge(None, 30, 100), edge(10, 30, 60))
     plan = retention(edges, Wanted(readers={"far": 10, "near": 24}), NONE, 100, over=False)
     assert [plan.why(10, 30), plan.why(24, 25)] == ["cursor far", "cursor near"]
+
+
+def test_with_order_columns_a_settled_edge_leads_everybody_and_until_there_is_one_the_plan_says_so() -> None:
+    readers = {"far": 10, "near": 24}
+    without = chain(30, edge(None, 29, 100), edge(10, 30, 60))
+    plan = retention(without, Wanted(readers=readers), NONE, 100)
+    assert (plan.why(10, 30), plan.why(24, 25), plan.crowded) == ("cursor far", "cursor near", 10)
+    plan = retention(chain(30, edge(None, 29, 100), edge(10, 29, 60, True)), Wanted(readers=readers), NONE, 100)
+    assert (plan.why(10, 29), plan.why(24, 25), plan.crowded) == ("cursor far", None, None)
+
+
+def test_only_a_plan_whose_cursors_keep_more_than_the_snapshot_is_crowded() -> None:
+    edges = chain(10, edge(None, 10, 100))
+    assert retention(edges, Wanted(readers={"far": 1}), NONE, 100).crowded is None
+    assert retention(edges, Wanted(versions={"hold h": [9]}, readers={"far": 1}), NONE, 100).crowded is None
 
 
 def test_a_reader_joins_the_road_of_a_nearer_one_where_its_own_would_cost_more() -> None:
