@@ -66,7 +66,7 @@ def append(face: Face, /, name: str, file: Path, **options: Any) -> None:
         last = asdict(ack or Ack(options["producer"] or "", 0, level=options["level"]))
         face.emit(
             {"dataset": name} | last | {"rows": rows, "blocks": appending.blocks},
-            f"{rows} rows {options['level']}" + (f", {ack.producer} block {ack.block}" if ack else ""),
+            f"{rows} row{'' if rows == 1 else 's'} {options['level']}" + (f", {ack.producer} block {ack.block}" if ack else ""),
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import Any, Final
@@ -50,12 +50,13 @@ def _edge(text: str) -> Edge:
     return Edge.model_validate_json(text)
 
 
-def _hop(field: str, text: str) -> Hop:
-    """Read off an edge's text: `bytes` stands in each of its files, `settled` where it is, and nowhere else in such quotes."""
-    base, _, version = field.partition("-")
-    sizes = _BYTES(text)
-    size = int(sizes[0]) if len(sizes) == 1 else sum(map(int, sizes))
-    return hop_of(int(base) if base else None, int(version), size, '"settled":true' in text)
+def _hops(edges: Mapping[str, str]) -> Iterator[Hop]:
+    """Read off the edges' text: `bytes` stands in each of their files, `settled` where it is, and nowhere else in such quotes."""
+    for field, text in edges.items():
+        base, _, version = field.partition("-")
+        sizes = _BYTES(text)
+        size = int(sizes[0]) if len(sizes) == 1 else sum(map(int, sizes))
+        yield hop_of(int(base) if base else None, int(version), size, '"settled":true' in text)
 
 
 @lru_cache(maxsize=20_000)
@@ -159,7 +160,7 @@ class State:
         """All edges for the planner, by version, without parsing them."""
         found = self._hops_before
         if found is None:
-            found = tuple(_hop(field, text) for field, text in self.tables["edges"].items())
+            found = tuple(_hops(self.tables["edges"]))
         return tuple(sorted(found, key=itemgetter(1)))
 
     def edges_of(self, road: Sequence[Hop]) -> tuple[Edge, ...]:
@@ -230,7 +231,7 @@ def after(state: State, patch: Patch) -> State:
     hops, added = state.__dict__.get("hops"), patch.put.get("edges", {})
     kept = "edges" not in patch.clear and "edges" not in patch.drop and not added.keys() & state.tables["edges"].keys()
     if hops is not None and kept:
-        result._hops_before = (*hops, *(_hop(field, text) for field, text in added.items()))
+        result._hops_before = (*hops, *_hops(added))
     return result
 
 

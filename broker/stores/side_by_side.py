@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-A_CORE: Final = 4
-"""Threads a core: more would wait for each other. For a local disk two are enough; a store far away is worth more."""
+MOST: Final = 4 * (os.cpu_count() or 1)
+"""Threads: more than four a core would wait for each other. For a local disk two are enough; a store far away is worth more."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -36,7 +36,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> li
                 waiting.clear()
                 raise
 
-    helpers = min(len(waiting), threads, A_CORE * (os.cpu_count() or A_CORE)) - 1
+    helpers = min(len(waiting), threads, MOST) - 1
     if helpers < 1:
         run()
         return results

@@ -52,8 +52,9 @@ NAMED: Final = (
     ("sealed_marks_off", "faults/test_changelog_faults.py::test_after_a_total_loss_the_sealed_marks_count"),
     (
         "retention_cursors_off",
-        "parts/test_retention_consumers.py::test_nobody_who_lives_loses_a_road_and_the_store_stays_small",
+        "parts/test_retention_consumers.py::test_nobody_who_lives_loses_a_road_and_the_store_stays_small[in-turn]",
     ),
+    ("settled_off", "parts/test_compactor.py::test_where_readers_keep_too_much_an_edge_is_settled_that_holds_nothing_late[0]"),
     ("sweep_wait_off", "parts/test_sweep.py::test_a_retired_file_goes_when_no_answer_can_name_it_and_not_before"),
     ("gate_off", "parts/test_guards.py::test_a_version_that_takes_too_much_away_is_refused_and_the_old_one_stays[snapshot]"),
     (
