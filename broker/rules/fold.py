@@ -51,7 +51,7 @@ def _edge(text: str) -> Edge:
 
 
 def _hops(edges: Mapping[str, str]) -> Iterator[Hop]:
-    """Read off the edges' text: `bytes` stands in each of their files, `settled` where it is, and nowhere else in such quotes."""
+    """Read off the edges' text: `bytes` is said in each of their files, `settled` of some, and nothing else has such quotes."""
     for field, text in edges.items():
         base, _, version = field.partition("-")
         sizes = _BYTES(text)
