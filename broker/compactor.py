@@ -1,6 +1,6 @@
 """Compaction: roll-ups and fresh snapshots between versions that exist. It adds edges, never versions, and changes no content.
 
-    due (rules/levels.py), or of use to the crowd ──► files of the merged road ──► verify ──► `edge` record
+    due by levels, or to make room (rules/levels.py) ──► files of the merged road ──► verify ──► `edge` record
 
 A crash before the record leaves orphans for the sweep. Two that compact one dataset find the other's edge, or its lease.
 """
@@ -29,7 +29,7 @@ from broker.model.names import DatasetId, data_key
 from broker.pauses import Pauses
 from broker.publication import Publication
 from broker.rules.fold import State
-from broker.rules.levels import Levels, Merge, due, making_room
+from broker.rules.levels import Levels, Merge, due, making_room, tight
 from broker.rules.publishing import Lease
 
 log = logging.getLogger("broker.compactor")
@@ -56,24 +56,18 @@ class CompactReport:
         self.read_bytes += work.bytes
 
 
-def no_crowd(state: State) -> int | None:
-    """For a broker without retention."""
-    del state
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Dues:
     """What is owed to a dataset: by `levels`, and where readers keep too much. `crowded`, as of retention, says from where."""
 
     levels: Levels = field(default_factory=Levels)
-    crowded: Callable[[State], int | None] = no_crowd
+    crowded: Callable[[State], int | None] | None = None
 
-    def of(self, state: State) -> Iterator[Merge]:
-        """What is due, the levels first."""
-        yield from due(state.edges, self.levels)
-        base = self.crowded(state)
-        work = None if base is None else making_room(state.edges, base, self.levels, over=state.leads_over)
+    def of(self, state: State, tried: tuple[int | None, int] | None = None) -> Iterator[Merge]:
+        """What is due, the levels first. `tried`: the ends of an edge that is not to be settled again."""
+        yield from due(state.edges, self.levels, state.rolled_until)
+        base = self.crowded(state) if self.crowded and tight(state.edges, self.levels) else None
+        work = None if base is None else making_room(state.edges, base, self.levels, over=state.leads_over, tried=tried)
         if work is not None:
             yield work
 
@@ -87,7 +81,7 @@ class Compactor:
         self._index, self._catalog, self._engine = index, catalog, engine
         self._publication, self._leases, self._dues = publication, leases, dues or Dues()
         self._seen, self._pauses = dict[DatasetId, int](), Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-        self._settled = dict[DatasetId, tuple[int | None, int]]()
+        self._settled = dict[tuple[str, str], tuple[int | None, int]]()
 
     def run_once(self) -> CompactReport:
         """A pass over all datasets whose head moved since the last one, but for those that rest behind a failure."""
@@ -104,9 +98,14 @@ class Compactor:
             for dataset, glance in self._index.glance(slot).items():
                 if self._seen.get(dataset) == glance.seq:
                     continue
-                state = self._catalog.known(dataset)
+                try:
+                    state = self._catalog.known(dataset)
+                    owed = state.exists and next(self._due(state), None)
+                except BrokerError as error:  # the next look is at the others, too
+                    log.warning("%s: %s", dataset, error)
+                    continue
                 self._seen[dataset] = state.seq
-                if state.exists and next(self._due(state), None):
+                if owed:
                     yield dataset, state.seq
 
     def owed(self, dataset: DatasetId, most: int = 100) -> list[Merge]:
@@ -128,9 +127,8 @@ class Compactor:
                 yield work
 
     def _due(self, state: State) -> Iterator[Merge]:
-        """An edge is settled once: retention may find it of no use."""
-        settled = self._settled.get(DatasetId(state.dataset))
-        return (work for work in self._dues.of(state) if not work.settled or (work.base, work.version) != settled)
+        """One process settles an edge once: retention may find it of no use."""
+        return self._dues.of(state, self._settled.get((state.dataset, state.session)))
 
     def _visit(self, dataset: DatasetId, report: CompactReport) -> None:
         try:
@@ -156,8 +154,7 @@ class Compactor:
         edge = self._written(state, work)
 
         def body(now: State) -> Body | None:
-            there = now.edge(work.base, work.version)
-            if there and (there.settled or not edge.settled):
+            if now.edge(work.base, work.version) is not None:
                 return None
             if not now.alike(state) or any(now.edge(part.base, part.version) != part for part in work.parts):
                 raise StaleBase("the history changed meanwhile", of=dataset, why=f"{len(work.edges)} edges were merged")
@@ -165,7 +162,7 @@ class Compactor:
 
         self._catalog.commit(dataset, body, "compact", lease, begun)
         if edge.settled:
-            self._settled[dataset] = work.base, work.version
+            self._settled[dataset, state.session] = work.base, work.version
 
     def _written(self, state: State, work: Merge) -> Edge:
         if work.settled:

@@ -86,10 +86,7 @@ class Retention:
         return self._plan(self._catalog.state(dataset))
 
     def crowded(self, state: State) -> int | None:
-        """As of the plan: where the first reader stands, if the roads of all who live exceed the bytes of a snapshot."""
-        snapshots = [edge.bytes for edge in state.edges if edge.base is None]
-        if sum(edge.bytes for edge in state.edges) - sum(snapshots) <= max(snapshots, default=0):
-            return None  # whoever stands where, it fits
+        """As of the plan: where the first reader stands, if what live ones need exceeds the bytes of a snapshot."""
         return self._plan(state).crowded
 
     def apply(self, dataset: DatasetId) -> RetentionPlan | None:
@@ -107,9 +104,11 @@ class Retention:
                     return None
                 files = tuple(file.key for edge in found.retire for file in edge.files)
                 gone[:], ranges = forgotten(state, found.retire, wanted, now)
+                rolled_until = max((edge.version for edge in found.retire if edge.base is not None), default=0)
                 return Retire(
                     edges=tuple(map(pair, found.retire)), files=files, versions_until=found.until, versions=tuple(ranges),
                     productions=tuple(info.production for info in gone if info.production),
+                    rolled_until=max(rolled_until, state.rolled_until),
                 )  # fmt: skip
 
             after = self._catalog.commit(dataset, body, "retention", lease).tables["versions"]

@@ -50,7 +50,9 @@ class Maintenance:
     def compact(self) -> None:
         done = self._parts.compactor.run_once()
         if done.roll_ups or done.snapshots:
-            counts = {"roll_ups": done.roll_ups, "snapshots": done.snapshots, "read_bytes": done.read_bytes}
+            counts = {
+                "roll_ups": done.roll_ups, "settled": done.settled, "snapshots": done.snapshots, "read_bytes": done.read_bytes,
+            }  # fmt: skip
             log.info("compacted: %s", _words(counts), extra={"counts": counts})
 
     def retain(self) -> None:

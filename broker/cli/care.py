@@ -20,13 +20,16 @@ from broker.rules.retention import Pair, RetentionPlan
 
 @click.command(
     "compact", cls=Command,
-    examples="broker compact shop/catalog/offers", answer="A list of {kind, base, version, edges, bytes}",
+    examples="broker compact shop/catalog/offers", answer="A list of {kind, base, version, edges, bytes, settled}",
 )  # fmt: skip
 @click.argument("name", metavar="DATASET")
 @click.option("--limit", type=click.IntRange(1), default=1_000_000, help="At most so many merges. Default: all that is due.")
 @pass_face
 def compact(face: Face, name: str, limit: int) -> None:
-    """Merge what is due: roll-ups of deltas, and a fresh snapshot where deltas grew heavy. Versions stay as they are."""
+    """Merge what is due: roll-ups of deltas, a fresh snapshot where deltas grew heavy. Versions stay as they are.
+
+    Where what readers need exceeds a snapshot, also a roll-up that leads all of them (settled: without what came late).
+    """
     done = list[Merge]()
     with face.connect() as broker:
         found = broker.dataset(name)
@@ -42,7 +45,8 @@ def compact(face: Face, name: str, limit: int) -> None:
 def _work(work: Merge) -> dict[str, Any]:
     edge = Edge(base=work.base, version=work.version)
     return {
-        "kind": edge.kind, "base": work.base, "version": work.version, "edges": len(work.edges), "bytes": work.bytes,
+        "kind": edge.kind, "base": work.base, "version": work.version, "edges": len(work.parts), "bytes": work.bytes,
+        "settled": work.settled is not None,
     }  # fmt: skip
 
 

@@ -186,7 +186,8 @@ class Hold(Frozen):
 class Retire(Frozen):
     """Edges no longer offered; their files go `result_seconds` + 1 h later. No edge touches versions up to `versions_until`.
 
-    `versions`, closed ranges, and `productions` are forgotten: the log tells of them, the state does no more.
+    `versions`, closed ranges, and `productions` are forgotten: the log tells of them, the state does no more. Roll-ups of
+    versions up to `rolled_until` (0: it stays where it was) are made no more.
     """
 
     kind: Literal["retire"] = "retire"
@@ -195,6 +196,7 @@ class Retire(Frozen):
     versions_until: int = 0
     versions: tuple[tuple[int, int], ...] = ()
     productions: tuple[str, ...] = ()
+    rolled_until: int = Field(0, ge=0, exclude_if=lambda version: version == 0)
 
 
 class Barrier(Frozen):

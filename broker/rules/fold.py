@@ -112,6 +112,11 @@ class State:
         return self.version if self.tables["edges"] else 0
 
     @property
+    def rolled_until(self) -> int:
+        """Roll-ups of versions up to this one are made no more: retention has given up some."""
+        return int(self.head.get("rolled_until", 0))
+
+    @property
     def exists(self) -> bool:
         return bool(self.session) and not self.head.get("dropped")
 

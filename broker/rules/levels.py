@@ -57,25 +57,38 @@ class Merge:
         return (self.settled, *self.edges) if self.settled else self.edges
 
 
-def making_room(edges: Sequence[Edge], base: int, levels: Levels, *, over: bool) -> Merge | None:
+def tight(edges: Sequence[Edge], levels: Levels) -> bool:
+    """Whether readers may need more bytes than a snapshot holds, and the newest snapshot is large enough to care."""
+    snapshots = [edge for edge in edges if edge.base is None]
+    deltas = sum(edge.bytes for edge in edges if edge.base is not None)
+    return any(deltas > edge.bytes for edge in snapshots) and snapshots[-1].bytes >= levels.snapshot_least_bytes
+
+
+def making_room(
+    edges: Sequence[Edge], base: int, levels: Levels, *, over: bool, tried: tuple[int | None, int] | None = None
+) -> Merge | None:
     """What lets retention give up more of `edges` (of one session, by version), where readers from `base` on keep too many.
 
-    An edge that leads them over to the newest snapshot: unless all lead `over` (rules/plan.py), one has to be settled. Where it
-    is there, or what it is made of is not, a fresh snapshot.
+    An edge that leads them over to the newest snapshot: unless all lead `over` (rules/plan.py), one has to be settled. When it
+    is there, a fresh snapshot behind CROWDED_RATIO. Where it cannot be made (its ends are taken, or were `tried` in vain; a
+    roll-up passes over the snapshot), a fresh snapshot at once: to that one it can. Who knows an edge may trust it: none is
+    replaced.
     """
-    snapshot = max((edge for edge in edges if edge.base is None), key=_VERSION, default=None)
-    if snapshot is None or snapshot.bytes < levels.snapshot_least_bytes:
-        return None
+    snapshot = max((edge for edge in edges if edge.base is None), key=_VERSION)
     led = over or any(edge.settled and (edge.base or 0) <= base and edge.version == snapshot.version for edge in edges)
-    if not led and base < snapshot.version - 1 and (road := _road(edges, base, snapshot.version)):
+    if led or base >= snapshot.version - 1:
+        return _snapshot_due(edges, replace(levels, snapshot_ratio=min(levels.snapshot_ratio, CROWDED_RATIO)))
+    ends, road = (base, snapshot.version), _road(edges, base, snapshot.version)
+    if road and ends != tried and not any((edge.base, edge.version) == ends for edge in edges):
         return Merge(base, snapshot.version, road, snapshot)
-    return _snapshot_due(edges, replace(levels, snapshot_ratio=min(levels.snapshot_ratio, CROWDED_RATIO)))
+    return _snapshot_due(edges, replace(levels, snapshot_ratio=0.0, snapshot_least_bytes=0))
 
 
-def due(edges: Sequence[Edge], levels: Levels) -> Iterator[Merge]:
+def due(edges: Sequence[Edge], levels: Levels, rolled_until: int = 0) -> Iterator[Merge]:
     """What compaction owes to `edges` (of one session, by version): low levels first, newest first, the snapshot at the end.
 
-    A range whose deltas are retired in part is past mending, and owes nothing.
+    A range whose deltas are retired in part is past mending, and owes nothing; nor does one up to `rolled_until`: of those
+    retention has seen the roll-ups, and gave up what nobody needs.
     """
     if not edges:
         return
@@ -85,7 +98,7 @@ def due(edges: Sequence[Edge], levels: Levels) -> Iterator[Merge]:
     while width <= newest - oldest:
         for version in range(newest - newest % width, oldest, -width):
             base = version - width
-            owed = base >= oldest and (base, version) not in offered
+            owed = base >= oldest and version > rolled_until and (base, version) not in offered
             if owed and (road := _road(edges, base, version)) is not None:
                 yield Merge(base, version, road)
         width *= levels.factor
@@ -106,6 +119,7 @@ def _snapshot_due(edges: Sequence[Edge], levels: Levels) -> Merge | None:
     if not road:
         return None
     last = max((edge for edge in edges if edge.base is None), key=_VERSION)
-    behind = sum(edge.bytes for edge in _road(edges, last.version, newest) or ())
+    past = _road(edges, last.version, newest)  # None: a roll-up passes over the snapshot, and deltas behind it are retired
+    behind = sum(edge.bytes for edge in (road[1:] if past is None else past))
     heavy = behind > levels.snapshot_ratio * last.bytes and behind >= levels.snapshot_least_bytes
     return Merge(None, newest, road) if heavy else None

@@ -113,6 +113,7 @@ def patch_of(record: Record, sha: str) -> Patch:
             return Patch(put={"head": head, "holds": {hold.name: hold.model_dump_json()}})
         case Retire() as gone:
             head |= {"retired_until": str(gone.versions_until)} if gone.versions_until else {}
+            head |= {"rolled_until": str(gone.rolled_until)} if gone.rolled_until else {}
             return Patch(drop=_dropped(gone), put={"head": head})
         case Barrier(epoch=epoch):
             return Patch(put={"head": head | {"epoch": str(epoch)}})

@@ -16,7 +16,7 @@ from broker.errors import NotFound
 from broker.model.commit import Edge
 from broker.model.request import Cursor, Selection
 from broker.rules.fold import State, replay
-from broker.rules.levels import Levels, due, making_room
+from broker.rules.levels import Levels, Merge, due, making_room, tight
 from broker.rules.plan import Plan, cheapest, plan, plan_for
 from broker.rules.retention import Floors, Pair, Wanted, retention
 from tests.rules.logs import DATASET, file_of, logs
@@ -144,6 +144,36 @@ def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacte
         leads(found, held, newest)
         assert (found.edges == ()) == (held == newest)
         assert found.edges == () or cost(found.edges) == min(map(cost, every_road(offered, held, newest, over)))
+
+
+@given(st.data())
+def test_compaction_and_retention_come_to_rest_whoever_reads(data: st.DataObject) -> None:
+    """In turn, on random deltas, whatever size a merge turns out to have; also if nobody remembers what was settled."""
+    over, sizes = data.draw(st.booleans(), "over"), st.integers(1, 60)
+    levels = Levels(data.draw(st.integers(2, 4)), data.draw(st.sampled_from([0.1, 0.5, 5.0])))
+    edges: dict[Pair, Edge] = {(None, 1): edge(None, 1, data.draw(st.integers(20, 200)))}
+    for version in range(2, data.draw(st.integers(3, 40), "newest")):
+        edges[version - 1, version] = edge(version - 1, version, data.draw(sizes))
+    readers = {f"r{at}": at for at in data.draw(st.sets(st.integers(1, version), max_size=6), "readers")}
+    floors, rolled_until = Floors(data.draw(st.integers(1, 12)), 0), 0
+
+    def owed() -> Merge | None:
+        known = ordered(edges.values())
+        crowded = retention(known, Wanted(readers=readers), floors, 0.0, over=over).crowded if tight(known, levels) else None
+        room = None if crowded is None else making_room(known, crowded, levels, over=over)
+        return next(due(known, levels, rolled_until), room)
+
+    for _ in range(12):
+        before = dict(edges)
+        while (work := owed()) is not None:
+            size = data.draw(st.integers(1, max(2, min(work.bytes, 200))))
+            edges[work.base, work.version] = edge(work.base, work.version, size, bool(work.settled))
+        plan = retention(ordered(edges.values()), Wanted(readers=readers), floors, 0.0, over=over)
+        rolled_until = max([rolled_until, *(gone.version for gone in plan.retire if gone.base is not None)])
+        edges = {hop: known for hop, known in edges.items() if hop in plan.kept}
+        if edges == before:
+            return
+    raise AssertionError("it goes on and on")
 
 
 @pytest.mark.parametrize("over", [False, True])

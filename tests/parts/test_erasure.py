@@ -15,7 +15,7 @@ from broker.cli.erase import erasure_of
 from broker.cli.exits import Exit
 from broker.columnar.engine import EVERYTHING
 from broker.columnar.rewrite import OneKey
-from broker.compactor import Compactor, Dues, no_crowd
+from broker.compactor import Compactor, Dues
 from broker.connect import Broker
 from broker.cursors import Cursors, LiveCursor
 from broker.erasure import Erased, Erasure
@@ -55,7 +55,7 @@ def made(b: Broker, order: list[str]) -> broker.Dataset:
             )
     parts = b.parts
     tools = parts.index, parts.catalog, parts.engine, parts.publication, parts.leases
-    Compactor(*tools, Dues(Levels(2, 0.5, 0), (lambda _: 1) if order else no_crowd)).run_once()
+    Compactor(*tools, Dues(Levels(2, 0.5, 0), (lambda _: 1) if order else None)).run_once()
     return offers
 
 

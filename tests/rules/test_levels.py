@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.model.commit import Edge, File
-from broker.rules.levels import CROWDED_RATIO, Levels, due, making_room
+from broker.rules.levels import CROWDED_RATIO, Levels, due, making_room, tight
 from broker.rules.plan import cheapest
 
 
@@ -96,8 +96,7 @@ def test_room_is_made_by_an_edge_that_leads_all_over_to_the_newest_snapshot_and_
     assert work.bytes == 320 + 3
     settled = Edge(base=3, version=6, settled=True)
     assert making_room(ordered([*edges, settled]), 3, Levels(), over=False) is None, "three bytes are too few for a snapshot"
-    assert making_room(edges, 3, Levels(snapshot_least_bytes=321), over=False) is None
-    assert making_room(edges, 7, Levels(), over=False) is None, "nobody is to be led to that snapshot"
+    assert making_room(edges, 5, Levels(), over=False) is None, "nobody is to be led to that snapshot"
     heavier = [*edges, edge(9, 10, int(320 * CROWDED_RATIO))]
     for offered, over in ((ordered([*heavier, settled]), False), (heavier, True)):
         fresh = making_room(offered, 3, Levels(), over=over)
@@ -105,6 +104,32 @@ def test_room_is_made_by_an_edge_that_leads_all_over_to_the_newest_snapshot_and_
         assert (fresh.base, fresh.version, fresh.settled) == (None, 10, None)
 
 
-def test_where_the_deltas_to_the_snapshot_are_retired_only_a_fresh_one_makes_room() -> None:
-    edges = [edge for edge in chain(9, 1000) if edge.version != 5]
-    assert making_room(ordered([*edges, edge(None, 6, 320)]), 3, Levels(), over=False) is None
+def test_where_no_such_edge_can_be_made_a_fresh_snapshot_is_at_once() -> None:
+    broken = ordered([edge(None, 6, 320), edge(5, 8), *(edge for edge in chain(9, 1000) if edge.version not in (6, 8))])
+    taken = ordered([edge(None, 6, 320), edge(3, 6), *chain(9, 1000)])
+    for edges, tried in ((broken, None), (taken, None), (ordered([edge(None, 6, 320), *chain(9, 1000)]), (3, 6))):
+        work = making_room(edges, 3, Levels(snapshot_least_bytes=300), over=False, tried=tried)
+        assert work is not None
+        assert (work.base, work.version, work.settled) == (None, 9, None)
+    assert making_room(ordered([*chain(9, 1000), edge(None, 9, 320), edge(3, 9)]), 3, Levels(), over=False) is None
+
+
+def test_room_may_be_wanting_where_the_deltas_hold_more_than_a_snapshot_that_is_large_enough_to_care() -> None:
+    edges = ordered([*chain(9, 1000), edge(None, 6, 7)])
+    assert tight(edges, Levels(snapshot_least_bytes=7))
+    assert not tight(edges, Levels(snapshot_least_bytes=8))
+    assert not tight(ordered([*chain(9, 1000), edge(None, 6, 8)]), Levels())
+    assert not tight([], Levels())
+
+
+def test_a_snapshot_is_due_though_a_roll_up_passes_over_the_newest_one() -> None:
+    """Where that holds more bytes than an older one with its deltas, which the newest version's road takes."""
+    edges = ordered([edge(None, 1, 100), edge(1, 2, 50), edge(None, 2, 180), edge(2, 3, 1), edge(1, 4, 60)])
+    assert list(due(edges, Levels())) == []
+    (work,) = due(ordered([*edges, edge(4, 5, 31)]), Levels())
+    assert (work.base, work.version) == (None, 5)
+
+
+def test_what_retention_gave_up_is_not_owed_again() -> None:
+    assert [(work.base, work.version) for work in due(chain(25), Levels(8))] == [(16, 24), (8, 16)]
+    assert [(work.base, work.version) for work in due(chain(25), Levels(8), rolled_until=16)] == [(16, 24)]
