@@ -23,7 +23,7 @@ from broker.catalog import Catalog
 from broker.columnar.engine import EVERYTHING, Engine, Written
 from broker.columnar.results import schema_of_spec
 from broker.columnar.tombstones import Standing
-from broker.errors import BrokerError, Busy, StaleBase
+from broker.errors import BrokerError, Busy, StaleBase, Transient
 from broker.model.commit import Body, Edge, NewEdge
 from broker.model.names import DatasetId, data_key
 from broker.pauses import Pauses
@@ -63,13 +63,15 @@ class Dues:
     levels: Levels = field(default_factory=Levels)
     crowded: Callable[[State], int | None] | None = None
 
-    def of(self, state: State, tried: tuple[int | None, int] | None = None) -> Iterator[Merge]:
-        """What is due, the levels first. `tried`: the ends of an edge that is not to be settled again."""
+    def of(self, state: State) -> Iterator[Merge]:
+        """What is due, the levels first."""
         yield from due(state.edges, self.levels, state.rolled_until)
         base = self.crowded(state) if self.crowded and tight(state.edges, self.levels) else None
-        work = None if base is None else making_room(state.edges, base, self.levels, over=state.leads_over, tried=tried)
-        if work is not None:
-            yield work
+        if base is None:
+            return
+        room = making_room(state.edges, base, self.levels, over=state.leads_over, settled_until=state.settled_until)
+        if room is not None:
+            yield room
 
 
 class Compactor:
@@ -81,7 +83,6 @@ class Compactor:
         self._index, self._catalog, self._engine = index, catalog, engine
         self._publication, self._leases, self._dues = publication, leases, dues or Dues()
         self._seen, self._pauses = dict[DatasetId, int](), Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-        self._settled = dict[tuple[str, str], tuple[int | None, int]]()
 
     def run_once(self) -> CompactReport:
         """A pass over all datasets whose head moved since the last one, but for those that rest behind a failure."""
@@ -100,8 +101,10 @@ class Compactor:
                     continue
                 try:
                     state = self._catalog.known(dataset)
-                    owed = state.exists and next(self._due(state), None)
-                except BrokerError as error:  # the next look is at the others, too
+                    owed = state.exists and next(self._dues.of(state), None)
+                except Transient:
+                    raise
+                except BrokerError as error:  # one dataset's harm must not end the care for the others
                     log.warning("%s: %s", dataset, error)
                     continue
                 self._seen[dataset] = state.seq
@@ -110,7 +113,7 @@ class Compactor:
 
     def owed(self, dataset: DatasetId, most: int = 100) -> list[Merge]:
         """What is due for a dataset, at most `most` merges. Raises NotFound."""
-        return list(islice(self._due(self._catalog.state(dataset)), most))
+        return list(islice(self._dues.of(self._catalog.state(dataset)), most))
 
     def compact(self, dataset: DatasetId, most: int = MERGES) -> Iterator[Merge]:
         """Do what is due for one dataset, at most `most` merges; each as it is done.
@@ -118,17 +121,20 @@ class Compactor:
         Raises NotFound, Busy (another compacts it), Fenced, Corrupt, Unavailable.
         """
         with self._leases.held(self._catalog.slot(dataset), compact_lease(dataset), uuid4().hex) as lease:
+            missed: Merge | None = None
             for _ in range(most):
                 state = self._catalog.state(dataset)
-                work = next(self._due(state), None)
+                work = next(self._dues.of(state), None)
                 if work is None:
                     return
-                self._merge(state, work, lease)
+                try:
+                    self._merge(state, work, lease)
+                except StaleBase:  # the history changed meanwhile: it owes something else
+                    if work == missed:
+                        raise
+                    missed = work
+                    continue
                 yield work
-
-    def _due(self, state: State) -> Iterator[Merge]:
-        """One process settles an edge once: retention may find it of no use."""
-        return self._dues.of(state, self._settled.get((state.dataset, state.session)))
 
     def _visit(self, dataset: DatasetId, report: CompactReport) -> None:
         try:
@@ -157,12 +163,10 @@ class Compactor:
             if now.edge(work.base, work.version) is not None:
                 return None
             if not now.alike(state) or any(now.edge(part.base, part.version) != part for part in work.parts):
-                raise StaleBase("the history changed meanwhile", of=dataset, why=f"{len(work.edges)} edges were merged")
+                raise StaleBase("the history changed meanwhile", of=dataset, why=f"{len(work.parts)} edges were merged")
             return NewEdge(edge=edge)
 
         self._catalog.commit(dataset, body, "compact", lease, begun)
-        if edge.settled:
-            self._settled[dataset, state.session] = work.base, work.version
 
     def _written(self, state: State, work: Merge) -> Edge:
         if work.settled:

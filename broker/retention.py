@@ -104,11 +104,11 @@ class Retention:
                     return None
                 files = tuple(file.key for edge in found.retire for file in edge.files)
                 gone[:], ranges = forgotten(state, found.retire, wanted, now)
-                rolled_until = max((edge.version for edge in found.retire if edge.base is not None), default=0)
                 return Retire(
                     edges=tuple(map(pair, found.retire)), files=files, versions_until=found.until, versions=tuple(ranges),
                     productions=tuple(info.production for info in gone if info.production),
-                    rolled_until=max(rolled_until, state.rolled_until),
+                    rolled_until=max(found.rolled_until, state.rolled_until),
+                    settled_until=max(found.settled_until, state.settled_until),
                 )  # fmt: skip
 
             after = self._catalog.commit(dataset, body, "retention", lease).tables["versions"]

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
     )
 
     snapshot_least_bytes: int = Field(
-        1 << 20, ge=0, description="compaction makes no fresh snapshot for fewer bytes of deltas: it would serve nobody"
+        1 << 20,
+        ge=0,
+        description="compaction makes no fresh snapshot for fewer bytes of deltas, and no room beside a smaller one",
     )
 
     # --- guards, for datasets that have none of their own

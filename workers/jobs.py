@@ -23,7 +23,7 @@ from rq.utils import now
 from broker.backend.client import RedisClient
 from broker.backend.jobs import PARTS, Jobs, connect
 from broker.cuts import FINALISE, Cuts
-from broker.errors import AttemptFailed, BrokerError, Busy, NotFound, StaleBase
+from broker.errors import AttemptFailed, BrokerError, Busy, NotFound
 from broker.hands import Hands
 from broker.heavy import RUN_FINALISER, RUN_PART, enqueue
 from broker.model.names import DatasetId
@@ -70,10 +70,10 @@ def finalise(flight: str, attempt: int) -> None:
 
 
 def compact(dataset: str) -> None:
-    """Merge what is due for a dataset. Another that is at it does the same; what changed meanwhile has a job of its own."""
-    with _opened() as (parts, _), suppress(Busy, NotFound, StaleBase):
+    """Merge what is due for a dataset. Another that is at it does the same."""
+    with _opened() as (parts, _), suppress(Busy, NotFound):
         for work in parts.compactor.compact(DatasetId(dataset)):
-            log.info("%s: merged %d edges up to version %d", dataset, len(work.edges), work.version)
+            log.info("%s: merged %d edges up to version %d", dataset, len(work.parts), work.version)
 
 
 def retain(dataset: str) -> None:

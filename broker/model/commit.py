@@ -187,7 +187,7 @@ class Retire(Frozen):
     """Edges no longer offered; their files go `result_seconds` + 1 h later. No edge touches versions up to `versions_until`.
 
     `versions`, closed ranges, and `productions` are forgotten: the log tells of them, the state does no more. Roll-ups of
-    versions up to `rolled_until` (0: it stays where it was) are made no more.
+    versions up to `rolled_until`, and settled ones up to `settled_until`, are made no more (0: they stay where they were).
     """
 
     kind: Literal["retire"] = "retire"
@@ -197,6 +197,7 @@ class Retire(Frozen):
     versions: tuple[tuple[int, int], ...] = ()
     productions: tuple[str, ...] = ()
     rolled_until: int = Field(0, ge=0, exclude_if=lambda version: version == 0)
+    settled_until: int = Field(0, ge=0, exclude_if=lambda version: version == 0)
 
 
 class Barrier(Frozen):

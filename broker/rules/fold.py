@@ -117,6 +117,11 @@ class State:
         return int(self.head.get("rolled_until", 0))
 
     @property
+    def settled_until(self) -> int:
+        """Settled roll-ups likewise."""
+        return int(self.head.get("settled_until", 0))
+
+    @property
     def exists(self) -> bool:
         return bool(self.session) and not self.head.get("dropped")
 

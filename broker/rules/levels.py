@@ -27,7 +27,8 @@ CROWDED_RATIO: Final = 1 / 32
 @dataclass(frozen=True, slots=True)
 class Levels:
     """`factor`: k. A snapshot is due when the deltas behind the newest hold more than `snapshot_ratio` of its bytes, and at
-    least `snapshot_least_bytes`: for less, who holds a version would only get a snapshot for a delta."""
+    least `snapshot_least_bytes`: for less, who holds a version would only get a snapshot for a delta. For the sake of room
+    (`making_room`) the snapshot itself is to hold so many."""
 
     factor: int = FACTOR
     snapshot_ratio: float = SNAPSHOT_RATIO
@@ -64,44 +65,43 @@ def tight(edges: Sequence[Edge], levels: Levels) -> bool:
     return any(deltas > edge.bytes for edge in snapshots) and snapshots[-1].bytes >= levels.snapshot_least_bytes
 
 
-def making_room(
-    edges: Sequence[Edge], base: int, levels: Levels, *, over: bool, tried: tuple[int | None, int] | None = None
-) -> Merge | None:
-    """What lets retention give up more of `edges` (of one session, by version), where readers from `base` on keep too many.
+def making_room(edges: Sequence[Edge], base: int, levels: Levels, *, over: bool, settled_until: int = 0) -> Merge | None:
+    """What lets retention give up more of `edges` (of one session, by version; `tight`), where readers from `base` on keep too
+    many.
 
     An edge that leads them over to the newest snapshot: unless all lead `over` (rules/plan.py), one has to be settled. When it
-    is there, a fresh snapshot behind CROWDED_RATIO. Where it cannot be made (its ends are taken, or were `tried` in vain; a
-    roll-up passes over the snapshot), a fresh snapshot at once: to that one it can. Who knows an edge may trust it: none is
-    replaced.
+    is there, or nobody needs one (retention gave up one to a version up to `settled_until`), a fresh snapshot behind
+    CROWDED_RATIO. Where it cannot be made (its ends are taken; a roll-up passes over the snapshot), a fresh snapshot at once:
+    to that one it can. Who knows an edge may trust it: none is replaced.
     """
     snapshot = max((edge for edge in edges if edge.base is None), key=_VERSION)
     led = over or any(edge.settled and (edge.base or 0) <= base and edge.version == snapshot.version for edge in edges)
-    if led or base >= snapshot.version - 1:
+    if led or base >= snapshot.version - 1 or snapshot.version <= settled_until:
         return _snapshot_due(edges, replace(levels, snapshot_ratio=min(levels.snapshot_ratio, CROWDED_RATIO)))
     ends, road = (base, snapshot.version), _road(edges, base, snapshot.version)
-    if road and ends != tried and not any((edge.base, edge.version) == ends for edge in edges):
+    if road and not any((edge.base, edge.version) == ends for edge in edges):
         return Merge(base, snapshot.version, road, snapshot)
     return _snapshot_due(edges, replace(levels, snapshot_ratio=0.0, snapshot_least_bytes=0))
 
 
 def due(edges: Sequence[Edge], levels: Levels, rolled_until: int = 0) -> Iterator[Merge]:
-    """What compaction owes to `edges` (of one session, by version): low levels first, newest first, the snapshot at the end.
+    """What compaction owes to `edges` (of one session, by version): roll-ups by version, the narrow first; then the snapshot.
 
-    A range whose deltas are retired in part is past mending, and owes nothing; nor does one up to `rolled_until`: of those
-    retention has seen the roll-ups, and gave up what nobody needs.
+    A range whose deltas are retired in part is past mending, and owes nothing; nor does one up to `rolled_until`: what was made
+    there, retention has seen, and gave up what nobody needs. So whoever stops half way has to have begun with the oldest.
     """
     if not edges:
         return
     newest, offered = edges[-1].version, {(edge.base, edge.version) for edge in edges}
     oldest = min(edge.version if edge.base is None else edge.base for edge in edges)
-    width = levels.factor
-    while width <= newest - oldest:
-        for version in range(newest - newest % width, oldest, -width):
+    begin = max(oldest, rolled_until)
+    for version in range(begin - begin % levels.factor + levels.factor, newest + 1, levels.factor):
+        width = levels.factor
+        while version % width == 0 and version - width >= oldest:
             base = version - width
-            owed = base >= oldest and version > rolled_until and (base, version) not in offered
-            if owed and (road := _road(edges, base, version)) is not None:
+            if (base, version) not in offered and (road := _road(edges, base, version)) is not None:
                 yield Merge(base, version, road)
-        width *= levels.factor
+            width *= levels.factor
     if (snapshot := _snapshot_due(edges, levels)) is not None:
         yield snapshot
 
@@ -119,7 +119,9 @@ def _snapshot_due(edges: Sequence[Edge], levels: Levels) -> Merge | None:
     if not road:
         return None
     last = max((edge for edge in edges if edge.base is None), key=_VERSION)
-    past = _road(edges, last.version, newest)  # None: a roll-up passes over the snapshot, and deltas behind it are retired
-    behind = sum(edge.bytes for edge in (road[1:] if past is None else past))
+    past = _road(edges, last.version, newest)
+    if past is None:  # a roll-up passes over the snapshot, and deltas behind it are retired
+        past = tuple(edge for edge in road if edge.version > last.version)
+    behind = sum(edge.bytes for edge in past)
     heavy = behind > levels.snapshot_ratio * last.bytes and behind >= levels.snapshot_least_bytes
     return Merge(None, newest, road) if heavy else None

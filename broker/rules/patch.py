@@ -112,8 +112,10 @@ def patch_of(record: Record, sha: str) -> Patch:
         case Hold() as hold:
             return Patch(put={"head": head, "holds": {hold.name: hold.model_dump_json()}})
         case Retire() as gone:
-            head |= {"retired_until": str(gone.versions_until)} if gone.versions_until else {}
-            head |= {"rolled_until": str(gone.rolled_until)} if gone.rolled_until else {}
+            marks = {
+                "retired_until": gone.versions_until, "rolled_until": gone.rolled_until, "settled_until": gone.settled_until,
+            }  # fmt: skip
+            head |= {name: str(version) for name, version in marks.items() if version}
             return Patch(drop=_dropped(gone), put={"head": head})
         case Barrier(epoch=epoch):
             return Patch(put={"head": head | {"epoch": str(epoch)}})

@@ -79,6 +79,16 @@ class RetentionPlan:
         """What goes."""
         return sum(edge.bytes for edge in self.retire)
 
+    @property
+    def rolled_until(self) -> int:
+        """The newest version of a delta or roll-up that goes; 0: of none."""
+        return max((edge.version for edge in self.retire if edge.base is not None), default=0)
+
+    @property
+    def settled_until(self) -> int:
+        """Of a settled one likewise."""
+        return max((edge.version for edge in self.retire if edge.settled), default=0)
+
     def why(self, base: int | None, version: int) -> str | None:
         """The reason an edge stays; None when it goes, or is not there."""
         return self.kept.get((base, version))

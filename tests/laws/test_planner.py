@@ -148,28 +148,33 @@ def test_any_past_version_is_answered_by_a_plan_or_a_reset_whatever_was_compacte
 
 @given(st.data())
 def test_compaction_and_retention_come_to_rest_whoever_reads(data: st.DataObject) -> None:
-    """In turn, on random deltas, whatever size a merge turns out to have; also if nobody remembers what was settled."""
+    """In turn, on random deltas, however many merges are made between two passes, and whatever sizes they turn out to have."""
     over, sizes = data.draw(st.booleans(), "over"), st.integers(1, 60)
     levels = Levels(data.draw(st.integers(2, 4)), data.draw(st.sampled_from([0.1, 0.5, 5.0])))
     edges: dict[Pair, Edge] = {(None, 1): edge(None, 1, data.draw(st.integers(20, 200)))}
     for version in range(2, data.draw(st.integers(3, 40), "newest")):
         edges[version - 1, version] = edge(version - 1, version, data.draw(sizes))
     readers = {f"r{at}": at for at in data.draw(st.sets(st.integers(1, version), max_size=6), "readers")}
-    floors, rolled_until = Floors(data.draw(st.integers(1, 12)), 0), 0
+    floors, rolled_until, settled_until = Floors(data.draw(st.integers(1, 12)), 0), 0, 0
+    merges, made = data.draw(st.integers(1, 16), "merges"), dict[tuple[Pair, bool], int]()
 
     def owed() -> Merge | None:
         known = ordered(edges.values())
         crowded = retention(known, Wanted(readers=readers), floors, 0.0, over=over).crowded if tight(known, levels) else None
-        room = None if crowded is None else making_room(known, crowded, levels, over=over)
+        room = None if crowded is None else making_room(known, crowded, levels, over=over, settled_until=settled_until)
         return next(due(known, levels, rolled_until), room)
 
-    for _ in range(12):
+    for _ in range(60):
         before = dict(edges)
-        while (work := owed()) is not None:
-            size = data.draw(st.integers(1, max(2, min(work.bytes, 200))))
-            edges[work.base, work.version] = edge(work.base, work.version, size, bool(work.settled))
+        for _ in range(merges):
+            if (work := owed()) is None:
+                break
+            what = (work.base, work.version), bool(work.settled)
+            if what not in made:
+                made[what] = data.draw(st.integers(1, max(2, min(work.bytes, 200))))
+            edges[what[0]] = edge(*what[0], made[what], what[1])
         plan = retention(ordered(edges.values()), Wanted(readers=readers), floors, 0.0, over=over)
-        rolled_until = max([rolled_until, *(gone.version for gone in plan.retire if gone.base is not None)])
+        rolled_until, settled_until = max(rolled_until, plan.rolled_until), max(settled_until, plan.settled_until)
         edges = {hop: known for hop, known in edges.items() if hop in plan.kept}
         if edges == before:
             return

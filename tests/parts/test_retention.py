@@ -18,8 +18,8 @@ from broker.errors import Invalid, NotFound, Unavailable
 from broker.model.commit import Edge, NewEdge, Retire, parse_record
 from broker.model.names import DatasetId
 from broker.retention import Retention
-from broker.rules.fold import State
-from broker.rules.levels import Levels
+from broker.rules.fold import State, replay
+from broker.rules.levels import Levels, due
 from broker.rules.patch import TABLES, Tables, VersionInfo, edge_field
 from broker.rules.retention import NEWEST, PRODUCTION_SECONDS, Floors, Wanted, forgotten
 from broker.search import Search
@@ -144,6 +144,34 @@ def test_what_goes_is_told_before_and_recorded_after_by_edge_and_file(b: broker.
     assert record.body.edges == ((None, 1), (1, 2), (2, 3)) == tuple((edge.base, edge.version) for edge in planned.retire)
     assert record.body.files == tuple(file.key for edge in planned.retire for file in edge.files)
     assert record.producer == "retention"
+
+
+def test_roll_ups_that_went_are_not_made_again_whatever_goes_later(b: broker.Broker) -> None:
+    offers, parts, levels = b.dataset(OFFERS, key=["sku"]), b.parts, Levels(2, 1e9)
+    offers.publish([payload(number) for number in range(50)])
+    for number in range(7):
+        offers.publish_delta([payload(number)])
+    compactor = Compactor(parts.index, parts.catalog, parts.engine, parts.publication, parts.leases, Dues(levels))
+    compactor.run_once()
+    settled, deltas = Edge(base=4, version=7, settled=True), [offers.state.edge(at, at + 1) for at in (4, 5)]
+    offers.publish([payload(number) for number in range(50)])
+
+    def commit(edge: Edge) -> None:
+        parts.catalog.commit(OFFERS, lambda now: None if now.edge(edge.base, edge.version) else NewEdge(edge=edge), "test")
+
+    commit(settled)
+    duty(b, pinned=[3]).apply(OFFERS)
+    assert pairs(offers) == [(None, 1), (1, 2), (2, 3), (None, 9)]
+    duty(b).apply(OFFERS)
+    assert pairs(offers) == [(None, 9)]
+    parts.catalog.commit(OFFERS, lambda now: None if now.seq > offers.state.seq else Retire(files=("gone",)), "erase")
+    assert (offers.state.rolled_until, offers.state.settled_until) == (8, 7)
+    assert replay(OFFERS, parts.catalog.records(OFFERS)).tables["head"]["rolled_until"] == "8"
+    for delta in deltas:
+        assert delta is not None
+        commit(delta)
+    assert [(work.base, work.version) for work in due(offers.state.edges, levels)] == [(4, 6)]
+    assert compactor.owed(OFFERS) == []
 
 
 def test_the_road_of_the_farthest_reader_leads_the_others_where_not_all_fit(b: broker.Broker) -> None:

@@ -73,7 +73,9 @@ def bodies(draw: st.DrawFn, state: State) -> Body:
         case "retire":
             gone = draw(st.lists(st.sampled_from([(e.base, e.version) for e in state.edges] or [(None, 1)]), max_size=3))
             _, ranges = forgotten(state, [edge for edge in state.edges if pair(edge) in gone], Wanted(), 2e9)
-            return Retire(edges=tuple(gone), versions_until=draw(st.integers(0, state.version)), versions=tuple(ranges))
+            until = st.integers(0, state.version)
+            marks = {"versions_until": draw(until), "rolled_until": draw(until), "settled_until": draw(until)}
+            return Retire(edges=tuple(gone), versions=tuple(ranges), **marks)
         case "announce":
             past = draw(st.lists(st.builds(Point, st.integers(1, 9), TEXT), max_size=3))
             move = Move(version=draw(st.integers(1, 9)), session=draw(TEXT), past=tuple(past))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from broker.model.commit import Edge, File
 from broker.rules.levels import CROWDED_RATIO, Levels, due, making_room, tight
 from broker.rules.plan import cheapest
+from broker.rules.retention import Floors, Wanted, retention
 
 
 def edge(base: int | None, version: int, size: int = 1) -> Edge:
@@ -97,6 +98,8 @@ def test_room_is_made_by_an_edge_that_leads_all_over_to_the_newest_snapshot_and_
     settled = Edge(base=3, version=6, settled=True)
     assert making_room(ordered([*edges, settled]), 3, Levels(), over=False) is None, "three bytes are too few for a snapshot"
     assert making_room(edges, 5, Levels(), over=False) is None, "nobody is to be led to that snapshot"
+    assert making_room(edges, 3, Levels(), over=False, settled_until=6) is None, "it was of no use"
+    assert making_room(edges, 3, Levels(), over=False, settled_until=5) == work
     heavier = [*edges, edge(9, 10, int(320 * CROWDED_RATIO))]
     for offered, over in ((ordered([*heavier, settled]), False), (heavier, True)):
         fresh = making_room(offered, 3, Levels(), over=over)
@@ -107,8 +110,8 @@ def test_room_is_made_by_an_edge_that_leads_all_over_to_the_newest_snapshot_and_
 def test_where_no_such_edge_can_be_made_a_fresh_snapshot_is_at_once() -> None:
     broken = ordered([edge(None, 6, 320), edge(5, 8), *(edge for edge in chain(9, 1000) if edge.version not in (6, 8))])
     taken = ordered([edge(None, 6, 320), edge(3, 6), *chain(9, 1000)])
-    for edges, tried in ((broken, None), (taken, None), (ordered([edge(None, 6, 320), *chain(9, 1000)]), (3, 6))):
-        work = making_room(edges, 3, Levels(snapshot_least_bytes=300), over=False, tried=tried)
+    for edges in (broken, taken):
+        work = making_room(edges, 3, Levels(snapshot_least_bytes=300), over=False)
         assert work is not None
         assert (work.base, work.version, work.settled) == (None, 9, None)
     assert making_room(ordered([*chain(9, 1000), edge(None, 9, 320), edge(3, 9)]), 3, Levels(), over=False) is None
@@ -130,6 +133,26 @@ def test_a_snapshot_is_due_though_a_roll_up_passes_over_the_newest_one() -> None
     assert (work.base, work.version) == (None, 5)
 
 
+def test_a_light_delta_behind_a_dear_snapshot_is_no_reason_for_another_one() -> None:
+    """What is only appended compresses best as it came: the road goes on over the first snapshot, and its deltas weigh much."""
+    edges = ordered([edge(None, 1, 40), edge(1, 5, 100), edge(None, 5, 150), edge(4, 12, 7), edge(5, 6), edge(5, 12, 7)])
+    assert list(due([edge for edge in edges if (edge.base, edge.version) != (5, 6)], Levels())) == []
+
+
+def test_a_long_backlog_is_rolled_up_from_the_oldest_on_so_that_retention_between_loses_nothing() -> None:
+    edges, rolled_until = chain(1000), 0
+    for _ in range(20):
+        for _ in range(16):
+            if (work := next(due(edges, Levels(8), rolled_until), None)) is not None:
+                edges = ordered([*edges, edge(work.base, work.version)])
+        plan = retention(edges, Wanted(readers={"far": 1}), Floors(10, 0), 0.0)
+        rolled_until = max(rolled_until, plan.rolled_until)
+        edges = [edge for edge in edges if plan.why(edge.base, edge.version)]
+    road = cheapest(edges, 1, 1000)
+    assert road is not None
+    assert len(road) < 60
+
+
 def test_what_retention_gave_up_is_not_owed_again() -> None:
-    assert [(work.base, work.version) for work in due(chain(25), Levels(8))] == [(16, 24), (8, 16)]
+    assert [(work.base, work.version) for work in due(chain(25), Levels(8))] == [(8, 16), (16, 24)]
     assert [(work.base, work.version) for work in due(chain(25), Levels(8), rolled_until=16)] == [(16, 24)]
