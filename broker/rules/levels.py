@@ -66,8 +66,7 @@ def tight(edges: Sequence[Edge], levels: Levels) -> bool:
 
 
 def making_room(edges: Sequence[Edge], base: int, levels: Levels, *, over: bool, settled_until: int = 0) -> Merge | None:
-    """What lets retention give up more of `edges` (of one session, by version; `tight`), where readers from `base` on keep too
-    many.
+    """What lets retention give up more of `edges` (one session's, by version; `tight`), where readers from `base` on keep much.
 
     An edge that leads them over to the newest snapshot: unless all lead `over` (rules/plan.py), one has to be settled. When it
     is there, or nobody needs one (retention gave up one to a version up to `settled_until`), a fresh snapshot behind
