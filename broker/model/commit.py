@@ -72,7 +72,7 @@ def hop_of(base: int | None, version: int, size_bytes: int, settled: bool = Fals
 class Edge(Frozen):
     """Files that take a replica from version `base` (None: from nothing) to `version`.
 
-    A roll-up that is `settled` holds no change that came late: of each row just what stands at `version`.
+    A roll-up that is `settled` holds no change that came late (rules/levels.py, `making_room`).
     """
 
     base: int | None = Field(None, ge=0)

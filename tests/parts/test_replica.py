@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -341,3 +342,21 @@ def lapsed(replica: broker.Replica) -> bool:
 
     wait_until(synced, "the other's lease to lapse")
     return done[0]
+
+
+def test_a_replica_that_rests_longer_than_tombstones_live_does_not_bring_a_deleted_row_back(b: broker.Broker) -> None:
+    """What came late was committed while the tombstone lived, whenever it is read."""
+    clock = [time.time()]
+    sink = Memory(clock=lambda: clock[0])
+    dataset = b.dataset("shop/catalog/rested", key=["sku"], order=["at"], tombstone_seconds=100)
+    dataset.publish([{"sku": "gone", "at": 5}, {"sku": "stays", "at": 5}])
+    dataset.publish_delta(None, [{"sku": "gone", "at": 9}])
+    replica = b.replica(dataset.id, name="rests", sink=sink)
+    replica.sync()
+    dataset.publish_delta([{"sku": "stays", "at": 6}])
+    replica.sync()
+    dataset.publish_delta([{"sku": "gone", "at": 3}])
+    clock[0] += 1_000
+    report = replica.sync()
+    assert report.reset is None
+    assert [(row["sku"], row["at"]) for row in sink.read().to_pylist()] == [("stays", 6)]
