@@ -9,15 +9,16 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from broker.backend.index import Index
+from broker.backend.index import Head, Index
 from broker.backend.keys import Slot
 from broker.bell import Bell
 from broker.bell_notices import Notices
-from broker.catalog_driver import Driver, Machine
+from broker.catalog_driver import Driver
 from broker.columnar.types import canonical
 from broker.errors import BrokerError, Reconciling, Transient
 from broker.model.commit import Body, Drop
@@ -77,13 +78,14 @@ class Catalog:
         """As `state`, also of a dataset that was dropped or never created, and of a log of announcements."""
         return self._current(dataset).state
 
-    def finished(self, dataset: DatasetId) -> State:
+    def finished(self, dataset: DatasetId, seen: HeadView | None = None) -> State:
         """As `state`, with nothing left reserved: what was reserved under a lease may come to stand long after the lease.
 
-        Whoever takes such a lease over, and decides by another log than the one it writes, must know of it. Raises NotFound.
+        Whoever takes such a lease over, and decides by another log than the one it writes, must know of it. `seen`: a look
+        that the caller has had. Raises NotFound.
         """
         for _ in range(protocol.MAX_ROUNDS):
-            view = self._current(dataset)
+            view, seen = seen if seen and seen.current else self._current(dataset), None
             if view.reservation is None:
                 if not view.state.exists and not isinstance(dataset, ChannelsId):
                     view.state.spec  # noqa: B018 - raises NotFound with its hint
@@ -99,6 +101,10 @@ class Catalog:
                 return view
             self.reconcile(dataset)
         raise Reconciling("the index does not come to rest", of=dataset, hint="Is Redis restarting again and again?")
+
+    def views(self, heads: Mapping[DatasetId, Head | BrokerError]) -> dict[DatasetId, HeadView]:
+        """What those heads name, where it is known."""
+        return self._driver.views(heads)
 
     def states(self, datasets: Sequence[DatasetId]) -> list[State | BrokerError]:
         """`state` of each, in one round trip, or what it raises."""
@@ -207,7 +213,15 @@ class Catalog:
         Raises what the draft raises, Fenced, StaleBase; OutcomeUnknown when Redis or the store fell silent behind the
         reservation: the same commit, tried again, finds out.
         """
-        state: State = self._driver.drive(dataset, _machine(body_for, producer, lease, uploaded_at))
+        state: State = self._driver.drive(dataset, protocol.commit(_draft(body_for, producer, lease, uploaded_at)))
+        return state
+
+    def announce(
+        self, channels: ChannelsId, body_for: Callable[[State], Body | None], lease: Lease, seen: HeadView | None
+    ) -> State:  # fmt: skip
+        """`commit` of an announcement, whose reservation gives the lease back; `seen`: the first look."""
+        draft = replace(_draft(body_for, "channels", lease, None), ends_lease=True)
+        state: State = self._driver.drive(channels, protocol.commit(draft, seen))
         return state
 
     def commit_all(self, wanted: Sequence[Wanted]) -> list[State | Exception]:
@@ -215,8 +229,8 @@ class Catalog:
 
         Each stands for itself: its state, or what `commit` would raise.
         """
-        machines = [(one.dataset, _machine(one.body_for, one.producer, None, one.uploaded_at)) for one in wanted]
-        return self._driver.drive_all(machines)
+        drafts = [(one.dataset, _draft(one.body_for, one.producer, None, one.uploaded_at)) for one in wanted]
+        return self._driver.drive_all([(dataset, protocol.commit(draft)) for dataset, draft in drafts])
 
     def reconcile(self, dataset: DatasetId) -> None:
         """Bring the index up to the log after a loss or restart of Redis; nothing to do when it is current."""
@@ -286,11 +300,8 @@ class Catalog:
         self._notices.ring(dataset, anew)
 
 
-def _machine(
-    body_for: Callable[[State], Body | None], producer: str, lease: Lease | None, uploaded_at: float | None
-) -> Machine:
-    draft = Draft(
+def _draft(body_for: Callable[[State], Body | None], producer: str, lease: Lease | None, uploaded_at: float | None) -> Draft:
+    return Draft(
         write_id=uuid4().hex, producer=producer, body_for=body_for, now=time.time, lease=lease,
         age_seconds=lambda: 0.0 if uploaded_at is None else time.monotonic() - uploaded_at,
     )  # fmt: skip
-    return protocol.commit(draft)

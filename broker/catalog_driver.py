@@ -7,7 +7,7 @@ Each effect is one method; each step has a name that tests crash at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, TypeVar
@@ -105,8 +105,12 @@ class Driver:
 
     def heads(self, logs: Sequence[DatasetId]) -> list[HeadView | BrokerError]:
         """`head` of each, in one round trip where nobody moves."""
-        heads = self._index.heads(logs)
-        return [head if isinstance(head, BrokerError) else self._seen(log, head) for log, head in zip(logs, heads, strict=True)]
+        return [self._seen(log, head) for log, head in zip(logs, self._index.heads(logs), strict=True)]
+
+    def views(self, heads: Mapping[DatasetId, Head | BrokerError]) -> dict[DatasetId, HeadView]:
+        """Those of heads that were looked at whose states are known, and stand still."""
+        seen = ((log, self._seen(log, head)) for log, head in heads.items())
+        return {log: view for log, view in seen if isinstance(view, HeadView)}
 
     # --- effects
 
@@ -162,7 +166,9 @@ class Driver:
 
     # --- reading
 
-    def _seen(self, log: DatasetId, head: Head) -> HeadView | BrokerError:
+    def _seen(self, log: DatasetId, head: Head | BrokerError) -> HeadView | BrokerError:
+        if isinstance(head, BrokerError):
+            return head
         try:
             return self._view(log, head) or self.head(log)
         except BrokerError as error:

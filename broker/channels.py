@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final
 from uuid import uuid4
@@ -28,7 +28,7 @@ from broker.rules.fold import State
 from broker.rules.hearing import Pointer as Present
 from broker.rules.patch import Named
 from broker.rules.plan import EVERYTHING, plan_for
-from broker.rules.publishing import Lease
+from broker.rules.publishing import HeadView, Lease
 
 WAIT_SECONDS: Final = 0.002
 """Between two tries for the lease: who holds it needs a few round trips."""
@@ -43,6 +43,15 @@ class Pointer:
     dataset: DatasetId
     channel: str
     named: Named
+
+
+@dataclass(slots=True)
+class _Alone:
+    """A lease, and what was seen when it was taken. `reserves`: by the last reservation under it, which gave it back."""
+
+    lease: Lease
+    seen: dict[DatasetId, HeadView] = field(default_factory=dict)
+    reserves: bool = False
 
 
 class Channels:
@@ -153,21 +162,26 @@ class Channels:
     ) -> int:  # fmt: skip
         """Commit what `decide` answers for the head. -> number of the announcement: its own, or the one that stands."""
         offered: list[tuple[int, Announce]] = []
+        with self._alone([log, *map(log.dataset, of)]) as held:
 
-        def body(state: State) -> Body | None:
-            if offered and self._landed(log, state, *offered[-1]):
-                return None
-            datasets = {name: self._catalog.finished(log.dataset(name)) for name in of}
-            found = decide(state, datasets)
-            if found is not None:
-                for name, move in found.moves.items():
-                    check_offered(datasets[name], move.point)
-                offered.append((state.seq + 1, found))
-            return found
+            def body(state: State) -> Body | None:
+                held.reserves = False
+                if offered and self._landed(log, state, *offered[-1]):
+                    return None
+                datasets = {name: self._finished(log.dataset(name), held) for name in of}
+                found = decide(state, datasets)
+                if found is not None:
+                    for name, move in found.moves.items():
+                        check_offered(datasets[name], move.point)
+                    offered.append((state.seq + 1, found))
+                    held.reserves = True
+                return found
 
-        with self._alone(log) as lease:
-            state = self._catalog.commit(log, body, "channels", lease)
+            state = self._catalog.announce(log, body, held.lease, held.seen.pop(log, None))
         return offered[-1][0] if offered else max(state.channels[name, channel].seq for name in of)
+
+    def _finished(self, dataset: DatasetId, held: _Alone) -> State:
+        return self._catalog.finished(dataset, held.seen.pop(dataset, None))
 
     def _landed(self, log: ChannelsId, state: State, seq: int, body: Announce) -> bool:
         """Whether the log holds what was offered for `seq`, though somebody may have moved the channel since."""
@@ -180,23 +194,32 @@ class Channels:
         return data is not None and parse_record(data, f"{log} log {seq}").body == body
 
     @contextmanager
-    def _alone(self, log: ChannelsId) -> Iterator[Lease]:
-        """Waits for another announcement, or a pass of retention, for as long as a lease lasts. Raises Busy."""
-        slot, name, until = self._index.slot(log), retention_lease(log), time.monotonic() + self._leases.lease_seconds
+    def _alone(self, logs: Sequence[DatasetId]) -> Iterator[_Alone]:
+        """The lease of announcements and retention, with a look at logs of one tenant's domain, the announcements' first.
+
+        Waits for another announcement, or a pass of retention, for as long as a lease lasts. Raises Busy.
+        """
+        slot, name, until = self._index.slot(logs[0]), retention_lease(logs[0]), time.monotonic() + self._leases.lease_seconds
         owner = uuid4().hex
         while True:
             try:
-                lease = self._leases.acquire(slot, name, owner)
+                lease, heads = self._leases.acquire_looking(slot, name, owner, logs)
                 break
             except Busy:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(WAIT_SECONDS)
+        held = _Alone(lease)
         try:
-            yield lease
+            held.seen |= self._catalog.views(heads)
+            yield held
+        except BaseException:
+            held.reserves = False
+            raise
         finally:
-            with suppress(Transient):  # it lapses by itself
-                self._leases.release(slot, lease)
+            if not held.reserves:
+                with suppress(Transient):  # it lapses by itself
+                    self._leases.release(slot, lease)
 
 
 def check_offered(state: State, point: Point) -> None:

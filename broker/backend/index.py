@@ -107,7 +107,7 @@ class Index:
         found = dict[DatasetId, Head | BrokerError]()
         replies = self.redis.call_many(self._read_head, [self._heads(group) for group in groups])
         for group, reply in zip(groups, replies, strict=True):
-            alone = [reply] * len(group) if isinstance(reply, BrokerError) else _heads_of(*reply)
+            alone = [reply] * len(group) if isinstance(reply, BrokerError) else heads_of(*reply)
             found.update(zip(group, alone, strict=True))
         return [found[log] for log in logs]
 
@@ -176,7 +176,7 @@ class Index:
         keys = [slot.meta, slot.head(log), *([slot.lease(lease.name)] if lease else [])]
         args: list[Argument] = [effect.seq, effect.previous, effect.data]
         args += [lease.fence.epoch, lease.fence.counter] if lease else ["", ""]
-        return keys, [*args, int(effect.age_seconds * 1000), int(max_age_seconds * 1000)]
+        return keys, [*args, int(effect.age_seconds * 1000), int(max_age_seconds * 1000), int(effect.ends_lease)]
 
     def publish(self, move: Move) -> PublishAnswer:
         return _only(self.publish_all([move]))
@@ -211,8 +211,8 @@ class Index:
         return [slot.meta, slot.listed(dataset), *slot.tables(dataset)]
 
 
-def _heads_of(run_id: bytes, epoch: bytes, *heads: Any) -> list[Head | BrokerError]:
-    """Each, or what became of it."""
+def heads_of(run_id: bytes, epoch: bytes, *heads: Any) -> list[Head | BrokerError]:
+    """Each of a script's heads (prelude.lua), or what became of it."""
     return [
         broker_error(one, "read_head", unknown=False) if isinstance(one, Exception) else _head(run_id, epoch, one)
         for one in heads

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 from broker.backend.client import RedisClient
+from broker.backend.index import TOGETHER, Head, heads_of
 from broker.backend.keys import Slot
-from broker.errors import Busy, Fenced, Transient
+from broker.errors import BrokerError, Busy, Fenced, Transient
 from broker.model.commit import Fence
+from broker.model.names import DatasetId
 from broker.rules.publishing import Lease
 
 
@@ -23,12 +25,22 @@ class Leases:
 
     def acquire(self, slot: Slot, name: str, owner: str) -> Lease:
         """Take it, or take it again under a new fence. Raises Busy while somebody else holds it."""
-        reply = self._redis.call(self._acquire, [slot.meta, slot.lease(name)], [owner, int(self.lease_seconds * 1000)])
+        return self.acquire_looking(slot, name, owner, ())[0]
+
+    def acquire_looking(
+        self, slot: Slot, name: str, owner: str, logs: Sequence[DatasetId]
+    ) -> tuple[Lease, Mapping[DatasetId, Head | BrokerError]]:
+        """As `acquire`, with the heads of logs of the slot as of the same moment: of a few, for others wait meanwhile."""
+        logs = logs[:TOGETHER]
+        keys = [slot.meta, slot.lease(name), *map(slot.head, logs)]
+        reply = self._redis.call(self._acquire, keys, [owner, int(self.lease_seconds * 1000)])
         if reply is None:
             raise Busy(
                 "the lease is held by somebody else", of=name, hint=f"It lapses {self.lease_seconds:g} s after their last beat"
             )
-        return Lease(name, owner, Fence(int(reply[0]), int(reply[1])))
+        epoch, counter, run_id, *heads = reply
+        seen = dict(zip(logs, heads_of(run_id, epoch, *heads), strict=True))
+        return Lease(name, owner, Fence(int(epoch), int(counter))), seen
 
     def renew(self, slot: Slot, lease: Lease) -> None:
         """Hold it for another `lease_seconds`. Raises Fenced when it is lost: stop at once."""

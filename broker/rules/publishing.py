@@ -55,6 +55,7 @@ class Reserve:
     data: bytes
     lease: Lease | None
     age_seconds: float
+    ends_lease: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,8 @@ class Draft:
 
     `body_for` looks at a head and answers the body, or None when the head shows the work done (so a retry is harmless). It
     raises StaleBase when the work was made for another head, Conflict when the head forbids it.
+
+    `ends_lease`: the reservation gives the lease back. Whoever takes it next meets the reservation, and settles it first.
     """
 
     write_id: str
@@ -163,6 +166,7 @@ class Draft:
     now: Callable[[], float]
     lease: Lease | None = None
     age_seconds: Callable[[], float] = lambda: 0.0
+    ends_lease: bool = False
 
     def record(self, state: State, body: Body) -> Record:
         return Record(
@@ -171,14 +175,15 @@ class Draft:
         )  # fmt: skip
 
 
-def commit(draft: Draft) -> Generator[Effect, Any, State]:
-    """Seal and publish what the draft wants; the state in which it is done.
+def commit(draft: Draft, seen: HeadView | None = None) -> Generator[Effect, Any, State]:
+    """Seal and publish what the draft wants; the state in which it is done. `seen`: a look that the caller has had.
 
     Raises Fenced, StaleBase, or what `draft.body_for` raises: then nothing of it is or becomes visible. A crash behind
     `reserve` leaves a reservation that anyone finishes.
     """
     for _ in range(MAX_ROUNDS):
-        view: HeadView = yield ReadHead()
+        view: HeadView = seen or (yield ReadHead())
+        seen = None
         if not view.current:
             yield from reconcile()
             continue
@@ -190,7 +195,9 @@ def commit(draft: Draft) -> Generator[Effect, Any, State]:
             return view.state
         record = draft.record(view.state, body)
         data = record.to_bytes()
-        answer: ReserveAnswer = yield Reserve(record.seq, record.previous, data, draft.lease, draft.age_seconds())
+        answer: ReserveAnswer = yield Reserve(
+            record.seq, record.previous, data, draft.lease, draft.age_seconds(), draft.ends_lease
+        )
         if answer.kind == "reserved":
             if (yield from settle(record.seq, data)) == data:
                 return fold(view.state, data)

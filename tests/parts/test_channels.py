@@ -502,6 +502,26 @@ def test_retention_and_promotion_do_not_pass_each_other_unseen(b: Broker, offers
     assert offers.promote(2, to="production") == 1
 
 
+def test_the_reservation_gives_the_lease_back(redis_url: str, store: FaultyStore) -> None:
+    """Whoever comes next finds it and settles it, though the promoter sleeps from there on: no lease must lapse first."""
+    held = list[tuple[str, int]]()
+
+    def look(step: str) -> None:
+        slot = first.parts.index.slot(OFFERS)
+        held.append((step, first.parts.redis.run("EXISTS", slot.lease(retention_lease(OFFERS)), writes=False)))
+
+    with broker_over(store, redis_url) as first:
+        offers = history(first, OFFERS)
+        offers.promote(1, to="production")
+        with broker_over(store, redis_url, look) as other:
+            for _ in range(2):
+                assert other.dataset(OFFERS).promote(2, to="production") == 2
+            with pytest.raises(NotFound):
+                other.dataset(OFFERS).promote(9, to="production")
+        look("behind")
+    assert held == [(step, 0) for step in (*STEPS, "behind")]
+
+
 # --- replicas
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -157,6 +157,10 @@ class WorldDriver(Driver):
     def perform(self, log: DatasetId, effect: Effect) -> Any:
         return perform(On(log, effect))
 
+    def views(self, heads: Mapping[DatasetId, Any]) -> dict[DatasetId, HeadView]:
+        """They are views already."""
+        return dict(heads)
+
     def head(self, log: DatasetId) -> HeadView:
         return cast(HeadView, perform(On(log, ReadHead())))
 
@@ -190,6 +194,16 @@ class WorldLeases(Leases):
         if lease is None:
             raise Busy("the lease is held by somebody else", of=name)
         return lease
+
+    def acquire_looking(
+        self, slot: Slot, name: str, owner: str, logs: Sequence[DatasetId]
+    ) -> tuple[Lease, Mapping[DatasetId, Any]]:
+        """One after the other: what happens in between is one thing more that a look may miss."""
+        lease, seen = self.acquire(slot, name, owner), dict[DatasetId, HeadView]()
+        for log in logs:
+            with suppress(Transient):
+                seen[log] = perform(On(log, ReadHead()))
+        return lease, seen
 
     def renew(self, slot: Slot, lease: Lease) -> None:
         del slot

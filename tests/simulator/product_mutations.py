@@ -152,7 +152,9 @@ LOG: Final = {
 CHANNELS: Final = {
     _M.COMPARE: _Off([(channels, "moved", _moved_anyway)], breaks=frozenset({"compare-and-set"})),
     _M.LEASE: _Off(redis=_Lawless, breaks=frozenset({"P3", "P10"})),
-    _M.FINISHED: _Off([(Catalog, "finished", Catalog.known)], plan=_ASLEEP, breaks=frozenset({"P10"})),
+    _M.FINISHED: _Off(
+        [(Catalog, "finished", lambda self, dataset, *_: self.known(dataset))], plan=_ASLEEP, breaks=frozenset({"P10"})
+    ),
     _M.PINS: _Off([(Channels, "pins", _no_pins)], breaks=frozenset({"P10"})),
     _M.REREAD: _Off([(Notices, "_moved", _written_once)], plan=_CALM, breaks=frozenset({"notify"})),
 }

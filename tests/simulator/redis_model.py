@@ -180,6 +180,8 @@ class ModelRedis:
         if refusal:
             return ReserveAnswer(refusal)
         self.server.put(self.head, reserved_seq=str(wish.seq), reserved_data=wish.data.decode(), reserved_at=repr(self.now))
+        if wish.ends_lease and wish.lease is not None:
+            self.renew(wish.lease, 0)
         return ReserveAnswer("reserved")
 
     def reserve_refusal(self, wish: Reserve) -> Literal["refused", "fenced", "too-old"] | None:

@@ -12,8 +12,10 @@ from tests.simulator.programs import SealCheckpoint
 
 def brief(value: object) -> str:
     match value:
-        case Reserve(seq=seq, data=data, lease=lease):
-            return f"reserve {seq} = {_body_of(data)}" + (f" under {lease.name} {tuple(lease.fence)}" if lease else "")
+        case Reserve(seq=seq, data=data, lease=lease, ends_lease=ends):
+            return f"reserve {seq} = {_body_of(data)}" + (
+                f" under {lease.name} {tuple(lease.fence)}{', which ends' * ends}" if lease else ""
+            )
         case Seal(seq=seq, data=data) | Publish(seq=seq, data=data):
             return f"{type(value).__name__.lower()} {seq} = {_body_of(data)}"
         case HeadView(state=state, current=current, run_id=run, reservation=reservation):

@@ -77,8 +77,9 @@ class Model:
         return {name: {k: v for k, v in self.redis.tables[name].items() if k not in LOCAL} for name in TABLES}
 
     def restart(self) -> None:
+        """As on the real side: the server's own id stays."""
         self.redis.server.now += 1.0
-        self.redis.server.restart()
+        self.redis.server.put("meta", run_id="0" * 40)
 
     def flush(self) -> None:
         self.redis.server.now += 1.0
@@ -165,7 +166,8 @@ class Schedule:
         age = self.random.choice((0.0, 0.0, MAX_AGE_SECONDS + 1))
         data = self.record(seq, Hold(name=f"h{seq}", version=0))
         previous = self.random.choice((parse_record(data, "test").previous,) * 4 + ("f" * 64,))
-        return self.side.reserve(Reserve(seq, previous, data, lease, age)).kind
+        ends = lease is not None and self.random.random() < 0.3
+        return self.side.reserve(Reserve(seq, previous, data, lease, age, ends)).kind
 
     def seal(self) -> object:
         """The log grows by what any writer may have sealed."""

@@ -42,6 +42,18 @@ local function incarnation(meta, run)
   return run .. ':' .. epoch, epoch
 end
 
+-- How the heads in KEYS[first..] stand: of each {seq, sha, run_id, reserved_seq, reserved_data, and how long ago that was
+-- reserved (ms)}, or an error.
+local function heads_from(first)
+  local found = {}
+  for i = first, #KEYS do
+    local head = redis.pcall('HMGET', KEYS[i], 'seq', 'sha', 'run_id', 'reserved_seq', 'reserved_data', 'reserved_at')
+    if not head.err then head[6] = head[6] and int(now_ms() - head[6]) end
+    found[#found + 1] = head
+  end
+  return found
+end
+
 -- A log of another incarnation whose clock was ahead: epochs only grow, so this one begins anew behind it, under a new identity.
 local function outgrow(epoch)
   local _, current = incarnation()
