@@ -6,6 +6,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -13,13 +14,14 @@ from typing import Final
 from uuid import uuid4
 
 from broker.backend.index import Glance, Index
-from broker.backend.keys import duty_lease
+from broker.backend.keys import Slot, duty_lease
 from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.errors import BrokerError, Busy, Corrupt
 from broker.model.names import ChannelsId, DatasetId
 from broker.rules.answering import HOUR
 from broker.rules.naming import Naming, keys_of
+from broker.rules.publishing import Lease
 from broker.settings import Settings
 from broker.stores.port import ObjectInfo, ObjectStore
 
@@ -32,6 +34,10 @@ LATE_SECONDS: Final = 3_600.0
 """A file goes so long after the last answer that may name it has expired: clocks differ, and downloads end late."""
 LOOK_SECONDS: Final = 300.0
 """How often a dataset whose index shows nothing open is compared with the store: one or two reads each."""
+LOOKS_SECONDS: Final = 0.2
+"""So long a pass looks at such datasets, and at one at least: with thousands it must not keep others from their work."""
+RESTS: Final = 9
+"""A sweep rests so many times as long as it worked: nobody waits for it."""
 
 
 @dataclass
@@ -51,30 +57,67 @@ class Janitor:
         self._index, self._catalog, self._store = index, catalog, store
         self._leases, self._settings = leases, settings
         self._looked, self._sealed, self._failing = dict[DatasetId, float](), dict[DatasetId, int](), dict[DatasetId, str]()
+        self._open = dict[DatasetId, dict[tuple[str, int], float]]()
 
-    def run_once(self, owner: str, sweep: bool = False) -> JanitorReport:
-        """Visit the logs of every slot whose lease is free. `sweep` visits all of them, and also deletes expired derived
-        files, orphans and what was given up; without it, those where Redis shows something open, each every LOOK_SECONDS.
+    def run_once(self, owner: str) -> JanitorReport:
+        """Visit those logs of every slot whose lease is free where something has stood open for `reservation_seconds`, or a
+        checkpoint is due; then look at a few of the others, the longest not looked at first, each every LOOK_SECONDS.
         """
         report = JanitorReport()
-        name, me = duty_lease("sweep" if sweep else "janitor"), f"{owner}/{uuid4().hex[:8]}"
-        for slot in self._index.slots():
-            try:
-                with self._leases.held(slot, name, me) as lease:
-                    for dataset, glance in self._index.glance(slot, self._index.logs(slot)).items():
-                        if sweep or self._wanted(dataset, glance):
-                            self._visit(dataset, report, partial(self._leases.renew, slot, lease) if sweep else None)
-            except Busy:
-                continue
+
+        def help(slot: Slot, _: Lease) -> None:
+            glances = self._index.glance(slot, self._index.logs(slot))
+            wanted = [dataset for dataset, glance in glances.items() if self._wanted(dataset, glance)]
+            for dataset in wanted:
+                self._visit(dataset, report, None)
+            begun = time.monotonic()
+            for dataset in sorted(glances.keys() - wanted, key=self._looked_at):
+                if not self._look(dataset) or time.monotonic() - begun > LOOKS_SECONDS:
+                    break
+                self._visit(dataset, report, None)
+
+        self._in_slots("janitor", owner, help)
         return report
 
+    def sweep(self, owner: str, rest: Callable[[float], bool] = lambda _: False) -> JanitorReport:
+        """Visit all logs of every slot whose lease is free, and delete expired derived files, orphans and what was given up.
+
+        `rest`: called with seconds between two visits; True ends the pass.
+        """
+        report = JanitorReport()
+
+        def sweep(slot: Slot, lease: Lease) -> None:
+            for dataset in self._index.logs(slot):
+                begun = time.monotonic()
+                self._visit(dataset, report, partial(self._leases.renew, slot, lease))
+                if rest(RESTS * (time.monotonic() - begun)):
+                    return
+
+        self._in_slots("sweep", owner, sweep)
+        return report
+
+    def _in_slots(self, duty: str, owner: str, work: Callable[[Slot, Lease], None]) -> None:
+        """Under the lease of a duty, in every slot where it is free."""
+        for slot in self._index.slots():
+            with suppress(Busy), self._leases.held(slot, duty_lease(duty), f"{owner}/{uuid4().hex[:8]}") as lease:
+                work(slot, lease)
+
     def _wanted(self, dataset: DatasetId, glance: Glance) -> bool:
+        """Whether no writer may be left to finish what stands open: it has stood there for a while."""
+        now, known = time.monotonic(), self._open.pop(dataset, {})
+        stands = {thing: known.get(thing, now) for thing in glance.open}
+        if stands:
+            self._open[dataset] = stands
         due = glance.seq - glance.seq % self._settings.checkpoint_every
-        return glance.restless or due > self._sealed.get(dataset, 0) or self._look(dataset)
+        waited = any(now - since >= self._settings.reservation_seconds for since in stands.values())
+        return glance.lost or waited or due > self._sealed.get(dataset, 0)
 
     def _look(self, dataset: DatasetId) -> bool:
         """Whether it is time to ask the store, too."""
-        return time.monotonic() - self._looked.get(dataset, -LOOK_SECONDS) >= LOOK_SECONDS
+        return time.monotonic() - self._looked_at(dataset) >= LOOK_SECONDS
+
+    def _looked_at(self, dataset: DatasetId) -> float:
+        return self._looked.get(dataset, -LOOK_SECONDS)
 
     def _visit(self, dataset: DatasetId, report: JanitorReport, sweep: Callable[[], None] | None) -> None:
         """Nothing is deleted on an error path: a failed look ends the visit. `sweep`: raises when the right to it is lost."""

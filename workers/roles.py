@@ -97,7 +97,7 @@ def add_janitor(loop: Loop, parts: Parts, owner: str, sweeps: bool) -> None:
     loop.every("janitor", seconds, lambda: janitor.run_once(owner))
     if sweeps:
         add_schedules(loop, parts, owner)
-        loop.every("sweep", SWEEP_SECONDS, lambda: janitor.run_once(owner, sweep=True))
+        loop.every("sweep", SWEEP_SECONDS, lambda: janitor.sweep(owner, loop.stopping.wait))
 
 
 def add_schedules(loop: Loop, parts: Parts, owner: str) -> None:

@@ -58,10 +58,15 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """A head as a janitor sees it from afar. `restless`: something stands open that no writer may be left to finish."""
+    """A head as a janitor sees it from afar. `lost`: it is of another incarnation of the server.
+
+    `open`: what its writer, or somebody else, has still to finish: a reservation, and the bell. By kind, with the number that
+    tells one from the next.
+    """
 
     seq: int
-    restless: bool
+    lost: bool = False
+    open: frozenset[tuple[str, int]] = frozenset()
 
 
 class Index:
@@ -136,7 +141,8 @@ class Index:
         found = dict[DatasetId, Glance]()
         for log, reply in zip(logs, self.redis.replies(commands, slot.name, writes=False), strict=True):
             seq, notified, reserved = int(reply[0] or 0), int(reply[2] or 0), int(reply[3] or 0)
-            found[log] = Glance(seq, reply[1] != run_id or notified < seq or reserved > seq)
+            kinds = (("reservation", reserved, reserved > seq), ("bell", notified, notified < seq))
+            found[log] = Glance(seq, reply[1] != run_id, frozenset((kind, at) for kind, at, stands in kinds if stands))
         return found
 
     def mark_notified(self, rung: Sequence[tuple[DatasetId, int]]) -> None:

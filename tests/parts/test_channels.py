@@ -338,7 +338,7 @@ def test_a_checkpoint_is_sealed_of_announcements_too(redis_url: str, redis_serve
         b.parts.catalog.close()
         redis_server.flush()
         assert offers.channels()["production"].version == 1
-        assert janitor(b).run_once("sweep", sweep=True).failed == {}
+        assert janitor(b).sweep("sweep").failed == {}
 
 
 # --- apart from datasets

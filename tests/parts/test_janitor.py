@@ -97,12 +97,12 @@ def test_orphans_are_swept_when_they_are_old_and_nothing_else_is(
     assert isinstance(inner, MemoryStore)
     kept = {info.key for info in store.list(f"{OFFERS}/data/")}
     crash_publishing(b, fuse, "upload")
-    assert janitor.run_once("janitor", sweep=True).swept == 0
+    assert janitor.sweep("janitor").swept == 0
     clock = inner.clock
     inner.clock = lambda: clock() + 1.5 * DAY
     b.dataset(OFFERS).publish([{"sku": "c", "price": 3}])
     named = {info.key for info in store.list(f"{OFFERS}/data/")} - kept
-    assert janitor.run_once("janitor", sweep=True).swept == 1
+    assert janitor.sweep("janitor").swept == 1
     left = {info.key for info in store.list(f"{OFFERS}/data/")}
     assert kept <= left
     assert len(named - left) == 1
@@ -120,7 +120,7 @@ def test_a_sweep_amid_an_upload_spares_it_for_longer_than_it_may_be_committed(
         """By the store's clock the upload is as old as a commit may find it, twice over, less a minute."""
         inner.clock = lambda: clock() + settings.orphan_seconds - 60
         assert settings.upload_max_age_seconds * 2 <= settings.orphan_seconds
-        swept.append(janitor.run_once("janitor", sweep=True).swept)
+        swept.append(janitor.sweep("janitor").swept)
 
     fuse.step, fuse.act = "upload", sweep
     b.dataset(OFFERS).publish([{"sku": "b", "price": 2}])
@@ -135,11 +135,11 @@ def test_nothing_is_deleted_when_the_log_cannot_be_read(b: Broker, janitor: Jani
     clock = inner.clock
     inner.clock = lambda: clock() + 2 * DAY
     store.plan = matching("get", "/log/", Fault.REFUSED)
-    report = janitor.run_once("janitor", sweep=True)
+    report = janitor.sweep("janitor")
     assert (report.swept, list(report.failed)) == (0, [OFFERS])
     assert store.calls["delete"] == 0
     store.plan = never
-    assert janitor.run_once("janitor", sweep=True).swept == 1
+    assert janitor.sweep("janitor").swept == 1
 
 
 def test_a_dataset_that_is_broken_or_dropped_does_not_keep_the_janitor_from_the_others(
@@ -150,7 +150,7 @@ def test_a_dataset_that_is_broken_or_dropped_does_not_keep_the_janitor_from_the_
     b.dataset("aaa/catalog/dropped").drop()
     store.inner.put(names.log_key(DatasetId("aaa/catalog/broken"), 2), b"no record")
     crash_publishing(b, fuse, "reserve")
-    report = janitor.run_once("janitor", sweep=True)
+    report = janitor.sweep("janitor")
     assert report.helped == [OFFERS]
     assert list(report.failed) == ["aaa/catalog/broken"]
 
@@ -165,7 +165,7 @@ def test_what_a_dropped_dataset_left_is_swept_and_its_log_is_not(b: Broker, jani
     assert isinstance(inner, MemoryStore)
     clock = inner.clock
     inner.clock = lambda: clock() + 30 * DAY
-    assert janitor.run_once("janitor", sweep=True).swept == len(left) + len(files)
+    assert janitor.sweep("janitor").swept == len(left) + len(files)
     assert list(store.list(f"{OFFERS}/data/")) == []
     assert [info.key for info in store.list(f"{OFFERS}/log/")] == [names.log_key(OFFERS, seq) for seq in (1, 2, 3, 4)]
 
@@ -205,7 +205,7 @@ def test_an_object_that_is_not_ours_among_the_derived_stays_and_harms_nothing(
     b: Broker, janitor: Janitor, store: FaultyStore, stray: str
 ) -> None:
     store.inner.put(f"{OFFERS}/derived/{stray}", b"")
-    assert janitor.run_once("janitor", sweep=True).failed == {}
+    assert janitor.sweep("janitor").failed == {}
     assert store.stat(f"{OFFERS}/derived/{stray}") is not None
 
 
@@ -218,7 +218,7 @@ def test_derived_files_go_by_the_clock_of_the_store_an_hour_behind_theirs(
     for key in keys.values():
         store.put(key, b"")
     inner.clock = lambda: 998 * 3600 + 60.0
-    assert janitor.run_once("janitor", sweep=True).swept == 1
+    assert janitor.sweep("janitor").swept == 1
     assert {hour for hour, key in keys.items() if store.stat(key)} == {998, 999}
 
 
@@ -230,11 +230,11 @@ def test_a_log_with_a_hole_sweeps_nothing(b: Broker, janitor: Janitor, fuse: Fus
     inner.clock = lambda: clock() + 2 * DAY
     hidden = b"".join(inner.get(names.log_key(OFFERS, 2)))
     inner.delete([names.log_key(OFFERS, 2)])
-    report = janitor.run_once("janitor", sweep=True)
+    report = janitor.sweep("janitor")
     assert (report.swept, store.calls["delete"]) == (0, 0)
     assert "log 2" in report.failed[OFFERS]
     inner.put(names.log_key(OFFERS, 2), hidden)
-    assert janitor.run_once("janitor", sweep=True).swept == 1
+    assert janitor.sweep("janitor").swept == 1
 
 
 def test_a_sweeper_whose_lease_is_lost_deletes_nothing(
@@ -251,7 +251,7 @@ def test_a_sweeper_whose_lease_is_lost_deletes_nothing(
         return records(dataset, first)
 
     monkeypatch.setattr(b.parts.catalog, "records", slow)
-    assert list(janitor.run_once("janitor", sweep=True).failed) == [OFFERS]
+    assert list(janitor.sweep("janitor").failed) == [OFFERS]
     assert store.calls["delete"] == 0
 
 

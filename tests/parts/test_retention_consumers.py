@@ -204,6 +204,6 @@ def _what_is_offered_is_all_that_is_stored(crowd: Crowd) -> None:
     clock = store.clock
     store.clock = lambda: clock() + parts.settings.result_seconds + LATE_SECONDS + 60
     janitor = Janitor(parts.index, parts.catalog, store, parts.leases, parts.settings)
-    assert janitor.run_once("janitor", sweep=True).failed == {}
+    assert janitor.sweep("janitor").failed == {}
     offered = {file.key for edge in crowd.state.edges for file in edge.files}
     assert {info.key for info in store.list(f"{OFFERS}/data/")} == offered

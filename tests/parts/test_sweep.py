@@ -82,7 +82,7 @@ def left(store: FaultyStore) -> list[str]:
 
 
 def swept(janitor: Janitor) -> int:
-    report = janitor.run_once("janitor", sweep=True)
+    report = janitor.sweep("janitor")
     assert report.failed == {}
     return report.swept
 
@@ -151,7 +151,7 @@ def test_a_sweep_that_died_between_two_deletes_is_finished_by_the_next(
 
     monkeypatch.setattr(store.inner, "delete", dying)
     with pytest.raises(KeyboardInterrupt):
-        janitor.run_once("janitor", sweep=True)
+        janitor.sweep("janitor")
     assert len(left(store)) == 4
     monkeypatch.setattr(store.inner, "delete", delete)
     assert swept(janitor) == 3
@@ -182,7 +182,7 @@ def test_nothing_given_up_is_deleted_while_the_log_cannot_be_read(
     janitor.run_once("janitor")
     clock.ahead = stays(b) + 60
     store.plan = matching("get", unreadable, Fault.REFUSED)
-    assert janitor.run_once("janitor", sweep=True).swept == 0
+    assert janitor.sweep("janitor").swept == 0
     assert store.calls["delete"] == 0
     store.plan = never
     assert swept(janitor) == 4
