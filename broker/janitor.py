@@ -72,9 +72,11 @@ class Janitor:
                 self._visit(dataset, report, None)
             begun = time.monotonic()
             for dataset in sorted(glances.keys() - wanted, key=self._looked_at):
-                if not self._look(dataset) or time.monotonic() - begun > LOOKS_SECONDS:
+                if not self._look(dataset):
                     break
                 self._visit(dataset, report, None)
+                if time.monotonic() - begun >= LOOKS_SECONDS:
+                    break
 
         self._in_slots("janitor", owner, help)
         return report

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from broker import Broker
 from broker.errors import Busy
-from broker.janitor import Janitor
+from broker.janitor import LOOK_SECONDS, Janitor
 from broker.model import names
 from broker.model.names import DatasetId
 from broker.stores.memory import MemoryStore
@@ -71,6 +72,81 @@ def test_a_record_sealed_behind_the_head_that_redis_never_heard_of_is_published(
     b.parts.redis.run("HDEL", b.parts.index.slot(OFFERS).head(OFFERS), "reserved_seq", "reserved_data", "reserved_at")
     assert janitor.run_once("janitor").helped == [OFFERS]
     assert b.dataset(OFFERS).state.version == 2
+
+
+class Watched:
+    """A janitor whose clock stands still, and whom it visited."""
+
+    def __init__(self, b: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.visited, self._help = 1_000.0, list[DatasetId](), b.parts.catalog.help
+        monkeypatch.setattr("broker.janitor.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(b.parts.catalog, "help", self._visit)
+        self._janitor = Janitor(b.parts.index, b.parts.catalog, b.parts.store, b.parts.leases, b.parts.settings)
+
+    def _visit(self, dataset: DatasetId, older_than_seconds: float, look: bool) -> bool:
+        self.visited.append(dataset)
+        return self._help(dataset, older_than_seconds, look)
+
+    def run(self, later: float = 0.0) -> list[DatasetId]:
+        self.now += later
+        self.visited.clear()
+        self._janitor.run_once("janitor")
+        return list(self.visited)
+
+
+def test_what_a_writer_is_just_finishing_is_left_to_it(
+    redis_url: str, store: FaultyStore, fuse: Fuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with broker_over(store, redis_url, fuse, reservation_seconds=30) as b:
+        b.dataset(OFFERS, key=["sku"]).publish([{"sku": "a", "price": 1}])
+        b.parts.catalog.close()
+        janitor = Watched(b, monkeypatch)
+        assert [janitor.run(), janitor.run()] == [[OFFERS], []]
+        crash_publishing(b, fuse, "reserve")
+        assert [janitor.run(), janitor.run(29.0), janitor.run(1.0)] == [[], [], [OFFERS]]
+
+
+def test_a_bell_that_rings_again_and_again_is_not_visited_though_it_is_always_behind(
+    redis_url: str, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with broker_over(store, redis_url, reservation_seconds=30) as b:
+        offers, janitor, visits = b.dataset(OFFERS, key=["sku"]), Watched(b, monkeypatch), list[list[DatasetId]]()
+        for price in range(4):
+            offers.publish([{"sku": "a", "price": price}])
+            b.parts.catalog.close()
+            b.parts.redis.run("HSET", b.parts.index.slot(OFFERS).head(OFFERS), "notified", offers.state.seq - 1)
+            visits.append(janitor.run(31.0))
+        assert visits == [[OFFERS], [], [], []]
+        assert janitor.run(31.0) == [OFFERS]
+
+
+def test_of_many_datasets_at_rest_each_pass_looks_at_a_few(
+    redis_url: str, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.janitor.LOOKS_SECONDS", 0.0)
+    with broker_over(store, redis_url) as b:
+        ids = [b.dataset(f"acme/catalog/d{number}", key=["sku"]).id for number in range(3)]
+        b.parts.catalog.close()
+        janitor = Watched(b, monkeypatch)
+        looked = [janitor.run(), janitor.run(), janitor.run(), janitor.run()]
+        assert [len(some) for some in looked] == [1, 1, 1, 0]
+        assert {id for some in looked for id in some} == set(ids)
+        assert janitor.run(LOOK_SECONDS) == looked[0]
+
+
+def test_a_sweep_rests_between_datasets_and_ends_where_its_worker_does(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
+    for number in range(3):
+        b.dataset(f"acme/catalog/d{number}", key=["sku"])
+    listed, rests = store.calls["list"], list[float]()
+
+    def rest(seconds: float) -> bool:
+        rests.append(seconds)
+        return len(rests) == 2
+
+    janitor.sweep("janitor", rest)
+    assert len(rests) == 2
+    assert all(seconds > 0 for seconds in rests)
+    assert store.calls["list"] - listed == 4
 
 
 def test_checkpoints_are_sealed_at_their_numbers(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
