@@ -37,10 +37,9 @@ EDGE_BYTES: Final = 1024
 CHANNEL_EVENTS: Final[dict[Why, EventType]] = {
     "promoted": "broker.channel.promoted", "rolled-back": "broker.channel.rolled-back", "released": "broker.channel.released",
 }  # fmt: skip
-PAUSE_SECONDS: Final = 0.01
-"""Between asking and ringing: the commit's own answer goes first, and commits of so short a while ring once."""
-
-
+PAUSE_SECONDS: Final = 0.05
+"""Between asking and ringing: the commit's own answer goes first, and commits of so short a while ring once. Who follows by GET
+asks less often; and each ring is two syncs of a disk that the next commit needs."""
 RUNG_TOGETHER: Final = 64
 """Datasets whose bells ring in one go: Redis is asked once for all of them."""
 
@@ -113,7 +112,8 @@ class _Ringer:
     def _run(self) -> None:
         asked = self.queue.get()
         while asked is not None:
-            self._closing.wait(PAUSE_SECONDS)
+            if self.queue.qsize() < RUNG_TOGETHER:
+                self._closing.wait(PAUSE_SECONDS)
             group = [asked]
             while len(group) < RUNG_TOGETHER and not self.queue.empty() and (asked := self.queue.get()) is not None:
                 group.append(asked)

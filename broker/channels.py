@@ -20,7 +20,7 @@ from broker.backend.keys import retention_lease
 from broker.backend.leases import Leases
 from broker.bell_notices import of_dataset
 from broker.catalog import Catalog
-from broker.errors import Busy, InvalidName, InvalidRequest, NotFound, OutcomeUnknown, Transient
+from broker.errors import Busy, InvalidName, InvalidRequest, NotFound, OutcomeUnknown, StaleBase, Transient
 from broker.model.commit import Announce, Body, Point, Why, checked_version, parse_record
 from broker.model.names import LIVE, ChannelsId, DatasetId, check_name
 from broker.rules.announcing import Wish, moved, moved_back, standing_of
@@ -47,7 +47,7 @@ class Pointer:
 
 @dataclass(slots=True)
 class _Alone:
-    """A lease, and what was seen when it was taken. `reserves`: by the last reservation under it, which gave it back."""
+    """A lease, and what was seen when it was taken. `reserves`: the last step was a reservation, which gives the lease back."""
 
     lease: Lease
     seen: dict[DatasetId, HeadView] = field(default_factory=dict)
@@ -161,6 +161,14 @@ class Channels:
         self, log: ChannelsId, channel: str, of: Sequence[str], decide: Callable[[State, Datasets], Announce | None]
     ) -> int:  # fmt: skip
         """Commit what `decide` answers for the head. -> number of the announcement: its own, or the one that stands."""
+        with suppress(StaleBase):  # the log went on under a reservation that the index has lost
+            return self._announced(log, channel, of, decide)
+        return self._announced(log, channel, of, decide)
+
+    def _announced(
+        self, log: ChannelsId, channel: str, of: Sequence[str], decide: Callable[[State, Datasets], Announce | None]
+    ) -> int:  # fmt: skip
+        """One try at it. Raises StaleBase."""
         offered: list[tuple[int, Announce]] = []
         with self._alone([log, *map(log.dataset, of)]) as held:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,9 +33,9 @@ SWEEP_PAGE: Final = 100_000
 LATE_SECONDS: Final = 3_600.0
 """A file goes so long after the last answer that may name it has expired: clocks differ, and downloads end late."""
 LOOK_SECONDS: Final = 300.0
-"""How often a dataset whose index shows nothing open is compared with the store: one or two reads each."""
+"""A dataset whose index shows nothing open is compared with the store at most so often: one or two reads each."""
 LOOKS_SECONDS: Final = 0.2
-"""So long a pass looks at such datasets, and at one at least: with thousands it must not keep others from their work."""
+"""So long a pass does so, and for one dataset at least: with thousands it must not keep others from their work."""
 RESTS: Final = 9
 """A sweep rests so many times as long as it worked: nobody waits for it."""
 
@@ -60,75 +60,85 @@ class Janitor:
         self._open = dict[DatasetId, dict[tuple[str, int], float]]()
 
     def run_once(self, owner: str) -> JanitorReport:
-        """Visit those logs of every slot whose lease is free where something has stood open for `reservation_seconds`, or a
-        checkpoint is due; then look at a few of the others, the longest not looked at first, each every LOOK_SECONDS.
+        """Visit those logs of every slot whose lease is free that a restart of Redis left behind, or where something has stood
+        open for `reservation_seconds`; then a few of those whose checkpoint or look is due, the longest not looked at first.
         """
         report = JanitorReport()
 
-        def help(slot: Slot, _: Lease) -> None:
+        def visit(slot: Slot, _: Lease) -> bool:
             glances = self._index.glance(slot, self._index.logs(slot))
-            wanted = [dataset for dataset, glance in glances.items() if self._wanted(dataset, glance)]
-            for dataset in wanted:
-                self._visit(dataset, report, None)
+            urgent = {dataset for dataset, glance in glances.items() if self._urgent(dataset, glance)}
+            for dataset in urgent:
+                self._visit(dataset, report, look=self._look_due(dataset))
             begun = time.monotonic()
-            for dataset in sorted(glances.keys() - wanted, key=self._looked_at):
-                if not self._look(dataset):
-                    break
-                self._visit(dataset, report, None)
+            for dataset in self._queue(glances, urgent):
+                self._visit(dataset, report, look=True)
                 if time.monotonic() - begun >= LOOKS_SECONDS:
                     break
+            return False
 
-        self._in_slots("janitor", owner, help)
+        self._in_slots("janitor", owner, visit)
         return report
 
     def sweep(self, owner: str, rest: Callable[[float], bool] = lambda _: False) -> JanitorReport:
         """Visit all logs of every slot whose lease is free, and delete expired derived files, orphans and what was given up.
 
-        `rest`: called with seconds between two visits; True ends the pass.
+        `rest`: called with seconds behind each visit; True ends the pass.
         """
         report = JanitorReport()
 
-        def sweep(slot: Slot, lease: Lease) -> None:
+        def visit(slot: Slot, lease: Lease) -> bool:
             for dataset in self._index.logs(slot):
                 begun = time.monotonic()
-                self._visit(dataset, report, partial(self._leases.renew, slot, lease))
+                self._visit(dataset, report, look=True, sweep=partial(self._leases.renew, slot, lease))
                 if rest(RESTS * (time.monotonic() - begun)):
-                    return
+                    return True
+            return False
 
-        self._in_slots("sweep", owner, sweep)
+        self._in_slots("sweep", owner, visit)
         return report
 
-    def _in_slots(self, duty: str, owner: str, work: Callable[[Slot, Lease], None]) -> None:
-        """Under the lease of a duty, in every slot where it is free."""
+    def _in_slots(self, duty: str, owner: str, work: Callable[[Slot, Lease], bool]) -> None:
+        """Under the lease of a duty, in every slot where it is free, until `work` says that it is enough."""
         for slot in self._index.slots():
             with suppress(Busy), self._leases.held(slot, duty_lease(duty), f"{owner}/{uuid4().hex[:8]}") as lease:
-                work(slot, lease)
+                if work(slot, lease):
+                    return
 
-    def _wanted(self, dataset: DatasetId, glance: Glance) -> bool:
-        """Whether no writer may be left to finish what stands open: it has stood there for a while."""
+    def _urgent(self, dataset: DatasetId, glance: Glance) -> bool:
+        """Whether somebody must be helped now. Remembers since when what stands open has stood."""
         now, known = time.monotonic(), self._open.pop(dataset, {})
         stands = {thing: known.get(thing, now) for thing in glance.open}
         if stands:
             self._open[dataset] = stands
-        due = glance.seq - glance.seq % self._settings.checkpoint_every
-        waited = any(now - since >= self._settings.reservation_seconds for since in stands.values())
-        return glance.lost or waited or due > self._sealed.get(dataset, 0)
+        return glance.lost or any(now - since >= self._settings.reservation_seconds for since in stands.values())
 
-    def _look(self, dataset: DatasetId) -> bool:
+    def _queue(self, glances: Mapping[DatasetId, Glance], visited: Set[DatasetId]) -> list[DatasetId]:
+        """Those with something open first: a worker that has only begun does not know for how long it has stood."""
+        every = self._settings.checkpoint_every
+        due = [
+            dataset
+            for dataset, glance in glances.items()
+            if self._look_due(dataset) or glance.seq - glance.seq % every > self._sealed.get(dataset, 0)
+        ]
+        return sorted(set(due) - visited, key=lambda dataset: (dataset not in self._open, self._looked_at(dataset)))
+
+    def _look_due(self, dataset: DatasetId) -> bool:
         """Whether it is time to ask the store, too."""
         return time.monotonic() - self._looked_at(dataset) >= LOOK_SECONDS
 
     def _looked_at(self, dataset: DatasetId) -> float:
         return self._looked.get(dataset, -LOOK_SECONDS)
 
-    def _visit(self, dataset: DatasetId, report: JanitorReport, sweep: Callable[[], None] | None) -> None:
+    def _visit(
+        self, dataset: DatasetId, report: JanitorReport, look: bool, sweep: Callable[[], None] | None = None
+    ) -> None:  # fmt: skip
         """Nothing is deleted on an error path: a failed look ends the visit. `sweep`: raises when the right to it is lost."""
+        if look:  # also one that fails: it must not keep the others from theirs
+            self._looked[dataset] = time.monotonic()
         try:
-            look = sweep is not None or self._look(dataset)
             if self._catalog.help(dataset, self._settings.reservation_seconds, look):
                 report.helped.append(dataset)
-            if look:
-                self._looked[dataset] = time.monotonic()
             report.checkpoints += self._checkpoint(dataset)
             if sweep is not None and not isinstance(dataset, ChannelsId):
                 report.swept += self._sweep(dataset, sweep)

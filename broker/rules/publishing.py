@@ -201,6 +201,9 @@ def commit(draft: Draft, seen: HeadView | None = None) -> Generator[Effect, Any,
         if answer.kind == "reserved":
             if (yield from settle(record.seq, data)) == data:
                 return fold(view.state, data)
+            if draft.ends_lease:
+                why = "the lease went with the reservation"
+                raise StaleBase("another record came first", of=draft.producer, why=why, hint="Again")
         elif answer.kind == "fenced":
             raise Fenced(
                 "the lease was lost before the commit", of=str(draft.lease), hint="Stop: somebody else does this work now"

@@ -287,6 +287,25 @@ def test_an_announcement_whose_author_died_behind_its_reservation_is_made_by_oth
     assert offers.promote(3, to="production", expect=1) == 2
 
 
+def test_an_announcement_that_the_index_never_heard_of_is_no_reason_to_fail(b: Broker, offers: Dataset, fuse: Fuse) -> None:
+    """Its seq is taken: the next one finds that out behind its own reservation, and takes the lease once more."""
+    offers.promote(1, to="production")
+    fuse.step = "seal"
+    with pytest.raises(Crash):
+        offers.promote(2, to="production")
+    b.parts.redis.run("HDEL", b.parts.index.slot(LOG).head(LOG), "reserved_seq", "reserved_data", "reserved_at")
+    assert offers.promote(3, to="production") == 3
+    assert [point.version for point in offers.channels()["production"].past] == [2, 1]
+
+
+def test_a_release_of_more_datasets_than_are_looked_at_together(b: Broker) -> None:
+    versions = {f"d{number:02}": 1 for number in range(20)}
+    for name in versions:
+        b.dataset(f"acme/catalog/{name}", key="sku").publish([{"sku": "a"}])
+    assert b.release("acme/catalog", versions, to="production") == 1
+    assert b.released("acme/catalog", "production") == versions
+
+
 def test_who_tries_again_after_a_crash_finishes_what_was_reserved(b: Broker, offers: Dataset, fuse: Fuse) -> None:
     fuse.step = "reserve"
     with pytest.raises(Crash):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from broker import Broker
 from broker.errors import Busy
-from broker.janitor import LOOK_SECONDS, Janitor
+from broker.janitor import LOOK_SECONDS, RESTS, Janitor
 from broker.model import names
 from broker.model.names import DatasetId
 from broker.stores.memory import MemoryStore
@@ -59,6 +60,7 @@ def test_a_commit_that_was_left_behind_its_reservation_is_finished(b: Broker, ja
 
 
 def test_a_version_that_nobody_announced_is_announced(b: Broker, janitor: Janitor, fuse: Fuse, store: FaultyStore) -> None:
+    b.parts.catalog.close()
     crash_publishing(b, fuse, "publish")
     assert b'"version": 1' in b"".join(store.get(names.notify_key(OFFERS, "live")))
     janitor.run_once("janitor")
@@ -128,25 +130,65 @@ def test_of_many_datasets_at_rest_each_pass_looks_at_a_few(
         ids = [b.dataset(f"acme/catalog/d{number}", key=["sku"]).id for number in range(3)]
         b.parts.catalog.close()
         janitor = Watched(b, monkeypatch)
-        looked = [janitor.run(), janitor.run(), janitor.run(), janitor.run()]
+        looked = [janitor.run(1.0), janitor.run(1.0), janitor.run(1.0), janitor.run(1.0)]
         assert [len(some) for some in looked] == [1, 1, 1, 0]
         assert {id for some in looked for id in some} == set(ids)
-        assert janitor.run(LOOK_SECONDS) == looked[0]
+        assert [janitor.run(LOOK_SECONDS), janitor.run(), janitor.run()] == looked[:3]
+
+
+def test_one_that_cannot_be_looked_at_keeps_no_other_from_its_look(
+    redis_url: str, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.janitor.LOOKS_SECONDS", 0.0)
+    with broker_over(store, redis_url) as b:
+        ids = [b.dataset(f"acme/catalog/d{number}", key=["sku"]).id for number in range(3)]
+        b.parts.catalog.close()
+        store.plan = matching("get", "/d1/log/", Fault.REFUSED)
+        janitor = Watched(b, monkeypatch)
+        assert sorted(id for _ in ids for id in janitor.run(1.0)) == ids
+
+
+def test_what_stands_open_is_looked_at_first_by_a_worker_that_has_only_begun(
+    redis_url: str, store: FaultyStore, fuse: Fuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.janitor.LOOKS_SECONDS", 0.0)
+    with broker_over(store, redis_url, fuse, reservation_seconds=30) as b:
+        for name in ("acme/catalog/aa", OFFERS, "acme/catalog/zz"):
+            b.dataset(name, key=["sku"]).publish([{"sku": "a", "price": 1}])
+        crash_publishing(b, fuse, "reserve")
+        b.parts.catalog.close()
+        assert Watched(b, monkeypatch).run() == [OFFERS]
+
+
+def test_a_first_pass_over_many_logs_with_checkpoints_is_short_too(
+    redis_url: str, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.janitor.LOOKS_SECONDS", 0.0)
+    with broker_over(store, redis_url, checkpoint_every=2) as b:
+        for number in range(3):
+            b.dataset(f"acme/catalog/d{number}", key=["sku"]).publish([{"sku": "a"}])
+        b.parts.catalog.close()
+        janitor = Watched(b, monkeypatch)
+        assert [len(janitor.run(1.0)) for _ in range(4)] == [1, 1, 1, 0]
+    assert len([info for info in store.list("acme/") if "/checkpoint/" in info.key]) == 3
 
 
 def test_a_sweep_rests_between_datasets_and_ends_where_its_worker_does(b: Broker, janitor: Janitor, store: FaultyStore) -> None:
-    for number in range(3):
-        b.dataset(f"acme/catalog/d{number}", key=["sku"])
-    listed, rests = store.calls["list"], list[float]()
+    for name in ("acme/catalog/d1", "acme/catalog/d2", "acme/pricing/d3"):
+        b.dataset(name, key=["sku"])
+    rests = list[float]()
 
     def rest(seconds: float) -> bool:
         rests.append(seconds)
         return len(rests) == 2
 
+    begun = time.monotonic()
     janitor.sweep("janitor", rest)
     assert len(rests) == 2
-    assert all(seconds > 0 for seconds in rests)
-    assert store.calls["list"] - listed == 4
+    assert RESTS * (time.monotonic() - begun) > sum(rests) > 0
+    rests.append(0.0)
+    assert not janitor.sweep("janitor", rest).failed
+    assert len(rests) == 3 + 4
 
 
 def test_checkpoints_are_sealed_at_their_numbers(b: Broker, janitor: Janitor, store: FaultyStore) -> None:

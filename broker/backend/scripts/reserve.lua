@@ -12,7 +12,7 @@ if head[4] and tonumber(head[4]) > seq then return 'refused' end
 if ARGV[4] ~= '' and not holds(KEYS[3], ARGV[4], ARGV[5]) then return 'fenced' end
 if tonumber(ARGV[6]) > tonumber(ARGV[7]) then return 'too-old' end
 redis.call('HSET', KEYS[2], 'reserved_seq', ARGV[1], 'reserved_data', ARGV[3], 'reserved_at', int(now_ms()))
-if ARGV[8] == '1' then
+if ARGV[4] ~= '' and ARGV[8] == '1' then
   redis.call('DEL', KEYS[3])
 elseif ARGV[4] ~= '' and redis.call('HEXISTS', KEYS[3], 'state') == 1 then
   redis.call('HSET', KEYS[3], 'state', 'closed')
