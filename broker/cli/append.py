@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import click
+import pyarrow as pa
 
 from broker.changelog import Ack, ChangeLog
 from broker.changelog_rows import pieces, session_over
@@ -116,29 +117,35 @@ class _Appending:
     def file(self, path: Path) -> None:
         """All of it, read once; its last block waits for the level, which says the same of those before."""
         if self._block is not None:  # never cut: the same call again is the same block
-            self._call(lambda: changes_of(self._found.spec, path, self._settings), self._level)
+            self._call(lambda: self._changes(path), self._level)
             return
-        blocks = (piece for batch in changes_of(self._found.spec, path, self._settings) for piece in pieces(batch))
-        with self._telling():
-            block = next(blocks, None)
-        self._piece(() if block is None else block.slice(0, 0), self._level)  # what cannot be is told before anything is in
-        while block is not None:
+        with self._changes(path) as batches:
+            blocks = (piece for batch in batches for piece in pieces(batch))
             with self._telling():
-                after = next(blocks, None)
-            self._piece(block, self._level if after is None else "accepted")
-            block = after
+                block = next(blocks, None)
+            self._piece(() if block is None else block.slice(0, 0), self._level)  # what cannot be is told before anything is in
+            while block is not None:
+                with self._telling():
+                    after = next(blocks, None)
+                self._piece(block, self._level if after is None else "accepted")
+                block = after
+
+    def _changes(self, path: Path) -> closing[Generator[pa.RecordBatch, None, None]]:
+        """The file, which is closed and its temporary files gone also where not all of it is read."""
+        return closing(changes_of(self._found.spec, path, self._settings))
 
     def _piece(self, rows: Any, level: Level) -> None:
         with self._telling(len(rows)):
-            self._call(lambda: rows, level)
+            self._call(lambda: nullcontext(rows), level)
         if self._found.state.session != self._session:  # a later block says nothing of those that were lost with the one before
             raise session_over(self._found.id)
 
-    def _call(self, rows: Callable[[], Any], level: Level) -> None:
+    def _call(self, rows: Callable[[], AbstractContextManager[Any]], level: Level) -> None:
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                ack = self._append(rows(), self._producer, self._block, level, self._timeout)
+                with rows() as given:
+                    ack = self._append(given, self._producer, self._block, level, self._timeout)
                 break
             except Overloaded:
                 if time.monotonic() > deadline:

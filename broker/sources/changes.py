@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -26,7 +26,7 @@ _FOR_PROGRAMMERS: Final = re.compile("Possible Solution|LINE 1:")
 """Where in its message DuckDB goes on to speak of the query."""
 
 
-def changes_of(spec: DatasetSpec, path: Path, settings: Settings) -> Iterator[pa.RecordBatch]:
+def changes_of(spec: DatasetSpec, path: Path, settings: Settings) -> Generator[pa.RecordBatch, None, None]:
     """The rows of a CSV, JSONL or Parquet file (each also .gz), first to last, with the dataset's types where it knows them.
 
     A new column without any value says nothing of a type and is left out.

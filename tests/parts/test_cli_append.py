@@ -226,8 +226,11 @@ def test_what_is_refused_in_the_middle_says_what_is_in_and_promises_nothing_of_t
     name, path = "shop/catalog/others", a_file(tmp_path / "a.csv")
     small.ok("dataset", "create", name, "--key", "sku", *(("--order", order) if order else ()))
     monkeypatch.setattr("broker.cli.append.time", waits := Waits(20, lambda: None))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary := tmp_path / "temporary"))
+    temporary.mkdir()
     refused = small("append", name, path, "--timeout", 30)
     assert (refused.code, waits.waited, reads) == (Exit.UNREACHABLE, 2, [path])
+    assert list(temporary.iterdir()) == []
     told = re.search(r"The first (\d+) rows are in, and some of the next (\d+) may be", refused.err)
     assert told is not None, refused.err
     there = sum(slot["appended_rows"] for slot in small.json("log", "status", name)["slots"])
