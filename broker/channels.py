@@ -174,8 +174,9 @@ class Channels:
 
             def body(state: State) -> Body | None:
                 held.reserves = False
-                if offered and self._landed(log, state, *offered[-1]):
+                if offered and self._landed(log, state, *offered[0]):
                     return None
+                offered.clear()
                 datasets = {name: self._finished(log.dataset(name), held) for name in of}
                 found = decide(state, datasets)
                 if found is not None:
@@ -186,7 +187,7 @@ class Channels:
                 return found
 
             state = self._catalog.announce(log, body, held.lease, held.seen.pop(log, None))
-        return offered[-1][0] if offered else max(state.channels[name, channel].seq for name in of)
+        return offered[0][0] if offered else max(state.channels[name, channel].seq for name in of)
 
     def _finished(self, dataset: DatasetId, held: _Alone) -> State:
         return self._catalog.finished(dataset, held.seen.pop(dataset, None))

@@ -22,7 +22,7 @@ from broker.model.names import ChannelsId, DatasetId
 from broker.retention import Retention
 from broker.rules.announcing import Wish, moved
 from broker.rules.fold import State
-from broker.rules.publishing import STEPS
+from broker.rules.publishing import STEPS, ReserveAnswer
 from broker.rules.retention import Floors
 from broker.sinks.memory import Memory
 from broker.stores.memory import MemoryStore
@@ -296,6 +296,22 @@ def test_an_announcement_that_the_index_never_heard_of_is_no_reason_to_fail(b: B
     b.parts.redis.run("HDEL", b.parts.index.slot(LOG).head(LOG), "reserved_seq", "reserved_data", "reserved_at")
     assert offers.promote(3, to="production") == 3
     assert [point.version for point in offers.channels()["production"].past] == [2, 1]
+
+
+def test_what_somebody_else_announced_meanwhile_is_told_by_the_number_of_theirs(
+    b: Broker, offers: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promoter sleeps past its lease; its reservation never came about, and the number it had in mind is another's."""
+    images, slot = history(b, IMAGES), b.parts.index.slot(OFFERS)
+
+    def overtaken(*_: Any) -> list[ReserveAnswer]:
+        monkeypatch.undo()
+        b.parts.redis.run("DEL", slot.lease(retention_lease(OFFERS)))
+        assert [images.promote(1, to="production"), offers.promote(2, to="production")] == [1, 2]
+        return [ReserveAnswer("unknown")]
+
+    monkeypatch.setattr(b.parts.index, "reserve_all", overtaken)
+    assert offers.promote(2, to="production") == 2
 
 
 def test_a_release_of_more_datasets_than_are_looked_at_together(b: Broker) -> None:
