@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from broker.backend.client import Entry
 from broker.backend.keys import LISTENER, Slot, listener_slot
-from broker.errors import BrokerError, Fenced, NotFound, Transient
+from broker.errors import BrokerError, Busy, Fenced, NotFound, Transient
 from broker.events import End, Events, Position
 from broker.model.event import Event
 from broker.model.names import DatasetId, check_name
@@ -117,7 +117,11 @@ class Listener:
         if self._cursor is None:
             return
         held = self._events.tools.leases.held(listener_slot(self._cursor), LISTENER, self._owner)
-        self._lease = self._stack.enter_context(held)
+        try:
+            self._lease = self._stack.enter_context(held)
+        except Busy as error:
+            why = "it goes on when that one ends, or is silent for too long"
+            raise Busy("somebody else listens under this cursor", of=self._cursor, why=why, hint=error.hint) from None
         self._at, self._done = {}, self._events.positions(self._cursor, self._wanted.fingerprint)
         self._due.clear()
         self._presented.clear()

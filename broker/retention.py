@@ -20,7 +20,7 @@ from broker.backend.leases import Leases
 from broker.catalog import Catalog
 from broker.cursors import Cursors
 from broker.errors import BrokerError, Busy, Invalid, NotFound, Transient
-from broker.model.commit import Body, Hold, Retire, checked_version
+from broker.model.commit import Body, Edge, Hold, Retire, checked_version
 from broker.model.event import rfc3339
 from broker.model.names import DatasetId, check_name
 from broker.rules.fold import State
@@ -123,15 +123,23 @@ class Retention:
     def explain(self, dataset: DatasetId, of: str | int) -> str:
         """Why a file (store key) or a version's edges stay, or that they go. Raises NotFound for what is not offered."""
         state = self._catalog.state(dataset)
-        found = self._plan(state)
+        found, wanted = self._plan(state), self._wanted(state).versions
         edges = [
             edge for edge in state.edges if edge.version == of or any(file.key == of for file in edge.files)
         ]  # fmt: skip
         if not edges:
             raise NotFound(
-                "nothing offered has this", of=str(of), why="it was retired, or never was", hint="broker versions list"
-            )
-        return "; ".join(f"{_named(*pair(edge))}: {found.why(*pair(edge)) or 'nobody needs it: it goes'}" for edge in edges)
+                "nothing offered has this", of=f"{dataset}: {of}", why="it was retired, or never was",
+                hint=f"See what is: broker versions list {dataset}",
+            )  # fmt: skip
+
+        def why(edge: Edge) -> str:
+            """The first reason, and whoever names the version."""
+            first = found.why(*pair(edge))
+            named = [who for who, versions in wanted.items() if first and edge.version in versions]
+            return ", ".join(dict.fromkeys([first or "nobody needs it: it goes", *named]))
+
+        return "; ".join(f"{_named(*pair(edge))}: {why(edge)}" for edge in edges)
 
     def hold(self, dataset: DatasetId, name: str, version: int, until: float | None = None, why: str = "") -> None:
         """Keep a version readable until a time (seconds since the epoch; None: until `release`). Raises NotFound, Invalid."""
@@ -156,7 +164,11 @@ class Retention:
         def body(state: State) -> Body | None:
             held = state.holds.get(name)
             if held is None:
-                raise NotFound("no such hold", of=f"{dataset}: {name}", why=f"there are {', '.join(state.holds) or 'none'}")
+                standing = [hold.name for hold in state.holds.values() if hold.until is None or hold.until > time.time()]
+                raise NotFound(
+                    "no such hold", of=f"{dataset}: {name}", why=f"there are {', '.join(standing) or 'none'}",
+                    hint=f"See them: broker hold {dataset}",
+                )  # fmt: skip
             return None if held.until == 0 else held.model_copy(update={"until": 0})
 
         self._catalog.commit(dataset, body, "hold")

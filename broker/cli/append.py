@@ -62,7 +62,7 @@ def append(face: Face, /, name: str, file: Path, **options: Any) -> None:
         with face.progress(f"append {name}", unit="rows") as advance:
             appending = _Appending(broker.dataset(name), broker.parts.settings, advance, **options)
             for path in _paths(file):
-                appending.file(path)
+                appending.file(path, "stdin" if file == Path("-") else str(path))
         rows, ack = appending.rows, appending.last
         last = asdict(ack or Ack(options["producer"] or "", 0, level=options["level"]))
         face.emit(
@@ -114,12 +114,12 @@ class _Appending:
         self.rows, self.blocks = 0, 0
         self.last: Ack | None = None
 
-    def file(self, path: Path) -> None:
+    def file(self, path: Path, called: str) -> None:
         """All of it, read once; its last block waits for the level, which says the same of those before."""
         if self._block is not None:  # never cut: the same call again is the same block
-            self._call(lambda: self._changes(path), self._level)
+            self._call(lambda: self._changes(path, called), self._level)
             return
-        with self._changes(path) as batches:
+        with self._changes(path, called) as batches:
             blocks = (piece for batch in batches for piece in pieces(batch))
             with self._telling():
                 block = next(blocks, None)
@@ -130,9 +130,9 @@ class _Appending:
                 self._piece(block, self._level if after is None else "accepted")
                 block = after
 
-    def _changes(self, path: Path) -> closing[Generator[pa.RecordBatch, None, None]]:
+    def _changes(self, path: Path, called: str) -> closing[Generator[pa.RecordBatch, None, None]]:
         """The file, which is closed and its temporary files gone also where not all of it is read."""
-        return closing(changes_of(self._found.spec, path, self._settings))
+        return closing(changes_of(self._found.spec, path, self._settings, called))
 
     def _piece(self, rows: Any, level: Level) -> None:
         with self._telling(len(rows)):

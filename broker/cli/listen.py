@@ -6,9 +6,9 @@ import json
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -30,7 +30,7 @@ ENVELOPE: Final = "specversion, id, source, type, subject, time, datacontenttype
     answer=f"A line for each, a CloudEvents envelope: {{{ENVELOPE}}}",
 )  # fmt: skip
 @click.argument("pattern", default="*")
-@click.option("--cursor", metavar="NAME", help="Keep the position under this name: the next listener goes on from there.")
+@click.option("--cursor", metavar="NAME", help="Keep the position under this name: who listens to the same goes on from there.")
 @click.option("--channel", help="Only what moves this channel, and what is no channel's own news.")
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Only such events: published, promoted, retired, …")
 @click.option("--exec", "command", metavar="CMD", help="Run this for each, with the event as JSON on its stdin.")
@@ -62,22 +62,22 @@ def listen(
             face.say("stopped")
 
 
-def _heard(face: Face, listener: Listener, timeout: float | None) -> Any:
-    """As they come. While Redis is silent a listener without a time limit waits for it."""
+def _heard(face: Face, listener: Listener, timeout: float | None) -> Generator[Heard, None, None]:
+    """As they come. While Redis is silent, or somebody else has the cursor, it waits for so long as for an event."""
+    told, since = "", time.monotonic()
     while True:
         try:
-            yield from _closed(listener.listen(timeout))
+            with closing(listener.listen(timeout)) as found:  # type: ignore[type-var]
+                for heard in found:
+                    yield heard
+                    told, since = "", time.monotonic()
             return
         except Transient as error:
-            if timeout is not None:
+            if timeout is not None and time.monotonic() - since >= timeout:
                 raise
-            face.say(f"waiting: {error}")
-            time.sleep(PAUSE_SECONDS)
-
-
-def _closed(listening: Iterator[Heard]) -> Iterator[Heard]:
-    with closing(listening):  # type: ignore[type-var]
-        yield from listening
+            if told != (told := str(error)):
+                face.say(f"waiting: {error}")
+            time.sleep(PAUSE_SECONDS if timeout is None else min(PAUSE_SECONDS, timeout))
 
 
 def _show(face: Face, heard: Heard) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import click
@@ -45,7 +46,7 @@ def top(face: Face, interval: float) -> None:
             face.emit(value, lines(value))
             return
         before = watch.read()
-        with live() as draw:
+        with suppress(KeyboardInterrupt), live() as draw:
             while True:
                 time.sleep(interval)
                 after = watch.read()

@@ -22,20 +22,24 @@ BATCH_ROWS: Final = 65_536
 READ_BYTES: Final = 1 << 20
 LINE_BYTES: Final = 64 << 20
 """A line longer than this is no record."""
-_FOR_PROGRAMMERS: Final = re.compile("Possible Solution|LINE 1:")
+_FOR_PROGRAMMERS: Final = re.compile("Possible [Ss]olution|LINE 1:|Try setting|This type was auto-detected")
 """Where in its message DuckDB goes on to speak of the query."""
+_OF_THE_DATA: Final = re.compile("(Invalid Input|Conversion|Out of Range|Mismatch Type|Serialization) Error")
+"""How the messages of those errors begin that Arrow hands on as an OSError, as it does with all of DuckDB's."""
 
 
-def changes_of(spec: DatasetSpec, path: Path, settings: Settings) -> Generator[pa.RecordBatch, None, None]:
+def changes_of(
+    spec: DatasetSpec, path: Path, settings: Settings, called: str = ""
+) -> Generator[pa.RecordBatch, None, None]:  # fmt: skip
     """The rows of a CSV, JSONL or Parquet file (each also .gz), first to last, with the dataset's types where it knows them.
 
-    A new column without any value says nothing of a type and is left out.
+    `called`: the name that errors give it. A new column without any value says nothing of a type and is left out.
     Memory: half of `settings.memory_limit_bytes`. Raises NotFound, BadData, Invalid, Unavailable.
     """
     known = spec.columns.types if spec.columns else {}
     with (
         tempfile.TemporaryDirectory(prefix="broker-changes-", dir=settings.temp_folder) as folder,
-        _errors(path),
+        _errors(path, called or str(path)),
         duckdb.connect(config={"memory_limit": f"{settings.memory_limit_bytes // 2}B", "temp_directory": folder}) as engine,
     ):
         path.stat()  # of a file that is not there DuckDB speaks as of a pattern
@@ -67,13 +71,14 @@ def runs_of_lines(stream: IO[bytes], folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors(path: Path, called: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise NotFound("no such file", of=str(path)) from None
-    except (duckdb.OutOfMemoryException, OSError) as error:
-        raise Unavailable("the file cannot be read now", of=str(path), why=str(error)[:300]) from None
-    except (duckdb.Error, UnicodeDecodeError, EOFError) as error:
-        why = " ".join(_FOR_PROGRAMMERS.split(str(error))[0].split())[:400]
-        raise BadData("not a readable file of its format", of=str(path), why=why) from None
+        raise NotFound("no such file", of=called, hint="Give a path, or - for JSON lines on stdin") from None
+    except (duckdb.Error, OSError, UnicodeDecodeError, EOFError) as error:
+        told = str(error).replace(str(path), called)
+        if isinstance(error, duckdb.OutOfMemoryException) or (isinstance(error, OSError) and not _OF_THE_DATA.match(told)):
+            raise Unavailable("the file cannot be read now", of=called, why=told[:300]) from None
+        why = " ".join(_FOR_PROGRAMMERS.split(told)[0].split())[:400]
+        raise BadData("not a readable file of its format", of=called, why=why) from None

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -107,7 +107,18 @@ def test_lines_of_a_pipe_land_as_they_come(cli: Cli, redis_url: str, monkeypatch
 
 def test_a_line_that_is_no_json_is_refused_and_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"sku,at\n")))
-    assert cli("append", OFFERS, "-").code == Exit.FAILED
+    refused = cli("append", OFFERS, "-")
+    assert (refused.code, "[stdin]" in refused.err, "lines.jsonl" in refused.err) == (Exit.FAILED, True, False)
+
+
+def test_a_value_of_another_type_far_down_in_a_file_is_bad_data_and_no_silent_store(cli: Cli, tmp_path: Path) -> None:
+    """DuckDB's errors come through Arrow as those of the machine, which would be worth repeating."""
+    rows = "".join(f'{{"sku": "a{number}", "at": {number}}}\n' for number in range(70_000))
+    (tmp_path / "a.jsonl").write_text(rows + '{"sku": "b", "at": "x1"}\n')
+    cli.ok("dataset", "create", "shop/catalog/typed", "--key", "sku", "--column", "sku VARCHAR", "--column", "at BIGINT")
+    refused = cli("append", "shop/catalog/typed", "a.jsonl")
+    assert (refused.code, "line 70001" in refused.err, "x1" in refused.err) == (Exit.FAILED, True, True)
+    assert "auto_detect" not in refused.err
 
 
 def test_options_that_do_not_go_together_are_refused(cli: Cli) -> None:
@@ -119,7 +130,9 @@ def test_options_that_do_not_go_together_are_refused(cli: Cli) -> None:
 
 def test_a_file_that_is_not_there_or_of_no_use_is_named_in_plain_words(cli: Cli, tmp_path: Path) -> None:
     missing = cli("append", OFFERS, "nowhere.jsonl")
-    assert (missing.code, missing.err) == (Exit.NOT_FOUND, "error: no such file [nowhere.jsonl]\n")
+    assert (missing.code, missing.err) == (
+        Exit.NOT_FOUND, "error: no such file [nowhere.jsonl]\nhint: Give a path, or - for JSON lines on stdin\n",
+    )  # fmt: skip
     (tmp_path / "half.jsonl").write_text('{"sku": ')
     half = cli("append", OFFERS, "half.jsonl")
     assert (half.code, "Malformed JSON" in half.err) == (Exit.FAILED, True)
@@ -171,9 +184,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read, each time that they were."""
     found = list[Path]()
 
-    def counted(spec: DatasetSpec, path: Path, settings: Settings) -> Iterator[pa.RecordBatch]:
+    def counted(spec: DatasetSpec, path: Path, settings: Settings, called: str) -> Generator[pa.RecordBatch, None, None]:
         found.append(path)
-        return changes_of(spec, path, settings)
+        return changes_of(spec, path, settings, called)
 
     monkeypatch.setattr("broker.cli.append.changes_of", counted)
     return found

@@ -85,7 +85,13 @@ def test_a_hold_keeps_a_version_until_it_is_released(cli: Cli) -> None:
     cli.json("retention", "apply", OFFERS)
     assert "hold audit" in cli.ok("retention", "explain", OFFERS, 3).out
     assert [one["name"] for one in cli.json("hold", OFFERS, "--release", "audit")] == ["v4"]
-    assert cli("hold", OFFERS, "--release", "never").code == Exit.NOT_FOUND
+    assert "it is released" in cli.ok("hold", OFFERS).out
+    assert "hold audit" not in cli.ok("retention", "explain", OFFERS, 3).out
+    cli.ok("hold", OFFERS, 18)
+    assert "snapshot 18: the newest version, hold v18" in cli.ok("retention", "explain", OFFERS, 18).out
+    cli.ok("hold", OFFERS, "--release", "v18")
+    never = cli("hold", OFFERS, "--release", "never")
+    assert (never.code, "there are v4" in never.err) == (Exit.NOT_FOUND, True)
     assert cli("hold", OFFERS, 99).code == Exit.NOT_FOUND
     assert cli("hold", OFFERS, 3, "--release", "audit").code == Exit.USAGE
     assert cli("hold", OFFERS, 3, "--until", "soon").code == Exit.USAGE

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -82,6 +84,23 @@ def test_listen_refuses_what_does_not_exist(b: broker.Broker, cli: Cli) -> None:
     next(listening)
     assert cli("listen", "--cursor", "search", "--timeout", "0").code == 4
     listening.close()  # type: ignore[attr-defined]
+
+
+def test_of_two_listeners_under_one_cursor_the_second_waits(
+    b: broker.Broker, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, naps = b.events(cursor="search").listen(5), list[float]()
+    next(first)
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            first.close()  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("broker.cli.listen.time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    second = cli("listen", "--cursor", "search", "--timeout", "30", "--limit", 1)
+    assert (second.code, len(second.out.splitlines()), len(naps)) == (0, 1, 3)
+    assert second.err.count("waiting: ") == second.err.count("somebody else listens under this cursor [search]") == 1
 
 
 def test_an_end_of_a_type_that_several_have_means_all_of_them(b: broker.Broker, cli: Cli) -> None:

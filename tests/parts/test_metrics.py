@@ -181,7 +181,7 @@ def test_top_on_a_terminal_draws_until_it_is_told_to_stop(b: Broker, redis_url: 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     os.close(ours)
-    assert (process.returncode, errors.strip()) == (130, b"aborted")
+    assert (process.returncode, errors.strip()) == (0, b"")
 
 
 def test_a_redis_that_is_gone_is_named_by_the_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
