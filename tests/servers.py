@@ -286,10 +286,10 @@ def rclone_s3_server() -> Iterator[S3Server]:
 @contextmanager
 def moto_s3_server() -> Iterator[S3Server]:
     """moto's S3 as its own process: honours If-None-Match, keeps everything in memory."""
-    program = require("moto_server", "pip install 'moto[server]'")
+    require("moto_server", "pip install 'moto[server]'")
     with temporary_folder("moto") as folder:
         port = free_port()
-        command = [program, "-H", "127.0.0.1", "-p", str(port)]
+        command = [sys.executable, str(Path(__file__).with_name("moto_server.py")), "-H", "127.0.0.1", "-p", str(port)]
         with _s3_process("moto", port, Process(command, folder / "moto.log")) as server:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
             connection.request("PUT", f"/{BUCKET}")

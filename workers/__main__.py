@@ -14,6 +14,7 @@ import click
 
 from broker.cli.face import Command, Face, pass_face
 from broker.errors import Invalid, InvalidRequest, NotFound, Terminal
+from broker.hands import insisted
 from broker.model.duration import seconds_of
 from broker.model.names import check_name
 from broker.parts import Parts, insisted_parts
@@ -126,7 +127,7 @@ def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Opt
     loop.every("presence", parts.settings.lease_seconds / 3, presence.renew, drains=True)
     if pool is not None:
         loop.every("rq", RQ_SECONDS, pool.inspect, drains=True)
-    for line in parts.caveats():
+    for line in insisted(parts.caveats):
         log.warning("cannot be promised: %s", line)
     log.info("%s serves %s", role.name, ", ".join(patterns), extra={"patterns": patterns})
     finished = Drained(parts, producers) if options.burst else None
