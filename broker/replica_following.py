@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
@@ -54,7 +55,7 @@ class Follower(Generic[R]):
 
     def run(self, policy: Policy, told: Callable[[R], object], stop: threading.Event) -> None:
         """Until `stop`. Raises what does not pass by itself."""
-        with _signals(stop):
+        with ending_by_signals(stop):
             while not stop.is_set():
                 try:
                     self._step(policy, told, stop)
@@ -126,18 +127,28 @@ class Following:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """In the main thread SIGINT and SIGTERM set `stop`, where nobody else handles them."""
+def ending_by_signals(stop: threading.Event) -> Iterator[None]:
+    """In the main thread SIGINT and SIGTERM set `stop`, where nobody else handles them.
+
+    The handler takes no lock, as `stop` does: that may be held by the very code that it interrupts.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    told = SimpleQueue[bool]()
 
     def end(number: int, frame: FrameType | None) -> None:
         del number, frame
-        stop.set()
+        told.put(True)
+
+    def hear() -> None:
+        if told.get():
+            stop.set()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ours = [number for number, how in before.items() if how in (signal.SIG_DFL, signal.default_int_handler)]
+    hearing = threading.Thread(target=hear, name="signals", daemon=True)
+    hearing.start()
     for number in ours:
         signal.signal(number, end)
     try:
@@ -145,3 +156,5 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, before[number])
+        told.put(False)
+        hearing.join()

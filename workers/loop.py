@@ -6,6 +6,9 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from types import FrameType
 from typing import Final
@@ -26,6 +29,8 @@ class Loop:
         self.stopping, self.ended, self.failure = Event(), Event(), list[BaseException]()
         self._threads: list[Thread] = []
         self._draining: list[Thread] = []
+        # What signal handlers touch takes no lock: an Event's lock may be held by the very code that a handler interrupts.
+        self._signals, self._woken = count(), SimpleQueue[None]()
 
     def every(self, name: str, seconds: float, work: Callable[[], object], drains: bool = False) -> None:
         """Run `work` every `seconds` in a thread of its own; 0: again at once (it waits by itself).
@@ -50,19 +55,20 @@ class Loop:
                     self.failure.append(error)
                     self.stopping.set()
                     self.ended.set()
+                    self._woken.put(None)
                 if seconds:
                     over.wait(seconds)
 
         (self._draining if drains else self._threads).append(Thread(target=passes, name=name, daemon=True))
 
     def handle_signals(self) -> None:
-        """TERM and INT ask for a drain; a second one ends at once."""
+        """TERM and INT ask for a drain; a second one ends at once, also one that comes while the first is still handled."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             del frame
-            if self.stopping.is_set():
+            if next(self._signals) or self.stopping.is_set():
                 raise SystemExit(128 + number)
-            self.stopping.set()
+            self._woken.put(None)
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
@@ -83,7 +89,9 @@ class Loop:
         while not self.stopping.is_set():
             if done is not None and done():
                 break
-            self.stopping.wait(poll_seconds if done else 1.0)
+            with suppress(Empty):
+                self._woken.get(timeout=poll_seconds if done else 1.0)
+                break
         self.stopping.set()
         deadline = time.monotonic() + drain_seconds
         for thread in self._threads:

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from threading import Event
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +17,7 @@ from broker.flights import Flight
 from broker.model.commit import Fence
 from broker.model.names import DatasetId
 from broker.model.request import Priority
+from broker.replica_following import ending_by_signals
 from broker.settings import Settings, load
 from tests.servers import wait_until
 from workers.channel import MAX_MESSAGE_BYTES, Channel
@@ -215,6 +216,43 @@ def test_a_pass_that_takes_longer_than_the_drain_is_left_behind() -> None:
         loop.run(done=begun.is_set, drain_seconds=0.01)
     finally:
         for_ever.set()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts the signal handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_signals_stop_a_loop_whatever_code_they_interrupt() -> None:
+    """Whoever waits for an event, or sets it, holds its lock for a moment: a handler that took it would wait for ever."""
+    loop = Loop()
+    loop.handle_signals()
+    with cast(Any, loop.stopping)._cond:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(SystemExit) as second:
+            signal.raise_signal(signal.SIGTERM)
+    assert second.value.code == 128 + signal.SIGTERM
+    loop.run()
+    assert loop.stopping.is_set()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_signals_end_a_follower_whatever_code_they_interrupt() -> None:
+    stop = Event()
+    with ending_by_signals(stop):
+        with cast(Any, stop)._cond:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+        assert stop.wait(30)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_settings_reach_children_with_their_secrets_and_never_on_a_command_line(settings: Settings) -> None:
