@@ -6,6 +6,7 @@ came late; tombstones are tried by what comes later still.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -151,6 +152,10 @@ def test_an_edge_leads_whoever_stands_between_its_ends_to_the_same_content(
     @settings(max_examples=examples(FEW[sinks.kind]), database=None)
     @given(data=st.data())
     def law(data: st.DataObject) -> None:
+        with ExitStack() as stack:
+            content(data, stack)
+
+    def content(data: st.DataObject, stack: ExitStack) -> None:
         truth, dataset = Standing(ordered), here.dataset(ordered)
         places, readers = list[SinkPlace](), list[broker.Replica]()
         for number in range(data.draw(st.integers(2, 5), "versions")):
@@ -161,7 +166,9 @@ def test_an_edge_leads_whoever_stands_between_its_ends_to_the_same_content(
             for where in (None, WHERE):
                 name = f"{number}-{'filtered' if where else 'full'}"
                 places.append(sinks.fresh())
-                readers.append(here.b.replica(dataset.id, name=name, sink=places[-1].open(), where=where))
+                sink = places[-1].open()
+                stack.callback(sink.close)
+                readers.append(here.b.replica(dataset.id, name=name, sink=sink, where=where))
                 readers[-1].sync()
         edge = (settled if ordered else merged)(here, dataset)
         for place in places:
