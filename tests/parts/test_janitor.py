@@ -122,30 +122,30 @@ def test_a_bell_that_rings_again_and_again_is_not_visited_though_it_is_always_be
         assert janitor.run(31.0) == [OFFERS]
 
 
-def test_of_many_datasets_at_rest_each_pass_looks_at_a_few(
-    redis_url: str, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("broker.janitor.LOOKS_SECONDS", 0.0)
-    with broker_over(store, redis_url) as b:
-        ids = [b.dataset(f"acme/catalog/d{number}", key=["sku"]).id for number in range(3)]
-        b.parts.catalog.close()
-        janitor = Watched(b, monkeypatch)
-        looked = [janitor.run(1.0), janitor.run(1.0), janitor.run(1.0), janitor.run(1.0)]
-        assert [len(some) for some in looked] == [1, 1, 1, 0]
-        assert {id for some in looked for id in some} == set(ids)
-        assert [janitor.run(LOOK_SECONDS), janitor.run(), janitor.run()] == looked[:3]
+AT_REST = [DatasetId(f"acme/catalog/d{number}") for number in range(3)]
 
 
-def test_one_that_cannot_be_looked_at_keeps_no_other_from_its_look(
-    redis_url: str, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def watched(redis_url: str, store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """Of datasets at rest, of which each pass looks at one."""
     monkeypatch.setattr("broker.janitor.LOOKS_SECONDS", 0.0)
     with broker_over(store, redis_url) as b:
-        ids = [b.dataset(f"acme/catalog/d{number}", key=["sku"]).id for number in range(3)]
+        for id in AT_REST:
+            b.dataset(id, key=["sku"])
         b.parts.catalog.close()
-        store.plan = matching("get", "/d1/log/", Fault.REFUSED)
-        janitor = Watched(b, monkeypatch)
-        assert sorted(id for _ in ids for id in janitor.run(1.0)) == ids
+        yield Watched(b, monkeypatch)
+
+
+def test_of_many_datasets_at_rest_each_pass_looks_at_a_few(watched: Watched) -> None:
+    looked = [watched.run(1.0), watched.run(1.0), watched.run(1.0), watched.run(1.0)]
+    assert [len(some) for some in looked] == [1, 1, 1, 0]
+    assert {id for some in looked for id in some} == set(AT_REST)
+    assert [watched.run(LOOK_SECONDS), watched.run(), watched.run()] == looked[:3]
+
+
+def test_one_that_cannot_be_looked_at_keeps_no_other_from_its_look(watched: Watched, store: FaultyStore) -> None:
+    store.plan = matching("get", "/d1/log/", Fault.REFUSED)
+    assert sorted(id for _ in AT_REST for id in watched.run(1.0)) == AT_REST
 
 
 def test_what_stands_open_is_looked_at_first_by_a_worker_that_has_only_begun(
