@@ -164,7 +164,7 @@ class Retention:
         def body(state: State) -> Body | None:
             held = state.holds.get(name)
             if held is None:
-                standing = [hold.name for hold in state.holds.values() if hold.until is None or hold.until > time.time()]
+                standing = [hold.name for hold in state.holds.values() if hold.stands(time.time())]
                 raise NotFound(
                     "no such hold", of=f"{dataset}: {name}", why=f"there are {', '.join(standing) or 'none'}",
                     hint=f"See them: broker hold {dataset}",
@@ -188,7 +188,7 @@ class Retention:
 
     def _wanted(self, state: State) -> Wanted:
         dataset, now = DatasetId(state.dataset), time.time()
-        holds = [hold for _, hold in sorted(state.holds.items()) if hold.until is None or hold.until > now]
+        holds = [hold for _, hold in sorted(state.holds.items()) if hold.stands(now)]
         versions = {**self._pins(dataset), **{f"{HOLD} {hold.name}": [hold.version] for hold in holds}}
         offered = {edge.version for edge in state.edges}
         readers = {

@@ -160,7 +160,7 @@ def hold(
         if released is not None:
             found.release_hold(released)
             face.say(f"released {released}")
-        standing = [one for _, one in sorted(found.state.holds.items()) if one.until is None or one.until > time.time()]
+        standing = [one for _, one in sorted(found.state.holds.items()) if one.stands(time.time())]
     rows = [(one.name, one.version, time_text(one.until) or "it is released", one.why) for one in standing]
     value = [{"name": one.name, "version": one.version, "until": one.until, "why": one.why} for one in standing]
     face.emit(value, columns(("hold", "version", "until", "why"), rows))

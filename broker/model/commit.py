@@ -182,6 +182,10 @@ class Hold(Frozen):
     until: float | None = None
     why: str = ""
 
+    def stands(self, now: float) -> bool:
+        """Whether it still keeps its version, at `now` (seconds since the epoch)."""
+        return self.until is None or self.until > now
+
 
 class Retire(Frozen):
     """Edges no longer offered; their files go `result_seconds` + 1 h later. No edge touches versions up to `versions_until`.
