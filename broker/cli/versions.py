@@ -22,20 +22,23 @@ def versions() -> None:
 @versions.command(
     "list",
     examples="broker versions list shop/catalog/offers --limit 10",
-    answer="A list of {version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom}",
+    answer="A list of {version, seq, time, base, rows, bytes, rows_total, production, schema_id, system, custom, retired}",
 )
 @click.argument("name", metavar="DATASET")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only the newest.")
 @pass_face
 def list_versions(face: Face, name: str, limit: int | None) -> None:
-    """Versions remembered, oldest first."""
+    """Versions remembered, oldest first. Retired: the files it came with are given up; roll-ups may lead to it still."""
     with face.connect() as broker:
-        found = broker.dataset(name).versions()[-(limit or 0) :]
+        state = broker.dataset(name).state
+    found = [(info, state.edge(info.base, info.version) is None) for info in state.versions[-(limit or 0) :]]
     rows = [
-        (info.version, _kind(info), info.rows, bytes_text(info.bytes), time_text(info.time), info.production) for info in found
-    ]
+        (info.version, _kind(info) + (", retired" if retired else ""), info.rows, bytes_text(info.bytes), time_text(info.time),
+         info.production)
+        for info, retired in found
+    ]  # fmt: skip
     face.emit(
-        [info.model_dump(mode="json") for info in found],
+        [info.model_dump(mode="json") | {"retired": retired} for info, retired in found],
         columns(("version", "kind", "rows", "bytes", "time", "production"), rows),
     )
 

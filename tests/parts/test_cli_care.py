@@ -60,6 +60,10 @@ def test_retention_is_planned_explained_and_applied(cli: Cli) -> None:
     assert done == plan | {"applied": True}
     assert cli.ok("retention", "plan", OFFERS).lines[-1] == "0 B would go"
     assert cli("retention", "explain", OFFERS, plan["retire"][0]["version"]).code == Exit.NOT_FOUND
+    gone = [one["version"] for one in cli.json("versions", "list", OFFERS) if one["retired"]]
+    assert gone
+    assert set(gone) <= {one["version"] for one in plan["retire"]}
+    assert cli.ok("versions", "list", OFFERS).out.count(", retired") == len(gone)
 
 
 def test_a_file_is_explained_by_its_key(cli: Cli, tmp_path: Path) -> None:

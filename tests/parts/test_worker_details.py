@@ -15,14 +15,15 @@ import redis
 import broker
 from broker.backend.client import Entry
 from broker.backend.keys import Slot
-from broker.errors import Corrupt, NotFound
+from broker.errors import Corrupt, NotFound, Unavailable
 from broker.flights import Claimed, Due, Flight
 from broker.model.commit import Fence
 from broker.model.names import DatasetId
 from broker.model.request import State
-from broker.parts import insisted_parts
+from broker.parts import Parts, insisted_parts
 from broker.settings import load
 from tests.servers import Process, free_port, redis_server, require, temporary_folder, wait_until
+from workers.__main__ import Options, run
 from workers.child import flight_to_json
 from workers.loop import Loop
 from workers.producing import Producing
@@ -229,3 +230,19 @@ def test_a_process_that_starts_by_itself_waits_for_its_redis(tmp_path: Path, cap
             patch.setattr("broker.hands.time", SimpleNamespace(sleep=started))
             insisted_parts(settings).close()
     assert "again in" in caplog.text
+
+
+def test_a_worker_begins_although_redis_is_away_when_it_asks_what_cannot_be_promised(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, caveats = iter([Unavailable("Redis does not answer")]), Parts.caveats
+
+    def first_away(parts: Parts) -> list[str]:
+        for error in away:
+            raise error
+        return caveats(parts)
+
+    monkeypatch.setattr(Parts, "caveats", first_away)
+    monkeypatch.setattr(Loop, "handle_signals", lambda _loop: None)  # they are this process's, which runs other tests, too
+    run(b.parts, serving(), Supervisor(b.parts.settings, "unused", 0), Options(None, 0, burst=True, drain_seconds=1))
+    assert next(away, None) is None
