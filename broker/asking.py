@@ -13,7 +13,6 @@ from broker.fulfilment import completion_at_once
 from broker.handle import Handle
 from broker.model.dataset import DatasetSpec
 from broker.model.names import DatasetId
-from broker.model.predicate_parser import parse
 from broker.model.request import Request, Selection, new_id
 from broker.parts import Parts
 from broker.rules.answering import derivation_of
@@ -110,5 +109,8 @@ def selection_of(spec: DatasetSpec, where: str | None, columns: Sequence[str] | 
     if unknown:
         why, hint = ", ".join(unknown), f"It has {', '.join(types or ())}"
         raise InvalidRequest("no such columns", of=spec.dataset, why=why, hint=hint)
-    text = None if where is None else parse(where, types).canonical
-    return Selection(where=text, columns=names)
+    if where is None:
+        return Selection(columns=names)
+    from broker.model.predicate_parser import parse  # noqa: PLC0415  # sqlglot: who does not filter does without
+
+    return Selection(where=parse(where, types).canonical, columns=names)

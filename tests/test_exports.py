@@ -65,8 +65,10 @@ def test_the_version_command_loads_no_driver() -> None:
     assert broker.__version__ in loaded
 
 
-def test_a_driver_in_the_package_would_be_seen() -> None:
-    assert "sqlglot" in loaded_after("import broker; broker.connect")
+def test_connecting_loads_drivers_but_none_that_a_local_store_and_no_filter_need_not() -> None:
+    loaded = loaded_after("import broker; broker.connect")
+    assert "duckdb" in loaded
+    assert loaded.isdisjoint({"minio", "sqlglot"})
 
 
 def test_the_version_is_the_one_the_distribution_says() -> None:

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from broker import __version__
+from broker.cli.loading import loading
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,7 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments == ["--version"]:  # click alone takes twice the time a version may
         sys.stdout.write(f"broker {__version__}\n")
         return 0
-    code: int = import_module("broker.cli.program").run(arguments)
+    with loading():
+        program = import_module("broker.cli.program")
+    code: int = program.run(arguments)
     return code
 
 

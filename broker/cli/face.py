@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from broker.cli.exits import exit_of
+from broker.cli.loading import loading
 from broker.errors import BrokerError, Invalid
 from broker.settings import Settings, load
 
@@ -41,7 +42,8 @@ class Face:
 
     def connect(self) -> Broker:
         """Raises InvalidSettings, Unavailable, Unsupported."""
-        from broker.connect import connect
+        with loading():
+            from broker.connect import connect
 
         return connect(redis=self.redis, store=self.store, home=self.home)
 

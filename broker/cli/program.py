@@ -12,6 +12,7 @@ import click
 from broker import __version__
 from broker.cli.exits import Exit
 from broker.cli.face import Face, Group
+from broker.cli.loading import loading
 from broker.errors import BrokerError, Invalid, Terminal
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -72,7 +73,8 @@ class Program(Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        with loading():
+            command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

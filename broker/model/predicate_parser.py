@@ -1,7 +1,7 @@
 """SQL text to Predicate. sqlglot reads the grammar, a whitelist decides: what is not named here is refused.
 
-Importing sqlglot takes about 0.15 s, so only those who parse import this module. Hostile text is refused by its tokens,
-before sqlglot's recursive parser sees it.
+Importing sqlglot takes about 0.15 s, so this module is imported where something is parsed. Hostile text is refused by its
+tokens, before sqlglot's recursive parser sees it.
 """
 
 from __future__ import annotations
