@@ -83,6 +83,7 @@ class Compactor:
         self._index, self._catalog, self._engine = index, catalog, engine
         self._publication, self._leases, self._dues = publication, leases, dues or Dues()
         self._seen, self._pauses = dict[DatasetId, int](), Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        self._told = dict[DatasetId, tuple[int, int | None]]()  # newest record, the hour; None: nothing was owed
 
     def run_once(self) -> CompactReport:
         """A pass over all datasets whose head moved since the last one, but for those that rest behind a failure."""
@@ -94,10 +95,14 @@ class Compactor:
         return report
 
     def due(self) -> Iterator[tuple[DatasetId, int]]:
-        """Datasets that are owed something, with the newest record they have; each told once for every move of its head."""
+        """Datasets that are owed something, with the newest record they have; each told once, and again in the next hour.
+
+        Whoever is told does it, or does not take the next one: what it failed at is told again.
+        """
+        hour = hour_of(time.time())
         for slot in self._index.slots():
             for dataset, glance in self._index.glance(slot).items():
-                if self._seen.get(dataset) == glance.seq:
+                if self._told.get(dataset) in ((glance.seq, None), (glance.seq, hour)):
                     continue
                 try:
                     state = self._catalog.known(dataset)
@@ -107,9 +112,9 @@ class Compactor:
                 except BrokerError as error:  # one dataset's harm must not end the care for the others
                     log.warning("%s: %s", dataset, error)
                     continue
-                self._seen[dataset] = state.seq
                 if owed:
                     yield dataset, state.seq
+                self._told[dataset] = state.seq, hour if owed else None
 
     def owed(self, dataset: DatasetId, most: int = 100) -> list[Merge]:
         """What is due for a dataset, at most `most` merges. Raises NotFound."""
@@ -181,3 +186,8 @@ class Compactor:
             edge = self._engine.derive(state.spec, work.edges, EVERYTHING, "parquet", key_of)
         self._publication.verify(Written(edge.files, schema_of_spec(state.spec)))
         return edge
+
+
+def hour_of(now: float) -> int:
+    """What is handed out and comes to nothing is handed out again when this changes. `now`: seconds since the epoch."""
+    return int(now // 3600)

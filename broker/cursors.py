@@ -66,9 +66,9 @@ class Standing:
     cursors: tuple[Held, ...]
     known_seconds: float
 
-    def complete(self, lease_seconds: float) -> bool:
-        """Whether everybody alive has had the time to be known: one full lease since Redis forgot."""
-        return self.known_seconds >= lease_seconds
+    def lacking_seconds(self, lease_seconds: float) -> float:
+        """Until everybody alive has had the time to be known, one full lease since Redis forgot; 0: all are."""
+        return max(0.0, lease_seconds - self.known_seconds)
 
 
 class Cursors:

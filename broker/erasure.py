@@ -4,16 +4,19 @@
                       ──► whatever else lies in the store ──► proof: every object is read again
 
 Each step is found done by whoever repeats it. A delete stays in its edge while a live consumer needs it to let the key go:
-the same call, later, finishes. Sealed records stay: they tell of no record's values, but for what users put into attributes.
+the same call, later, finishes. So it does for a full lease after Redis lost its memory, when some may live that it does not
+know. Sealed records stay: they tell of no record's values, but for what users put into attributes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Final, cast
 from uuid import uuid4
 
@@ -43,6 +46,8 @@ from broker.stores.port import ObjectInfo, ObjectStore
 
 POLL_SECONDS: Final = 0.1
 TRIES: Final = 5
+CLOCKS_SECONDS: Final = 10.0
+"""So much the clocks of two machines may differ."""
 STEPS: Final = ("waited", "deleted", "rewritten", "committed", "retired", "removed", "cleared")
 """The named steps of an erasure, in order, from the third to the last but one for each edge: tests kill at each."""
 FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "arrow")
@@ -52,19 +57,33 @@ FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "arrow")
 class Erased:
     """What was done, and what is left. `objects`: read by the proof; `holding`: those of them that have the key still.
 
-    `waits_for`: live consumers below the version whose delete they need.
+    `waits_for`: live consumers below the version whose delete they need. `waits_seconds`: and for so long, others that Redis
+    does not know since it lost its memory.
     """
 
     deleted_in: int | None = None
     rewritten: list[tuple[int | None, int]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
+    waits_seconds: float = 0.0
     objects: int = 0
     holding: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
         return not self.holding
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Live consumers of this session and the version each holds. `unknown_seconds`: so long there may be others."""
+
+    held: dict[str, int] = field(default_factory=dict)
+    unknown_seconds: float = 0.0
+
+    def below(self, version: int) -> list[str]:
+        """Those that a version's delete has yet to reach."""
+        return sorted(name for name, at in self.held.items() if at < version)
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,7 @@ class Erasure:
             self.on_step("waited")
             report.deleted_in = self._delete(dataset, one)
             self.on_step("deleted")
-            behind = {} if now else self._behind(dataset)
+            behind = Behind() if now else self._behind(dataset)
             for edge in self.catalog.state(dataset).edges:
                 self._rewrite_again(edge, one, (behind, lease), report)
             self._clear(dataset, one, lease, report)
@@ -136,13 +155,20 @@ class Erasure:
         gone = one.standing(plan(state.edges, None, state.offered).edges)
         return self.publication.delta(dataset, None, gone).version if gone.num_rows else None
 
-    def _behind(self, dataset: DatasetId) -> dict[str, int]:
-        """Live consumers of this session and the version each holds."""
-        session = self.catalog.state(dataset).session
-        held = (one for one in self.cursors.standing(dataset).cursors if one.live and one.cursor.session == session)
-        return {one.cursor.name: one.cursor.version for one in held}
+    def _behind(self, dataset: DatasetId) -> Behind:
+        session, standing = self.catalog.state(dataset).session, self.cursors.standing(dataset)
+        held = (one for one in standing.cursors if one.live and one.cursor.session == session)
+        lacking = standing.lacking_seconds(self.cursors.lease_seconds)
+        if lacking and self._age_seconds(dataset) <= standing.known_seconds + CLOCKS_SECONDS:
+            lacking = 0.0  # Redis knows of everybody since there is anything to read
+        return Behind({one.cursor.name: one.cursor.version for one in held}, lacking)
 
-    def _rewrite_again(self, edge: Edge | None, one: OneKey, by: tuple[dict[str, int], Lease], report: Erased) -> None:
+    def _age_seconds(self, dataset: DatasetId) -> float:
+        """Since the dataset's first record, by the clocks of who made it and of this process; infinite where it is gone."""
+        first = next(self.catalog.records(dataset), None)
+        return time.time() - parse_record(first, dataset).time if first else math.inf
+
+    def _rewrite_again(self, edge: Edge | None, one: OneKey, by: tuple[Behind, Lease], report: Erased) -> None:
         """One edge, as it is when nobody else changes it: what a crashed erasure reserved may land now."""
         for _ in range(TRIES):
             if edge is None:
@@ -153,13 +179,13 @@ class Erasure:
                 edge = self.catalog.state(DatasetId(one.spec.dataset)).edge(edge.base, edge.version)
         raise StaleBase("an edge changes again and again", of=one.spec.dataset, hint="Erase again")
 
-    def _rewrite(self, edge: Edge, one: OneKey, by: tuple[dict[str, int], Lease], report: Erased) -> None:
+    def _rewrite(self, edge: Edge, one: OneKey, by: tuple[Behind, Lease], report: Erased) -> None:
         """One edge: its files that hold the key, without it."""
         behind, lease = by
-        needed = sorted(name for name, version in behind.items() if version < edge.version)
+        needed, unknown_seconds = behind.below(edge.version), behind.unknown_seconds
         found = list(one.holding(one.near(edge).files))
-        if needed and any(file.role == "deletes" for file in found):
-            report.waits_for = sorted({*report.waits_for, *needed})
+        if (needed or unknown_seconds) and any(file.role == "deletes" for file in found):
+            report.waits_for, report.waits_seconds = sorted({*report.waits_for, *needed}), unknown_seconds
             found = [file for file in found if file.role != "deletes"]
         if not found:
             return
@@ -205,10 +231,13 @@ class Erasure:
     # --- everything else in the store
 
     def _clear(self, dataset: DatasetId, one: OneKey, lease: Lease, report: Erased) -> None:
-        """Objects that are not offered and hold the key: derived files, given up ones, and leftovers of uploads."""
+        """Objects that are not offered and hold the key: derived files, given up ones, and leftovers of uploads.
+
+        What a later record names, which this state cannot know of, is offered: it counts as an upload under way.
+        """
         state = self.catalog.state(dataset)
         offered = {file.key for edge in state.edges for file in edge.files}
-        named, clock = self._named(dataset), self.store.put("=probe/clock", b"").modified
+        named, clock = self._named(dataset, state.seq), self.store.put("=probe/clock", b"").modified
         others = [info for info in self._objects(dataset) if info.key not in offered]
         ages = {info.key: clock - info.modified for info in others}
         gone = [
@@ -232,10 +261,11 @@ class Erasure:
         folders = (f"{dataset}/data/", f"{dataset}/derived/")
         return [info for folder in folders for info in self.store.list(folder) if info.bytes]
 
-    def _named(self, dataset: DatasetId) -> dict[str, File]:
-        """Every file that any sealed record names."""
-        bodies = (parse_record(data, dataset).body for data in self.catalog.records(dataset))
-        edges = (body.edge for body in bodies if isinstance(body, NewVersion | NewEdge))
+    def _named(self, dataset: DatasetId, until: int | None = None) -> dict[str, File]:
+        """Every file that a sealed record names, up to number `until`."""
+        records = (parse_record(data, dataset) for data in self.catalog.records(dataset))
+        seen = takewhile(lambda record: until is None or record.seq <= until, records)
+        edges = (record.body.edge for record in seen if isinstance(record.body, NewVersion | NewEdge))
         return {file.key: file for edge in edges for file in edge.files}
 
     def _file(self, info: ObjectInfo) -> File:

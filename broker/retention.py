@@ -91,10 +91,10 @@ class Retention:
 
     def apply(self, dataset: DatasetId) -> RetentionPlan | None:
         """Retire what nobody needs. None: not before all cursors are known. Raises NotFound, Busy, Fenced, Unavailable."""
-        if self.waits_seconds(dataset):
-            return None
         done, gone = list[RetentionPlan](), list[VersionInfo]()
         with self._leases.held(self._catalog.slot(dataset), retention_lease(dataset), uuid4().hex) as lease:
+            if self.waits_seconds(dataset):  # asked under the lease: a Redis that loses its memory now takes that along
+                return None
 
             def body(state: State) -> Body | None:
                 wanted, now = self._wanted(state), time.time()
@@ -118,7 +118,7 @@ class Retention:
 
     def waits_seconds(self, dataset: DatasetId) -> float:
         """For how long nothing is given up, because a consumer that lives may not have said so yet; 0: all are known."""
-        return max(0.0, self._cursors.lease_seconds - self._cursors.standing(dataset).known_seconds)
+        return self._cursors.standing(dataset).lacking_seconds(self._cursors.lease_seconds)
 
     def explain(self, dataset: DatasetId, of: str | int) -> str:
         """Why a file (store key) or a version's edges stay, or that they go. Raises NotFound for what is not offered."""

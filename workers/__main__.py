@@ -115,6 +115,8 @@ class Options:
 
 def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Options, pool: RqPool | None = None) -> None:
     """Until a signal, a failure, or the end of a burst. Raises the failure, SystemExit at a second signal."""
+    for line in insisted(parts.caveats):  # before a signal means to drain: there is nothing yet
+        log.warning("cannot be promised: %s", line)
     role, loop = Producing(parts, producers, supervisor), Loop()
     role.name = options.name or role.name
     patterns = tuple(producer.pattern for producer in producers)
@@ -127,8 +129,6 @@ def run(parts: Parts, producers: Producers, supervisor: Supervisor, options: Opt
     loop.every("presence", parts.settings.lease_seconds / 3, presence.renew, drains=True)
     if pool is not None:
         loop.every("rq", RQ_SECONDS, pool.inspect, drains=True)
-    for line in insisted(parts.caveats):
-        log.warning("cannot be promised: %s", line)
     log.info("%s serves %s", role.name, ", ".join(patterns), extra={"patterns": patterns})
     finished = Drained(parts, producers) if options.burst else None
     try:

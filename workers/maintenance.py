@@ -15,6 +15,7 @@ from typing import Final
 from uuid import uuid4
 
 from broker.backend.jobs import MAINTENANCE, Jobs
+from broker.compactor import hour_of
 from broker.errors import InvalidSettings
 from broker.model.names import DatasetId
 from broker.parts import Parts, insisted_parts, rq_url
@@ -70,7 +71,7 @@ class Foreman:
         self._parts, self._jobs = parts, jobs
 
     def compact(self) -> None:
-        """Enqueue what is due, of datasets whose head moved since the last look."""
+        """Enqueue what is due."""
         for dataset, seq in self._parts.compactor.due():
             self._enqueue("compact", RUN_COMPACTION, dataset, seq)
 
@@ -86,7 +87,7 @@ class Foreman:
 
 def job_of(duty: str, dataset: DatasetId, seq: int, now: float) -> str:
     """The same for whoever asks within an hour: RQ keeps one job of an id. Ids differ however alike two names are to RQ."""
-    return f"{duty}-{sha256(dataset.encode()).hexdigest()[:20]}-{seq}-{int(now // 3600)}"
+    return f"{duty}-{sha256(dataset.encode()).hexdigest()[:20]}-{seq}-{hour_of(now)}"
 
 
 def add_maintenance(loop: Loop, parts: Parts, elsewhere: bool = False) -> None:

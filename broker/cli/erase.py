@@ -8,6 +8,7 @@ import click
 
 from broker.cli.exits import Exit
 from broker.cli.face import Command, Face, pass_face
+from broker.cli.words import span_text
 from broker.connect import Broker
 from broker.cursors import Cursors
 from broker.erasure import Erased, Erasure
@@ -21,7 +22,7 @@ from broker.rules.patch import MARK_SECONDS
     broker erase shop/customers/people 4711
     broker erase debian/packages/main bash amd64 --now
     """,
-    answer="{dataset, deleted_in, rewritten, removed, waits_for, objects, holding, done}",
+    answer="{dataset, deleted_in, rewritten, removed, waits_for, waits_seconds, objects, holding, done}",
 )  # fmt: skip
 @click.argument("name", metavar="DATASET")
 @click.argument("key", nargs=-1, required=True)
@@ -62,4 +63,9 @@ def _told(report: Erased) -> list[str]:
         lines.append(f"not finished: {len(report.holding)} of {report.objects} object(s) hold the key")
     if report.waits_for:
         lines.append(f"the delete stays for {', '.join(report.waits_for)}: erase again when they have it, or --now")
+    if report.waits_seconds:
+        span = span_text(report.waits_seconds)
+        lines.append(
+            f"the delete stays {span} for consumers that Redis may not know since its loss: erase again then, or --now"
+        )
     return lines

@@ -70,5 +70,5 @@ def test_a_redis_that_lost_its_memory_is_not_trusted_for_a_lease_and_one_that_re
             server.flush()
             standing = ledger(b).standing(OFFERS)
         assert standing.cursors == ()
-        assert not standing.complete(60)
-        assert standing.complete(0)
+        assert 0 < standing.lacking_seconds(60) <= 60
+        assert standing.lacking_seconds(0) == 0

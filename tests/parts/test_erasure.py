@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,49 @@ def test_now_does_not_wait_for_consumers(b: Broker, tmp_path: Path) -> None:
     ledger = Cursors(b.parts.redis, b.parts.index, MARK_SECONDS)
     ledger.report(OFFERS, LiveCursor(name="app", version=9, session=offers.state.session))
     assert erasure_of(b).erase(OFFERS, KEY, now=True).done
+    assert traces(tmp_path) == []
+
+
+def test_what_is_committed_while_the_store_is_cleared_stays_whole(b: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source has the row still, or again: its version is read like any other, and the next erasure takes the key out."""
+    offers, named = made(b, []), Erasure._named
+    again = [{"sku": KEY, "at": 11, "price": 11}, {"sku": "late", "at": 11, "price": 1}]
+
+    def and_committed(erasure: Erasure, *args: Any) -> Any:
+        monkeypatch.undo()
+        offers.publish_delta(again)
+        return named(erasure, *args)
+
+    monkeypatch.setattr(Erasure, "_named", and_committed)
+    report = erasure_of(b).erase(OFFERS, KEY)
+    assert (report.done, report.holding) == (False, [file.key for file in offers.state.edges[-1].files])
+    assert [checked.error for checked in offers.verify() if checked.error] == []
+    assert {row["sku"] for row in offers.read().to_pylist()} >= {KEY, "late"}
+    assert erasure_of(b).erase(OFFERS, KEY).done
+    assert "late" in offers.read().column("sku").to_pylist()
+
+
+def test_a_redis_without_memory_lets_deletes_stay_for_consumers_it_does_not_know(
+    b: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.erasure.CLOCKS_SECONDS", 0.0)
+    offers, sink = made(b, []), Memory()
+    replica = b.replica(OFFERS, name="app", sink=sink)
+    replica.sync()
+    offers.publish_delta([{"sku": KEY, "at": 10, "price": 10}])
+    replica.sync()
+    assert KEY in str(sink.rows)
+    b.parts.redis.servers()[0].flushall()
+    b.parts.catalog.rebuild()
+    first = erasure_of(b).erase(OFFERS, KEY)
+    assert (first.done, first.waits_for) == (False, [])
+    assert 0 < MARK_SECONDS - first.waits_seconds < 3600
+    deletes = {Path(file.key).name for edge in offers.state.edges for file in edge.files if file.role == "deletes"}
+    assert set(traces(tmp_path)) == deletes
+    replica.sync()
+    assert KEY not in str(sink.rows)
+    ledger = Cursors(b.parts.redis, b.parts.index, lease_seconds=0)
+    assert replace(erasure_of(b), cursors=ledger).erase(OFFERS, KEY).done, "a lease later"
     assert traces(tmp_path) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from broker.backend.jobs import MAINTENANCE, Jobs
 from broker.connect import Broker, Dataset, connect
+from broker.errors import Unavailable
 from broker.model.names import DatasetId
 from tests.cli import Shell
 from tests.servers import wait_until
@@ -103,6 +105,33 @@ def test_a_leader_has_rq_workers_do_it_once(shell: Shell, offers: Dataset, b: Br
     assert len(jobs._queue(MAINTENANCE).get_job_ids()) == 1
     shell.ok("worker", "shop:app", "--role", "parts", "--burst")
     assert len(offers.state.edges) < edges
+    jobs.close()
+
+
+def test_what_could_not_be_handed_over_or_came_to_nothing_is_handed_over_again(
+    b: Broker, offers: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, compactor, now = Jobs.open(b.parts.settings.redis), b.parts.compactor, [time.time()]
+    foreman, enqueue = Foreman(b.parts, jobs), jobs.enqueue
+    monkeypatch.setattr("broker.compactor.time.time", lambda: now[0])
+
+    def away(*_: object) -> None:
+        raise Unavailable("RQ's Redis does not answer")
+
+    monkeypatch.setattr(jobs, "enqueue", away)
+    with pytest.raises(Unavailable):
+        foreman.compact()
+    monkeypatch.setattr(jobs, "enqueue", enqueue)
+    foreman.compact()
+    assert len(jobs._queue(MAINTENANCE).get_job_ids()) == 1
+    assert list(compactor.due()) == []
+    now[0] += 3600
+    assert [dataset for dataset, _ in compactor.due()] == [OFFERS], "nobody did it"
+    for _ in compactor.compact(OFFERS):
+        pass
+    assert list(compactor.due()) == []
+    now[0] += 3600
+    assert list(compactor.due()) == []
     jobs.close()
 
 

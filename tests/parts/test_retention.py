@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -252,6 +253,24 @@ def test_nothing_goes_before_everybody_alive_had_time_to_be_known(b: broker.Brok
     waiting = Retention(parts.catalog, parts.index, parts.leases, cursors(b, 3600), NO_FLOOR)
     assert waiting.apply(OFFERS) is None
     assert waiting.run_once().waits == [OFFERS]
+
+
+def test_a_redis_that_loses_its_memory_before_the_lease_is_held_gives_nothing_up(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history(b)
+    parts, held = b.parts, b.parts.leases.held
+    patient = Retention(parts.catalog, parts.index, parts.leases, cursors(b, 3600), NO_FLOOR)
+    parts.redis.run("HINCRBY", parts.index.slot(OFFERS).meta, "born", -3_600_000)
+    assert patient.waits_seconds(OFFERS) == 0
+
+    def and_lost(*args: Any) -> Any:
+        parts.redis.servers()[0].flushall()
+        parts.catalog.rebuild()
+        return held(*args)
+
+    monkeypatch.setattr(parts.leases, "held", and_lost)
+    assert patient.apply(OFFERS) is None
 
 
 def test_holds_channels_and_floors_keep_what_they_name_and_say_so(b: broker.Broker) -> None:
