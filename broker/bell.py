@@ -146,8 +146,9 @@ def notification(state: State, channel: str = LIVE, named: Named | None = None) 
 
     `deltas` lead from the snapshot to the version without a gap: the newest NOTIFY_DELTAS one by one, those before as roll-ups
     where there are some, so that a commit costs the same however many versions there are. Who stands anywhere on the way goes
-    on with the first that ends behind it: an edge may be applied to any version from its base on. No snapshot is named while
-    nobody has compacted so many deltas: then who is before the first of them waits, or reads the commit log.
+    on with the first that ends behind it: an edge may be applied to any version from its base on. Only who comes from below
+    `erased_until`, and goes there or beyond, begins with the snapshot: an erasure took deletes out of the way. No snapshot is
+    named while nobody has compacted so many deltas: then who is before the first of them waits, or reads the commit log.
     """
     version, session = named.point if named else (state.version, state.session)
     snapshot, chain = _road(state, version) if session == state.session else (None, [])
@@ -156,6 +157,7 @@ def notification(state: State, channel: str = LIVE, named: Named | None = None) 
         "format": NOTIFY_FORMAT, "dataset": state.dataset, "channel": channel, "session": session, "seq": state.seq,
         "version": version, "key": spec.key if spec else (), "order": spec.order if spec else (),
     } | ({"announced": named.seq} if named else {})  # fmt: skip
+    fields |= {"erased_until": state.erased_until} if state.erased_until else {}
     deltas = ", ".join(map(_whole, chain))
     return f'{json.dumps(fields)[:-1]}, "snapshot": {_whole(snapshot) if snapshot else "null"}, "deltas": [{deltas}]}}'.encode()
 

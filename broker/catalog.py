@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 from broker.backend.index import Head, Index
@@ -37,13 +37,28 @@ from broker.stores.port import ObjectStore
 log = logging.getLogger("broker.catalog")
 
 
+class Moment(NamedTuple):
+    """When an upload began, by two clocks: one stands still while the machine sleeps, the other may be set back."""
+
+    monotonic: float
+    wall: float
+
+    @classmethod
+    def now(cls, ago_seconds: float = 0.0) -> Self:
+        return cls(time.monotonic() - ago_seconds, time.time() - ago_seconds)
+
+    @property
+    def age_seconds(self) -> float:
+        return max(time.monotonic() - self.monotonic, time.time() - self.wall)
+
+
 class Wanted(NamedTuple):
-    """A commit without a lease: `body_for` as of Draft. `uploaded_at`: monotonic start of the upload."""
+    """A commit without a lease: `body_for` as of Draft. `uploaded_at`: when the upload began."""
 
     dataset: DatasetId
     body_for: Callable[[State], Body | None]
     producer: str
-    uploaded_at: float
+    uploaded_at: Moment
 
 
 class Catalog:
@@ -206,9 +221,9 @@ class Catalog:
         body_for: Callable[[State], Body | None],
         producer: str,
         lease: Lease | None = None,
-        uploaded_at: float | None = None,
+        uploaded_at: Moment | None = None,
     ) -> State:
-        """Seal and publish what `body_for` answers (see rules.publishing.Draft). `uploaded_at`: monotonic start of the upload.
+        """Seal and publish what `body_for` answers (see rules.publishing.Draft). `uploaded_at`: when the upload began.
 
         Raises what the draft raises, Fenced, StaleBase; OutcomeUnknown when Redis or the store fell silent behind the
         reservation: the same commit, tried again, finds out.
@@ -300,8 +315,8 @@ class Catalog:
         self._notices.ring(dataset, anew)
 
 
-def _draft(body_for: Callable[[State], Body | None], producer: str, lease: Lease | None, uploaded_at: float | None) -> Draft:
+def _draft(body_for: Callable[[State], Body | None], producer: str, lease: Lease | None, uploaded_at: Moment | None) -> Draft:
     return Draft(
         write_id=uuid4().hex, producer=producer, body_for=body_for, now=time.time, lease=lease,
-        age_seconds=lambda: 0.0 if uploaded_at is None else time.monotonic() - uploaded_at,
+        age_seconds=lambda: 0.0 if uploaded_at is None else uploaded_at.age_seconds,
     )  # fmt: skip

@@ -101,8 +101,8 @@ class ChangeLog:
         """Append changed rows: dicts, pydantic objects, anything Arrow. Large data makes several blocks, read as it goes.
 
         `block`: the producer's own number of this one block, 1, 2, 3, ... without gaps; the same number again is dropped.
-        Without it the client numbers, and the same call again after an error is known to be the same; without a producer's
-        name within half an hour, then a Conflict tells so once.
+        Without it the client numbers, and the same call again after an error, in the same thread, is known to be the same;
+        without a producer's name within half an hour, then a Conflict tells so once.
         `timeout`: seconds for Redis to come back after a failure, and for the level to be reached.
 
         Raises Gap (`expected` is the number to go on with), Overloaded (batches do not keep up: nothing is lost, append the

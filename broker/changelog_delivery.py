@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Final, NamedTuple
+from threading import Lock, get_ident
+from typing import Final, NamedTuple, Self
 
 from broker.backend.logs import Answer, Logs, Part
 from broker.catalog import Catalog
@@ -32,6 +32,8 @@ from broker.rules.blocks import ANYBODY
 from broker.rules.publishing import MAX_ROUNDS
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.01, 0.5
+THREADS: Final = 64
+"""Threads whose call failed, and whose repetition is known."""
 FILL_BLOCKS: Final = 1_000
 """Empty blocks of one round trip."""
 
@@ -92,12 +94,17 @@ class Delivery:
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def fill(self, author: Author, marks: Mapping[int, int], until: int) -> None:
-        """Blocks without rows up to number `until`, for slots whose mark is behind it."""
+        """Blocks without rows up to number `until`, for slots whose mark is behind it. Raises what refuses one of them."""
         empty = Content("u", 0, {})
         for slot, mark in marks.items():
             for first in range(mark + 1, until + 1, FILL_BLOCKS):
-                numbers = range(first, min(first + FILL_BLOCKS, until + 1))
-                self._logs.append(self.dataset, [Block(number, empty).part(slot, author) for number in numbers])
+                blocks = [Block(number, empty) for number in range(first, min(first + FILL_BLOCKS, until + 1))]
+                answers = self._logs.append(self.dataset, [block.part(slot, author) for block in blocks])
+                for block, answer in zip(blocks, answers, strict=True):
+                    if isinstance(answer, BrokerError):
+                        raise answer
+                    if answer.kind not in ("accepted", "same"):
+                        raise self._refused({slot: answer}, block, author)
 
     def open(self) -> None:
         """Every slot goes on from what is sealed, where Redis restarted or lost it. Raises NotFound, Reconciling."""
@@ -145,6 +152,8 @@ class Delivery:
         if gaps:
             return Gap.between(author.producer, block.number, min(gaps))
         slot, answer = next(iter(refused.items()))
+        if answer.kind == "reconcile":
+            return Reconciling("Redis restarted meanwhile", of=self.dataset, hint="Append the same again")
         if answer.kind == "taken":
             return Conflict(
                 "somebody else appends as this producer", of=author.producer, why=f"slot {slot} is at block {answer.value}",
@@ -178,12 +187,17 @@ class _Sent(NamedTuple):
     number: int
     offsets: dict[int, str]
 
+    @classmethod
+    def of(cls, block: Block) -> Self:
+        return cls(block.content.digest, block.number, block.offsets)
+
 
 class Numbering:
     """Numbers the blocks of one producer for its client, and remembers what it could not bring to an end.
 
-    The same call again after an error is the same blocks again. A call with other data first finishes the block before.
-    Calls of one producer run one after the other: that is what keeps their order.
+    The same call again after an error, in the thread where it failed, is the same blocks again, whatever others brought since.
+    A call with other data first finishes the block before. Calls of one producer run one after the other: that is what keeps
+    their order.
     """
 
     def __init__(self, delivery: Delivery, author: Author) -> None:
@@ -191,8 +205,10 @@ class Numbering:
         self._lock, self._last = Lock(), -1  # -1: not asked for yet
         self._rows_until = dict.fromkeys(delivery.slots, 0)
         self._unsettled: Block | None = None
-        self._sent: list[_Sent] = []  # what the call under way, or the one that failed, has brought in
+        self._whose = 0  # the thread whose call the unsettled block is of
+        self._sent: list[_Sent] = []  # what the call under way has brought in
         self._again: Iterator[_Sent] = iter(())
+        self._failed: dict[int, list[_Sent]] = {}  # thread -> what its call that failed has brought in, the latest last
         self.used = time.monotonic()
 
     @property
@@ -203,7 +219,7 @@ class Numbering:
     @property
     def settled(self) -> bool:
         """Whether no call that failed may come again."""
-        return self._unsettled is None and not self._sent
+        return self._unsettled is None and not self._failed
 
     def idle(self, seconds: float) -> bool:
         """Whether no call was made for so long, and none is under way."""
@@ -221,13 +237,20 @@ class Numbering:
             )
         try:
             self.used = time.monotonic()
-            self._again, self._sent = iter(self._sent), []
+            self._again, self._sent = iter(self._failed.pop(get_ident(), ())), []
             yield
-            self._sent, self._again = [], iter(())
+        except BaseException:
+            self._remember(get_ident(), [*self._sent, *self._again])  # also what it did not come to this time
+            raise
         finally:
-            self._sent += self._again  # what a call that failed did not come to this time
             self.used = time.monotonic()
             self._lock.release()
+
+    def _remember(self, thread: int, sent: list[_Sent]) -> None:
+        if sent:
+            self._failed[thread] = sent
+        if len(self._failed) > THREADS:
+            del self._failed[next(iter(self._failed))]
 
     def append(self, content: Content, deadline: float) -> Block:
         """The call's next block. Raises as `Delivery.deliver`."""
@@ -245,10 +268,14 @@ class Numbering:
     def _bring_next(self, content: Content, deadline: float) -> Block:
         if self._last < 0:
             self._last = self._begin()
-        block = self._unsettled
+        block, whose = self._unsettled, self._whose
         if block is not None and block.content != content:
             self._bring(block, deadline)
+            if whose != get_ident():  # whose call was that may make it again
+                self._remember(whose, [*self._failed.get(whose, ()), _Sent.of(block)])
             block = None
+        elif block is not None:
+            self._whose = get_ident()  # who makes the call again, if another than made it first
         block = block or Block(self._last + 1, content)
         self._bring(block, deadline)
         return block
@@ -272,6 +299,8 @@ class Numbering:
         try:
             self._deliver(block, deadline)
         except BaseException:  # also Ctrl-C: another block must not go by the number of one that may be in
+            if block is not self._unsettled:
+                self._whose = get_ident()
             self._unsettled = block if block.touched else None
             self._last = max(self._last, block.number) if block.touched else self._last
             raise

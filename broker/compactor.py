@@ -19,7 +19,7 @@ from uuid import uuid4
 from broker.backend.index import Index
 from broker.backend.keys import compact_lease
 from broker.backend.leases import Leases
-from broker.catalog import Catalog
+from broker.catalog import Catalog, Moment
 from broker.columnar.engine import EVERYTHING, Engine, Written
 from broker.columnar.results import schema_of_spec
 from broker.columnar.tombstones import Standing
@@ -161,7 +161,7 @@ class Compactor:
             log.warning("%s: %s; again in %.0f s", dataset, error, self._pauses.failed(dataset))
 
     def _merge(self, state: State, work: Merge, lease: Lease) -> None:
-        dataset, begun = DatasetId(state.dataset), time.monotonic()
+        dataset, begun = DatasetId(state.dataset), Moment.now()
         edge = self._written(state, work)
 
         def body(now: State) -> Body | None:

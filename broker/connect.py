@@ -19,7 +19,7 @@ from broker.events_listening import Listener
 from broker.handle import Handle
 from broker.model.dataset import GUARDS, DatasetSpec, Schema
 from broker.model.names import LIVE, DatasetId, check_name
-from broker.model.request import Completion, Request, Selection
+from broker.model.request import Completion, Cursor, Request, Selection
 from broker.outcomes import checked_position
 from broker.parts import Parts, open_parts
 from broker.past import Past
@@ -32,7 +32,7 @@ from broker.retention import DatasetRetention
 from broker.rules.fold import State as DatasetState
 from broker.rules.hearing import Wanted
 from broker.rules.patch import Named, VersionInfo
-from broker.rules.plan import Plan, plan
+from broker.rules.plan import EVERYTHING, Plan, plan, plan_for
 from broker.sealed import Checked
 from broker.settings import load
 from broker.sinks.port import Sink
@@ -236,7 +236,8 @@ class Dataset:
     def plan(self, since: int | None = None, version: int | None = None) -> Plan:
         """The edges, fewest bytes, from `since` to `version` (None: the newest). Raises NotFound as `reader`."""
         state = self.state
-        return plan(state.edges, since, _wanted(state, version), over=state.leads_over)
+        cursor = None if since is None else Cursor(version=since)
+        return plan_for(state, cursor, EVERYTHING, _wanted(state, version))
 
     def promote(self, version: int, *, to: str, expect: int | None = None) -> int:
         """Let channel `to` name a version: one announcement, one event, no data copied. -> number of the announcement.

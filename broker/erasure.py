@@ -5,7 +5,8 @@
 
 Each step is found done by whoever repeats it. A delete stays in its edge while a live consumer needs it to let the key go:
 the same call, later, finishes. So it does for a full lease after Redis lost its memory, when some may live that it does not
-know. Sealed records stay: they tell of no record's values, but for what users put into attributes.
+know. Whoever else comes from below it, known to nobody, begins anew (`NewEdge.erased_until`). Sealed records stay: they tell of
+no record's values, but for what users put into attributes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from broker.backend.driver_errors import mapped
 from broker.backend.keys import Slot
 from broker.backend.leases import Leases
 from broker.backend.logs import Logs
-from broker.catalog import Catalog
+from broker.catalog import Catalog, Moment
 from broker.columnar.blocks import decoded, key_texts
 from broker.columnar.engine import Engine, Written
 from broker.columnar.results import schema_of_spec
@@ -107,7 +108,7 @@ class Erasure:
         """
         slot, report = self.catalog.slot(dataset), Erased()
         with self.leases.held(slot, f"lease:erase:{dataset.tenant}/{dataset.name}", uuid4().hex) as lease:
-            state = self.catalog.state(dataset)
+            state = self.catalog.finished(dataset)
             one = OneKey(self.engine, state.spec, texts_of(state.spec, key))
             self._await_batches(dataset, one, timeout)
             self.on_step("waited")
@@ -189,19 +190,20 @@ class Erasure:
             found = [file for file in found if file.role != "deletes"]
         if not found:
             return
-        begun = time.monotonic()
+        begun = Moment.now()
         fresh = {file.key: one.rewritten(file, self.store, self.settings) for file in found}
         files = tuple(new for file in edge.files for new in fresh.get(file.key, (file,)))
         made = tuple(new for news in fresh.values() for new in news)
         self.publication.verify(Written(made, schema_of_spec(one.spec)))
         self.on_step("rewritten")
-        self._commit(edge, edge.of_files(files), lease, begun)
+        self._commit(edge, edge.of_files(files), (lease, begun), any(file.role == "deletes" for file in found))
         self.store.delete([file.key for file in found])
         self.on_step("removed")
         report.rewritten.append((edge.base, edge.version))
         report.removed += [file.key for file in found]
 
-    def _commit(self, old: Edge, new: Edge, lease: Lease, begun: float) -> None:
+    def _commit(self, old: Edge, new: Edge, by: tuple[Lease, Moment], undeleted: bool) -> None:
+        lease, begun = by
         dataset, gone = DatasetId(_dataset_of(old)), tuple(sorted({f.key for f in old.files} - {f.key for f in new.files}))
 
         def edge(state: State) -> Body | None:
@@ -210,7 +212,7 @@ class Erasure:
                 return None
             if found.files != old.files:
                 raise StaleBase("the edge changed meanwhile", of=dataset, hint="Erase again")
-            return NewEdge(edge=new)
+            return NewEdge(edge=new, erased_until=max(new.version, state.erased_until) if undeleted else 0)
 
         self.catalog.commit(dataset, edge, "erase", lease, begun)
         self.on_step("committed")
@@ -233,9 +235,10 @@ class Erasure:
     def _clear(self, dataset: DatasetId, one: OneKey, lease: Lease, report: Erased) -> None:
         """Objects that are not offered and hold the key: derived files, given up ones, and leftovers of uploads.
 
-        What a later record names, which this state cannot know of, is offered: it counts as an upload under way.
+        What a later record names, which this state cannot know of, is offered: it counts as an upload under way. What is
+        reserved already is finished first: it may be older than any upload.
         """
-        state = self.catalog.state(dataset)
+        state = self.catalog.finished(dataset)
         offered = {file.key for edge in state.edges for file in edge.files}
         named, clock = self._named(dataset, state.seq), self.store.put("=probe/clock", b"").modified
         others = [info for info in self._objects(dataset) if info.key not in offered]

@@ -193,14 +193,14 @@ class Listener:
         self._looked = time.monotonic()
 
     def _start(self, name: str, end: End) -> None:
-        """The present of a slot whose stream ends at `end`, which was read before."""
-        self._at[name] = end.position
+        """The present of a slot whose stream ends at `end`, which was read before. Begun anew where Redis falls silent."""
         tools = self._events.tools
         for dataset in tools.index.datasets(Slot(name)):
             for event in self._present(dataset) if self._wanted.takes_dataset(dataset) else ():
                 if self._wanted.takes(event):
                     self._due.append(_Due(name, None, event))
         self._due.append(_Due(name, end.position, None))
+        self._at[name] = end.position
 
     def _present(self, dataset: DatasetId) -> Iterator[Event]:
         tools = self._events.tools

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from broker.backend.batches import Batches
 from broker.backend.logs import Logs
-from broker.catalog import Catalog, Wanted
+from broker.catalog import Catalog, Moment, Wanted
 from broker.errors import BrokerError, Conflict, NotFound
 from broker.microbatcher_closing import SMALL_BYTES, Closer, portions
 from broker.microbatcher_slots import HeldSlots
@@ -31,12 +31,14 @@ from broker.rules.batching import (
     Batch,
     Reason,
     batches_of,
+    blocks_of,
     check_mixture,
     fits,
     reasons,
+    rows_of,
     version_of,
 )
-from broker.rules.correlation import first, line
+from broker.rules.correlation import line
 from broker.rules.fold import State
 from broker.rules.steps import OnStep, nothing
 from broker.stores.side_by_side import side_by_side
@@ -57,6 +59,8 @@ POLL_SECONDS: Final = 0.02
 """Between two looks, unless something falls due before."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 60.0
 """A dataset that fails is left alone so long, the first time and at most: others must not wait for it."""
+BARE_SECONDS: Final = 1.0
+"""Between two looks at a dataset in whose log there are marks only, before its first version."""
 WRITING_SECONDS: Final = 0.05
 """So long for one whose writer lease is held."""
 
@@ -80,7 +84,7 @@ class BatchReport:
         """One commit."""
         self.batches += made
         self.versions += bool(taken)
-        self.rows += _rows(taken)
+        self.rows += rows_of(taken)
         self.coalesced += sum(batch.coalesced for batch in taken)
 
 
@@ -114,6 +118,11 @@ class _Work:
         return self.due.dataset
 
     @property
+    def bare(self) -> bool:
+        """Whether nothing but marks waits, and no version could take them."""
+        return not self.state.offered and not any(batch.source.rows for batch in self.waiting.values())
+
+    @property
     def closing(self) -> Set[int]:
         return self.due.closing.keys()
 
@@ -127,7 +136,7 @@ class _Work:
         """All that waits, whoever made it."""
         self.waiting |= {batch.slot: batch for batch in self.made}
         age_seconds = max((time.time() - batch.written_at for batch in self.waiting.values()), default=0.0)
-        return Wanted(self.dataset, self._body, PRODUCER, time.monotonic() - age_seconds)
+        return Wanted(self.dataset, self._body, PRODUCER, Moment.now(age_seconds))
 
     def _body(self, state: State) -> Body | None:
         check_mixture(state)
@@ -151,6 +160,7 @@ class MicroBatcher:
         self._batches, self._logs, self._held, self._catalog, self._closer = batches, logs, held, catalog, closer
         self._limits, self._on_step = closer.limits, on_step
         self._pauses, self._lead_ms = Pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS), 0.0
+        self._bare = set[DatasetId]()  # nothing but marks waits, and no version that could take them
 
     def run_once(self, owner: str) -> BatchReport:
         """Serve what is due in the log slots this process holds. Raises Transient errors of the look around alone."""
@@ -166,7 +176,11 @@ class MicroBatcher:
     def left(self) -> list[DatasetId]:
         """Datasets with changes that no version holds yet, in any log slot; those that failed are not waited for."""
         _, ready = self._batches.ready([(place.number, place.log) for place in self._held.every()])
-        return sorted(ready.keys() - self._pauses.failing())
+        places = [(dataset, slot) for dataset in self._bare & ready.keys() for slot in ready[dataset]]
+        rows = {
+            dataset for (dataset, _), logged in zip(places, self._batches.totals(places), strict=True) if logged.unbatched_rows
+        }
+        return sorted(ready.keys() - self._pauses.failing() - (self._bare - rows))
 
     def leave(self, owner: str) -> None:
         """Give the log slots to whoever else is alive. It runs no more."""
@@ -235,6 +249,10 @@ class MicroBatcher:
                 self._failed(work.dataset, work.error, report)
             else:
                 self._pauses.done(work.dataset)
+                self._bare.discard(work.dataset)
+                if work.bare:  # until the first version: meanwhile others have their turn
+                    self._bare.add(work.dataset)
+                    self._pauses.rest(work.dataset, BARE_SECONDS)
                 report.add(len(work.made), work.taken)
         if served:
             self._learn((time.monotonic() - begun) * 1000)
@@ -299,7 +317,7 @@ class MicroBatcher:
                 continue
             work.state = state
             if work.taken and log.isEnabledFor(logging.DEBUG):
-                log.debug("sealed", extra=line(state, work.landed, rows=_rows(work.taken), blocks=_blocks(work.taken)))
+                log.debug("sealed", extra=line(state, work.landed, rows=rows_of(work.taken), blocks=blocks_of(work.taken)))
         self._on_step("committed")
 
     def _tidy(self, works: Sequence[_Work]) -> None:
@@ -329,13 +347,3 @@ def _attempt(step: Callable[..., T], *of: Any) -> T | Exception:
         return step(*of)
     except Exception as error:  # noqa: BLE001 - told by `_failed`
         return error
-
-
-def _rows(taken: Iterable[Batch]) -> int:
-    return sum(batch.source.rows for batch in taken)
-
-
-def _blocks(taken: Iterable[Batch]) -> dict[str, int]:
-    """Producer -> highest block that versions hold now, in the log slots of these batches."""
-    found = {name: mark.block for batch in taken for name, mark in batch.source.marks.items()}
-    return {name: found[name] for name in first(found)}

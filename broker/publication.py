@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from broker.backend.keys import writer_lease
 from broker.backend.leases import Leases
-from broker.catalog import Catalog
+from broker.catalog import Catalog, Moment
 from broker.columnar.engine import Engine, Written
 from broker.columnar.intake import Intake
 from broker.columnar.tombstones import Standing
@@ -116,7 +116,7 @@ class Publication:
     ) -> Published:
         """Changes as they are; over no version, the upserts are the first. `base`: the only head they fit (0: none yet)."""
         note, started = note or Note(), time.time()
-        state, uploaded_at = self._catalog.state(dataset), time.monotonic()
+        state, uploaded_at = self._catalog.state(dataset), Moment.now()
         if not state.offered:
             if base:
                 raise _made_anew(dataset, base)
@@ -138,7 +138,7 @@ class Publication:
             raise _made_anew(dataset, base)
         self._gate.admit(state, written, base, note.production)
         fitted = self._fit(state, written, note.lease)
-        sealing = _Sealing(note, note.lease, fitted, started, time.monotonic() - (time.time() - started), head)
+        sealing = _Sealing(note, note.lease, fitted, started, Moment.now(time.time() - started), head)
         return self._seal(dataset, written, base, sealing)
 
     def verify(self, written: Written) -> None:
@@ -152,7 +152,7 @@ class Publication:
 
     def _replace(self, dataset: DatasetId, data: Intake, note: Note, first: bool = False) -> Published:
         """One try at a snapshot. It fits only the head it was made for where it remembers deletes, or must be the first."""
-        started, uploaded_at, state = time.time(), time.monotonic(), self._catalog.state(dataset)
+        started, uploaded_at, state = time.time(), Moment.now(), self._catalog.state(dataset)
         standing = _standing(state)
         written = self._engine.write_snapshot(state.spec, data, standing)
         fitted = self._prepare(state, written, note, None)
@@ -161,7 +161,7 @@ class Publication:
 
     def _differ(self, dataset: DatasetId, data: Intake, note: Note) -> Published:
         """One try at a difference."""
-        started, uploaded_at, state = time.time(), time.monotonic(), self._catalog.state(dataset)
+        started, uploaded_at, state = time.time(), Moment.now(), self._catalog.state(dataset)
         if not state.offered:
             return self._replace(dataset, data, note, first=True)
         written = self._engine.write_difference(state.spec, data, _whole(state))
@@ -224,7 +224,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class _Sealing:
-    """What one seal needs besides the files. `started` is seconds since the epoch, `uploaded_at` monotonic.
+    """What one seal needs besides the files. `started` is seconds since the epoch.
 
     `fitted`: a state of the session and schema that the files are of.
 
@@ -235,7 +235,7 @@ class _Sealing:
     lease: Lease | None
     fitted: State
     started: float
-    uploaded_at: float
+    uploaded_at: Moment
     head: int | None = None
 
     def body(self, state: State, written: Written, base: int | None) -> NewVersion:

@@ -77,8 +77,8 @@ class Schedules:
         slot = self._index.slot(found.request.dataset)
         known = next((other for other, _ in self.all() if other.id == id), None)
         if known is None:
-            self._redis.run("HSETNX", _schedules(slot), id, found.model_dump_json(exclude_defaults=True))
-            self._redis.run("HSETNX", _courses(slot), id, Course(next=first).model_dump_json(exclude_defaults=True))
+            if self._redis.run("HSETNX", _schedules(slot), id, found.model_dump_json(exclude_defaults=True)):
+                self._redis.run("HSET", _courses(slot), id, Course(next=first).model_dump_json(exclude_defaults=True))
             known = self.get(id)[0]
         if known != found:
             why = f"{known.cron} for {known.request.dataset}"
@@ -101,8 +101,7 @@ class Schedules:
     def remove(self, id: str) -> None:
         """Requests made already stay. Raises NotFound."""
         slot = self._index.slot(self.get(id)[0].request.dataset)
-        self._redis.run("HDEL", _courses(slot), id)
-        self._redis.run("HDEL", _schedules(slot), id)
+        self._redis.replies([("HDEL", _schedules(slot), id), ("HDEL", _courses(slot), id)], slot.name)
 
     def run_once(self, owner: str, submit: Submit) -> ScheduleReport:
         """Submit what is due in every slot whose lease is free."""
@@ -145,13 +144,15 @@ class Schedules:
         return Course(next=following, last=due, submitted=id)
 
     def _of(self, slot: Slot, now: float) -> Iterator[tuple[Schedule, Course]]:
-        """By name. One whose course was lost is due from now on."""
+        """By name. One whose course was lost, or never written, is due from now on, which is noted."""
         commands = [("HGETALL", _schedules(slot)), ("HGETALL", _courses(slot))]
         schedules, courses = (_texts(flat) for flat in self._redis.replies(commands, slot.name, writes=False))
         for id, text in sorted(schedules.items()):
             schedule = Schedule.model_validate_json(text)
             known = courses.get(id)
             course = Course.model_validate_json(known) if known else Course(next=parse_cron(schedule.cron).after(now))
+            if not known:
+                self._redis.run("HSETNX", _courses(slot), id, course.model_dump_json(exclude_defaults=True))
             yield schedule, course
 
 

@@ -39,8 +39,9 @@ class Consumer:
         if session == self.session and any(self.hashes.get(edge, known) != known for edge, known in hashes.items()):
             raise Refused(f"{self.notify}: a known version has other files now")
         road = [edge for edge in told["deltas"] if edge["version"] > self.version]
-        goes_on = session == self.session and leads(road, self.version, told["version"])
-        if not goes_on:  # a new session, a gap, or a channel that went back
+        erased = self.version < told.get("erased_until", 0) <= told["version"]  # with it the delete of a key held here, perhaps
+        goes_on = session == self.session and not erased and leads(road, self.version, told["version"])
+        if not goes_on:  # a new session, a gap, an erasure, or a channel that went back
             road = whole
             if not leads(road, 0, told["version"]):
                 return "waiting"  # for a snapshot: compaction makes one

@@ -26,7 +26,7 @@ from broker.rules.patch import MARK_SECONDS
 )  # fmt: skip
 @click.argument("name", metavar="DATASET")
 @click.argument("key", nargs=-1, required=True)
-@click.option("--now", is_flag=True, help="Do not wait for consumers to see the delete: they must repair their replicas.")
+@click.option("--now", is_flag=True, help="Do not wait for consumers to see the delete: those behind begin anew.")
 @click.option(
     "--timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds for the change log's batches."
 )

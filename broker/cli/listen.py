@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Final
 
 import click
@@ -55,7 +55,8 @@ def listen(
                     _show(face, heard)
                     if words:
                         _run(words, heard)
-                    heard.ack()
+                    with suppress(Transient):  # its position is kept with the next one's, or when listening ends
+                        heard.ack()
                     if number == limit:
                         return
         except KeyboardInterrupt:

@@ -169,10 +169,15 @@ class NewVersion(Frozen):
 
 
 class NewEdge(Frozen):
-    """A roll-up or snapshot between existing versions: compaction never makes a version."""
+    """A roll-up or snapshot between existing versions, by compaction, or an edge in other files, by erasure: never a version.
+
+    `erased_until`: an erasure took a delete out of an edge that ends there. Who comes from below it begins anew: no road would
+    let the key go (0: it stays where it was).
+    """
 
     kind: Literal["edge"] = "edge"
     edge: Edge
+    erased_until: int = Field(0, ge=0, exclude_if=lambda version: version == 0)
 
 
 class Hold(Frozen):

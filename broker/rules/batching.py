@@ -20,6 +20,7 @@ from broker.errors import Conflict
 from broker.model.commit import Edge, File, Mark, NewVersion, SourceRange
 from broker.model.dataset import Frozen
 from broker.rules.blocks import UNNAMED
+from broker.rules.correlation import first
 from broker.rules.fold import State
 from broker.settings import Settings
 
@@ -65,7 +66,7 @@ def closes(now_ms: float, backlog: Backlog, limits: Limits) -> Reason | None:
     """Why a batch is to be closed now; None: more may come first."""
     if backlog.rows >= limits.rows:
         return "rows"
-    if backlog.bytes >= limits.bytes:
+    if backlog.rows and backlog.bytes >= limits.bytes:
         return "bytes"
     if now_ms < due_ms(backlog, limits):
         return None
@@ -144,6 +145,17 @@ def fits(state: State, batch: Batch) -> bool:
 def batches_of(state: State, waiting: Iterable[Batch]) -> list[Batch]:
     """The waiting batches that the next version takes, by log slot."""
     return sorted((batch for batch in waiting if fits(state, batch)), key=lambda batch: batch.slot)
+
+
+def rows_of(batches: Iterable[Batch]) -> int:
+    """Changes read, whatever coalesced."""
+    return sum(batch.source.rows for batch in batches)
+
+
+def blocks_of(batches: Iterable[Batch]) -> dict[str, int]:
+    """Producer -> highest block that versions hold now, in the log slots of these batches; of many producers some."""
+    found = {name: mark.block for batch in batches for name, mark in batch.source.marks.items()}
+    return {name: found[name] for name in first(found)}
 
 
 def version_of(state: State, taken: Sequence[Batch]) -> NewVersion | None:

@@ -122,6 +122,11 @@ class State:
         return int(self.head.get("settled_until", 0))
 
     @property
+    def erased_until(self) -> int:
+        """Who comes from below this version and goes to it, or beyond, begins anew: an erasure took deletes out of the way."""
+        return int(self.head.get("erased_until", 0))
+
+    @property
     def exists(self) -> bool:
         return bool(self.session) and not self.head.get("dropped")
 
@@ -206,9 +211,11 @@ class State:
         return VersionInfo.model_validate_json(text)
 
     def left_at(self, version: int) -> float | None:
-        """When the version behind this one was committed (seconds since the epoch); None: it is not there, or forgotten."""
+        """When the version behind this one was committed (seconds since the epoch); 0: it is forgotten; None: there is none."""
         text = self.tables["versions"].get(str(version + 1))
-        return VersionInfo.model_validate_json(text).time if text else None
+        if text is None:
+            return 0.0 if version < self.version else None
+        return VersionInfo.model_validate_json(text).time
 
     def edge(self, base: int | None, version: int) -> Edge | None:
         """The edge from `base` (None: a snapshot) to `version`, if it is offered."""

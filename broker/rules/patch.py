@@ -107,7 +107,8 @@ def patch_of(record: Record, sha: str) -> Patch:
             return Patch(clear=("edges", "holds"), put={"head": head | {"dropped": "1"}})
         case NewVersion() as body:
             return _version_patch(record, body, head)
-        case NewEdge(edge=edge):
+        case NewEdge(edge=edge, erased_until=erased):
+            head |= {"erased_until": str(erased)} if erased else {}
             return Patch(put={"head": head, "edges": {edge_field(edge.base, edge.version): edge.model_dump_json()}})
         case Hold() as hold:
             return Patch(put={"head": head, "holds": {hold.name: hold.model_dump_json()}})

@@ -163,6 +163,8 @@ def plan_for(state: State, cursor: Cursor | None, selection: Selection, want: in
     """The plan for a consumer of `state`; `want` None: the newest version. Remembered for as long as the state is."""
     held, target = cursor.version if cursor else None, state.version if want is None else want
     reset = reset_of(state, cursor, selection, asked)
+    if reset is None and held is not None and held < state.erased_until <= target:
+        reset = "too-old"  # the delete of a key that it may hold is gone
     known = state.plans.get((held, target, reset))
     if known is None:
         known = state.plans[held, target, reset] = _plan((state.hops, state.leads_over), state.edges_of, held, target, reset)

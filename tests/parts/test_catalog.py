@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from broker import Broker, Dataset
 from broker.backend.client import RedisClient, Script
+from broker.catalog import Moment
 from broker.columnar.types import arrow_schema
 from broker.errors import (
     BrokerError,
@@ -21,11 +23,13 @@ from broker.errors import (
     Overloaded,
     Reconciling,
     SchemaConflict,
+    StaleBase,
     Transient,
     Unavailable,
     Unsupported,
 )
 from broker.model import names
+from broker.model.commit import Hold
 from broker.model.dataset import Column, Schema
 from broker.model.names import DatasetId
 from broker.outcomes import Snapshot
@@ -334,6 +338,16 @@ def test_a_schema_change_that_loses_something_is_refused_unless_forced(offers: D
 
 
 # --- checkpoints
+
+
+def test_files_that_grew_old_while_the_machine_slept_are_refused(redis_url: str) -> None:
+    with broker_over(MemoryStore(), redis_url) as b:
+        before = b.dataset(OFFERS, key=["sku"]).state.seq
+        asleep = Moment(time.monotonic(), time.time() - b.parts.settings.upload_max_age_seconds - 1)
+        with pytest.raises(StaleBase):
+            b.parts.catalog.commit(OFFERS, lambda _: Hold(name="x", version=1), "test", uploaded_at=asleep)
+        assert b.dataset(OFFERS).state.seq == before
+        assert Moment.now(60).age_seconds >= 60
 
 
 def test_a_rebuild_starts_at_the_checkpoint_and_needs_nothing_below_it(redis_url: str) -> None:

@@ -31,6 +31,7 @@ from broker.errors import (
     NotDurable,
     NotFound,
     NullKey,
+    OutcomeUnknown,
     Overloaded,
     SchemaConflict,
     Terminal,
@@ -399,6 +400,43 @@ def test_without_a_number_calls_of_threads_are_numbered_in_one_row(shop: broker.
         acks = list(pool.map(lambda number: changes.append(rows(5, number)), range(40)))
     assert sorted(ack.block for ack in acks) == list(range(1, 41))
     assert len(content(shop)) == 200
+
+
+def test_a_call_repeated_in_its_thread_is_known_though_another_thread_called_meanwhile(
+    shop: broker.Broker, changes: ChangeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would come in again behind the other's newer change."""
+    append, first = Logs.append, rows(1, at=1)
+
+    def unheard(logs: Logs, *args: Any) -> Any:
+        monkeypatch.undo()
+        append(logs, *args)
+        raise OutcomeUnknown("the answer is lost")
+
+    monkeypatch.setattr(Logs, "append", unheard)
+    with pytest.raises(OutcomeUnknown):
+        changes.append(first, timeout=0)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(changes.append, rows(1, at=2)).result().block == 2
+    assert changes.append(first).block == 1
+    assert [at for _, _, at in content(shop)] == [1, 2]
+    assert changes.append(first).block == 3, "another call"
+
+
+def test_a_slot_that_is_full_while_an_earlier_block_is_completed_says_so(shop: broker.Broker) -> None:
+    parts = (shop.parts.redis, shop.parts.catalog, shop.parts.settings)
+    ChangeLogs(*parts).of(DatasetId(NAME)).append(rows(8), producer="pim-1")
+    logs, dataset = logs_of(shop), DatasetId(NAME)
+    logs.append(dataset, [Part(slot, "pim-1", 2, "somebody", "u", 0, b"") for slot in (0, 1, 3)])
+    full = logs.slot(dataset, 2).logged(dataset)
+    appended = int(shop.parts.redis.run("HGET", full, "appended"))
+    shop.parts.redis.run("HSET", full, "appended", appended + shop.parts.settings.unbatched_bytes)
+    late = ChangeLogs(*parts).of(DatasetId(NAME))
+    with pytest.raises(Overloaded):
+        late.append(rows(8, 2), producer="pim-1", timeout=0)
+    shop.parts.redis.run("HSET", full, "appended", appended)
+    assert late.append(rows(8, 2), producer="pim-1").block == 3
+    assert all([entry.block for entry in found] == [1, 2, 3] for found in entries(shop).values())
 
 
 def test_two_clients_under_one_name_are_told_and_lose_nothing(shop: broker.Broker) -> None:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 
 import broker
+from broker.errors import Unavailable
+from broker.events_listening import Heard
 from broker.sinks import Memory
 from tests.cli import Cli, Shell
 from tests.told import check_event
@@ -46,6 +48,24 @@ def test_listen_prints_envelopes_and_a_cursor_goes_on(b: broker.Broker, cli: Cli
     publish(b, 3)
     assert "version=2" in cli.ok(*words, "--limit", 1).out
     assert "version=3" in cli.ok(*words).out
+    assert cli.ok(*words).out == ""
+
+
+def test_listen_goes_on_when_redis_is_silent_while_an_event_is_handled(
+    b: broker.Broker, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(b, 2)
+    ack = Heard.ack
+
+    def unheard(heard: Heard) -> None:
+        monkeypatch.undo()
+        ack(heard)
+        raise Unavailable("Redis does not answer")
+
+    monkeypatch.setattr(Heard, "ack", unheard)
+    b.dataset("shop/catalog/prices", key=["sku"]).publish([{"sku": "a"}])
+    words = ("listen", "shop/catalog/*", "--cursor", "search", "--timeout", "0.1")
+    assert len(cli.ok(*words).lines) == 2
     assert cli.ok(*words).out == ""
 
 

@@ -211,6 +211,51 @@ def test_a_redis_without_memory_lets_deletes_stay_for_consumers_it_does_not_know
     assert traces(tmp_path) == []
 
 
+@pytest.mark.parametrize("order", [[], ["at"]], ids=["without order", "with order"])
+def test_whom_nobody_knows_of_begins_anew_behind_the_erased_delete(b: Broker, order: list[str]) -> None:
+    """A target without a cursor, a replica whose first sync was under way, one whose lease lapsed: the key would stay there."""
+    offers, sink = made(b, order), Memory()
+    replica = b.replica(OFFERS, name="app", sink=sink)
+    replica.sync()
+    assert KEY in str(sink.rows)
+    Cursors(b.parts.redis, b.parts.index, MARK_SECONDS).forget(OFFERS, "app")
+    assert erasure_of(b).erase(OFFERS, KEY).done
+    assert (offers.state.version, offers.state.erased_until) == (10, 10)
+    assert offers.plan(8, 9).base == 8
+    assert (offers.plan(9).base, offers.plan(9).reset) == (None, "too-old")
+    report = replica.sync()
+    assert (report.version, report.reset, KEY in str(sink.rows)) == (10, "too-old", False)
+    assert replica.sync().mode == "up-to-date"
+    offers.publish_delta([{"sku": "next", "at": 11, "price": 1}])
+    report = replica.sync()
+    assert (report.version, report.reset) == (11, None)
+    assert sorted(map(str, sink.rows.values())) == sorted(map(str, offers.read().to_pylist())) or not sink.rows
+    assert b.parts.catalog.rebuild()
+    assert offers.state.erased_until == 10
+
+
+def test_what_was_reserved_long_ago_is_a_version_before_the_key_leaves_it(redis_url: str, tmp_path: Path) -> None:
+    """Its files look like those of an upload that died; once sealed, they are what its version says."""
+
+    def on_step(step: str) -> None:
+        if step == "seal":
+            raise Died(step)
+
+    with broker.connect(redis=redis_url, store=str(tmp_path / "store")) as b:
+        b.dataset(OFFERS, key=["sku"]).publish([{"sku": "s0", "price": 1}])
+    settings: Settings = load(redis=redis_url, store=str(tmp_path / "store"))
+    with Broker(open_parts(settings, on_step)) as b, pytest.raises(Died):
+        b.dataset(OFFERS).publish_delta([{"sku": KEY, "price": 7}, {"sku": "s1", "price": 1}])
+    for path in (tmp_path / "store" / OFFERS / "data").iterdir():
+        os.utime(path, (0, 0))
+    with broker.connect(redis=redis_url, store=str(tmp_path / "store")) as b:
+        offers = b.dataset(OFFERS)
+        assert erasure_of(b).erase(OFFERS, KEY).done
+        assert [checked.error for checked in offers.verify() if checked.error] == []
+        assert sorted(offers.read().column("sku").to_pylist()) == ["s0", "s1"]
+    assert traces(tmp_path) == []
+
+
 class Died(BaseException):
     """As a kill: nothing behind it runs."""
 

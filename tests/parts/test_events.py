@@ -13,11 +13,13 @@ import pyarrow as pa
 import pytest
 
 import broker
-from broker.errors import Busy, Invalid, InvalidName, Transient
+from broker.catalog import Catalog
+from broker.errors import Busy, Invalid, InvalidName, Transient, Unavailable
 from broker.events_listening import Heard
 from broker.model.commit import NewEdge, Retire
 from broker.model.event import Lagging
 from broker.model.names import DatasetId
+from broker.rules.fold import State
 from broker.rules.hearing import Pointer
 from tests.servers import redis_server
 
@@ -265,6 +267,27 @@ def test_what_the_history_no_longer_holds_begins_with_the_present(b: broker.Brok
 
 
 # --- a Redis that goes away
+
+
+def test_a_present_that_was_cut_off_is_told_to_its_end_by_the_next_call(
+    b: broker.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"shop/catalog/d{number}" for number in range(3)]
+    for name in names:
+        publish(b, name)
+    state, asked = Catalog.state, list[str]()
+
+    def silent(catalog: Catalog, dataset: DatasetId) -> State:
+        asked.append(dataset)
+        if len(asked) == 2:
+            raise Unavailable("Redis does not answer")
+        return state(catalog, dataset)
+
+    monkeypatch.setattr(Catalog, "state", silent)
+    listener = b.events("shop/catalog/*")
+    with pytest.raises(Unavailable):
+        heard(listener)
+    assert {subject for _, subject, _ in heard(listener)} == set(names)
 
 
 def test_a_listener_survives_a_restart_and_a_loss_of_redis(tmp_path: Path) -> None:

@@ -196,6 +196,25 @@ def test_marks_alone_are_sealed_too_when_nothing_comes_after_them(b: broker.Brok
     assert prices(offers) == {"s0": 0}
 
 
+def test_marks_before_the_first_version_keep_nobody_waiting(
+    b: broker.Broker, batching: Batching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can take them yet; they must not be the oldest work there is, for ever."""
+    monkeypatch.setattr("broker.microbatcher.SERVED", 2)
+    early = [b.dataset(f"shop/catalog/early{number}", key=["sku"], order=["at"]) for number in range(3)]
+    for dataset in early:
+        dataset.changelog.append(pa.Table.from_pylist(rows(1))[:0], producer="pim-1", block=1)
+    drain(batching)
+    offers = b.dataset(OFFERS, key=["sku"], order=["at"])
+    offers.changelog.append(rows(1))
+    until_versions(batching)
+    assert prices(offers) == {"s0": 0}
+    drain(batching)
+    early[0].changelog.append(rows(1), producer="pim-1", block=2)
+    drain(batching)
+    assert {early[0].state.marks(slot)["pim-1"].block for slot in range(SLOTS)} == {2}
+
+
 def test_an_append_that_waits_for_the_seal_is_answered(b: broker.Broker, batching: Batching) -> None:
     offers, stop = b.dataset(OFFERS, key=["sku"], order=["at"]), Event()
 

@@ -92,6 +92,17 @@ def test_a_pass_that_died_before_it_took_note_asks_the_same_again(b: Broker) -> 
     assert len(requests(b)) == 1
 
 
+def test_a_course_that_was_never_written_begins_with_the_next_pass(b: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedules = ledger(b)
+    schedules.add("minutely", "* * * * *", ASKED)
+    b.parts.redis.run("HDEL", b.parts.index.slot(OFFERS).key("courses"), "minutely")
+    now, later = schedules._registry.now(), [0.0]
+    monkeypatch.setattr(schedules._registry, "now", lambda: now + later[0])
+    assert schedules.run_once("w", asking(b)).submitted == []
+    later[0] = 61.0
+    assert schedules.run_once("w", asking(b)).submitted == ["minutely"]
+
+
 def test_several_workers_at_once_ask_once(b: Broker) -> None:
     ledger(b).add("yearly", "0 0 1 1 *", ASKED)
     overdue(b, "yearly", 60)

@@ -67,7 +67,8 @@ def bodies(draw: st.DrawFn, state: State) -> Body:
             version = draw(st.integers(1, state.version))
             base = draw(st.none() | st.integers(0, version - 1))
             settled = base is not None and draw(st.booleans())
-            return NewEdge(edge=Edge(base=base, version=version, files=(file_of(f"e{state.seq}", size),), settled=settled))
+            edge = Edge(base=base, version=version, files=(file_of(f"e{state.seq}", size),), settled=settled)
+            return NewEdge(edge=edge, erased_until=draw(st.sampled_from([0, version])))
         case "hold":
             return Hold(name=draw(TEXT), version=draw(st.integers(0, 9)), why=draw(TEXT))
         case "retire":

@@ -75,6 +75,17 @@ def test_versions_only_grow_and_the_typed_view_reads_every_state(log: list[bytes
         assert [info.version for info in late.versions] == sorted(info.version for info in late.versions)
 
 
+@given(logs())
+def test_what_was_left_is_dated_and_what_is_forgotten_counts_as_left_long_ago(log: list[bytes]) -> None:
+    """Else tombstones that guard against its late rows would lapse too soon."""
+    state = replay(DATASET, log)
+    known = {info.version: info.time for info in state.versions}
+    assert {version: state.left_at(version) for version in range(state.version)} == {
+        version: known.get(version + 1, 0.0) for version in range(state.version)
+    }
+    assert state.left_at(state.version) is None
+
+
 @given(logs().filter(lambda log: len(log) > 1), st.data())
 def test_a_log_with_a_record_missing_doubled_or_exchanged_is_corrupt(log: list[bytes], data: st.DataObject) -> None:
     at = data.draw(st.integers(1, len(log) - 1))
