@@ -205,7 +205,9 @@ class Numbering:
         self._lock, self._last = Lock(), -1  # -1: not asked for yet
         self._rows_until = dict.fromkeys(delivery.slots, 0)
         self._unsettled: Block | None = None
-        self._whose = 0  # the thread whose call the unsettled block is of
+        self._caller = self._whose = (
+            0  # the threads of the call under way (it may bring in another), and of the unsettled block's
+        )
         self._sent: list[_Sent] = []  # what the call under way has brought in
         self._again: Iterator[_Sent] = iter(())
         self._failed: dict[int, list[_Sent]] = {}  # thread -> what its call that failed has brought in, the latest last
@@ -237,10 +239,11 @@ class Numbering:
             )
         try:
             self.used = time.monotonic()
-            self._again, self._sent = iter(self._failed.pop(get_ident(), ())), []
+            self._caller = get_ident()
+            self._again, self._sent = iter(self._failed.pop(self._caller, ())), []
             yield
         except BaseException:
-            self._remember(get_ident(), [*self._sent, *self._again])  # also what it did not come to this time
+            self._remember(self._caller, [*self._sent, *self._again])  # also what it did not come to this time
             raise
         finally:
             self.used = time.monotonic()
@@ -271,11 +274,11 @@ class Numbering:
         block, whose = self._unsettled, self._whose
         if block is not None and block.content != content:
             self._bring(block, deadline)
-            if whose != get_ident():  # whose call was that may make it again
+            if whose != self._caller:  # whose call was that may make it again
                 self._remember(whose, [*self._failed.get(whose, ()), _Sent.of(block)])
             block = None
         elif block is not None:
-            self._whose = get_ident()  # who makes the call again, if another than made it first
+            self._whose = self._caller  # who makes the call again, if another than made it first
         block = block or Block(self._last + 1, content)
         self._bring(block, deadline)
         return block
@@ -300,7 +303,7 @@ class Numbering:
             self._deliver(block, deadline)
         except BaseException:  # also Ctrl-C: another block must not go by the number of one that may be in
             if block is not self._unsettled:
-                self._whose = get_ident()
+                self._whose = self._caller
             self._unsettled = block if block.touched else None
             self._last = max(self._last, block.number) if block.touched else self._last
             raise

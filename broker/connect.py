@@ -17,6 +17,7 @@ from broker.columnar.types import schema_of
 from broker.errors import BrokerError, Invalid, NotFound
 from broker.events_listening import Listener
 from broker.handle import Handle
+from broker.model.commit import checked_version
 from broker.model.dataset import GUARDS, DatasetSpec, Schema
 from broker.model.names import LIVE, DatasetId, check_name
 from broker.model.request import Completion, Cursor, Request, Selection
@@ -236,7 +237,7 @@ class Dataset:
     def plan(self, since: int | None = None, version: int | None = None) -> Plan:
         """The edges, fewest bytes, from `since` to `version` (None: the newest). Raises NotFound as `reader`."""
         state = self.state
-        cursor = None if since is None else Cursor(version=since)
+        cursor = Cursor(version=checked_version(since)) if since else None
         return plan_for(state, cursor, EVERYTHING, _wanted(state, version))
 
     def promote(self, version: int, *, to: str, expect: int | None = None) -> int:
