@@ -408,7 +408,7 @@ def test_a_call_repeated_in_its_thread_is_known_though_another_thread_called_mea
     shop: broker.Broker, changes: ChangeLog, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """Else it would come in again behind the other's newer change."""
-    append, first = Logs.append, rows(count, at=1)
+    append, first = Logs.append, pa.Table.from_pylist(rows(count, at=1))
 
     def unheard(logs: Logs, *args: Any) -> Any:
         monkeypatch.undo()
