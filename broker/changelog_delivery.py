@@ -205,9 +205,8 @@ class Numbering:
         self._lock, self._last = Lock(), -1  # -1: not asked for yet
         self._rows_until = dict.fromkeys(delivery.slots, 0)
         self._unsettled: Block | None = None
-        self._caller = self._whose = (
-            0  # the threads of the call under way (it may bring in another), and of the unsettled block's
-        )
+        self._caller = 0  # the thread whose call is under way, though another of its own may bring a block in
+        self._whose = 0  # the thread whose call the unsettled block is of
         self._sent: list[_Sent] = []  # what the call under way has brought in
         self._again: Iterator[_Sent] = iter(())
         self._failed: dict[int, list[_Sent]] = {}  # thread -> what its call that failed has brought in, the latest last
